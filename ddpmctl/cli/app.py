@@ -1,0 +1,45 @@
+"""The ``ddpmctl`` command: its subcommands, and nothing that is slow to import."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ddpmctl import __version__
+from ddpmctl.cli import compare, data, denoise_grid, evaluate, evaluator, sample, train
+
+app = typer.Typer(
+    name="ddpmctl",
+    help="Train, sample, judge and compare small conditional diffusion models.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
+    if wanted:
+        typer.echo(f"ddpmctl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")] = False,  # noqa: FBT002
+) -> None:
+    """Train, sample, judge and compare small conditional diffusion models."""
+
+
+app.command("train")(train.train)
+app.command("sample")(sample.sample)
+app.command("evaluate")(evaluate.evaluate)
+app.command("denoise-grid")(denoise_grid.denoise_grid)
+app.command("compare")(compare.compare)
+app.add_typer(data.app, name="data")
+app.add_typer(evaluator.app, name="evaluator")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

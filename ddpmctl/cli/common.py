@@ -1,0 +1,94 @@
+"""Steps that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ddpmctl.cli.terminal import Terminal
+from ddpmctl.data.labels import CLASSES, class_index
+from ddpmctl.errors import UsageError
+from ddpmctl.files import cannot_write
+
+if TYPE_CHECKING:
+    from ddpmctl.engine.checkpoint import Checkpoint
+    from ddpmctl.evaluator.classifiers import Evaluator
+
+
+def only_one_source(data: Path | None, scenes: int | None) -> None:
+    """Refuse ``--scenes`` beside ``--data``: one of them would be ignored in silence.
+
+    Raises:
+        UsageError: both were given.
+    """
+    if data is not None and scenes is not None:
+        raise UsageError("--scenes sets the size of the embedded benchmark and does not go with --data")
+
+
+def parse_labels(texts: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return ``--labels`` texts as label sets; a comma list is one image's objects.
+
+    Raises:
+        UsageError: an empty list, an unknown label, or one named twice.
+    """
+    sets = []
+    for text in texts:
+        names = [part.strip() for part in text.split(",")]
+        if not all(names):
+            raise UsageError(f'--labels {text!r}: a label is missing; give e.g. --labels "red cube,blue sphere"')
+        try:
+            labels = tuple(CLASSES[class_index(name)] for name in names)
+        except UsageError as error:
+            raise UsageError(f"--labels: {error}") from None
+        if len(set(labels)) < len(labels):
+            raise UsageError(f"--labels {text!r}: a label is named twice, but images hold no object twice")
+        sets.append(labels)
+    return sets
+
+
+def prepare_output(path: Path, flag: str, *, folder: bool) -> None:
+    """Make an output folder, or a file's parent, before any work is done for it.
+
+    Raises:
+        UsageError: it cannot be made or written to.
+    """
+    target = path if folder else path.parent
+    if not folder and path.is_dir():
+        raise UsageError(f"{flag}: {path} is a folder; name a file in it")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        probe = target / ".ddpmctl-probe.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"{flag}: {cannot_write(target, error)}") from None
+
+
+def chosen_checkpoint(named: Path | None, runs_dir: Path, assume: dict[str, str | int | float | bool | None], terminal: Terminal) -> Checkpoint:
+    """Return the checkpoint that was named (a run's best, for a run), or the best of the newest run, saying so."""
+    from ddpmctl.engine.checkpoint import load_checkpoint
+    from ddpmctl.engine.runs import Run, newest_best
+
+    if named is None:
+        named = newest_best(runs_dir)
+        terminal.say(f"checkpoint: {named} (the newest run's best)")
+    elif named.is_dir():
+        pointer = Run(named).pointer("best") or Run(named).pointer("latest")
+        if pointer is None:
+            raise UsageError(f"{named}: is no run with a checkpoint; name a .pth file or a run")
+        named = pointer
+        terminal.say(f"checkpoint: {named} (the run's best)")
+    checkpoint = load_checkpoint(named, assume)
+    if checkpoint.foreign:
+        config = checkpoint.config
+        terminal.warn(
+            f"{named} carries no settings: taken as {config.model.net}, act {config.model.act}, width {config.model.width}, "
+            f"schedule {config.diffusion.schedule}, T = {config.diffusion.timesteps}; change that with --assume act=relu and the like"
+        )
+    return checkpoint
+
+
+def describe_evaluator(evaluator: Evaluator) -> str:
+    """Return an evaluator's name with the beginning of its hash."""
+    return f"{evaluator.name} ({evaluator.sha256[:12]})"

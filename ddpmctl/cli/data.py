@@ -1,0 +1,65 @@
+"""``ddpmctl data render`` and ``ddpmctl data verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddpmctl.cli.options import Scenes, command
+from ddpmctl.cli.terminal import Terminal
+from ddpmctl.errors import DataError, UsageError
+
+app = typer.Typer(help="The embedded benchmark as a folder, and checks of a folder.", no_args_is_help=True)
+LARGEST_SIDE = 4096
+
+
+@app.command("render")
+@command()
+def render(
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    scenes: Scenes = None,
+    size: Annotated[str, typer.Option(help="Width x height of the images in pixels.")] = "320x240",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes; 0 is the benchmark.")] = 0,
+) -> None:
+    """Write the embedded benchmark in the lab's layout, with real PNGs."""
+    from ddpmctl.data.dataset import scene_count
+    from ddpmctl.data.writer import write_benchmark
+
+    terminal = Terminal()
+    width, height = _size(size)
+    terminal.finish(write_benchmark(folder, scenes=scene_count(scenes), width=width, height=height, seed=seed))
+    terminal.result(str(folder))
+
+
+@app.command("verify")
+@command()
+def verify(folder: Annotated[Path, typer.Argument(help="A folder in the lab's layout.")]) -> None:
+    """Name every missing, broken or undeclared image and label, in one pass."""
+    from ddpmctl.data.verify import Problem, Summary, verify_folder
+
+    terminal = Terminal()
+    summary: list[Summary] = []
+
+    def events():  # type: ignore[no-untyped-def]
+        summary.append((yield from verify_folder(folder)))
+
+    for event in terminal.follow(events()):
+        if isinstance(event, Problem):
+            terminal.result(f"{event.path}: {event.what}")
+    found = summary[0]
+    sizes = ", ".join(f"{count} of {size}" for size, count in found.label_sets_by_size.items())
+    terminal.result(f"{found.images:,} images of {found.scenes:,} scenes; {found.label_sets:,} distinct label sets ({sizes})")
+    for name, count in found.conditions.items():
+        terminal.result(f"{name}: {count.conditions} conditions, {count.objects} objects; {count.in_training} of the label sets occur in training")
+    if found.problems:
+        raise DataError(f"{folder}: {found.problems} problem{'s' if found.problems > 1 else ''}, named above")
+    terminal.result("no problems")
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, cross, height = text.lower().partition("x")
+    if not cross or not width.isdigit() or not height.isdigit() or not all(8 <= int(side) <= LARGEST_SIDE for side in (width, height)):
+        raise UsageError(f"--size: {text!r} is no size; give width x height in pixels, e.g. 320x240, each from 8 to {LARGEST_SIDE}")
+    return int(width), int(height)

@@ -1,0 +1,156 @@
+"""Command-line options made from the settings, and which of a setting's sources wins.
+
+flag > environment ``DDPMCTL_*`` > ``--config FILE.toml`` > ``--preset NAME`` > default.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ddpmctl.cli.terminal import Terminal
+from ddpmctl.config import PRESETS, Config, Setting, Value, settings
+from ddpmctl.config_toml import load_toml
+from ddpmctl.errors import DdpmctlError, UsageError
+
+Data = Annotated[
+    Path | None, typer.Option("--data", envvar="DDPMCTL_DATA", help="Folder in the lab's layout; without it, the embedded benchmark.", show_default=False)
+]
+Scenes = Annotated[int | None, typer.Option("--scenes", envvar="DDPMCTL_SCENES", help="Size of the embedded benchmark, three images a scene (all: 6003).")]
+EvaluatorFile = Annotated[
+    Path | None,
+    typer.Option("--evaluator", envvar="DDPMCTL_EVALUATOR", help="The lab's classifier or one of ours; else checkpoint.pth in --data, else the built-in one."),
+]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", envvar="DDPMCTL_RUNS_DIR", help="Where runs are kept.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", envvar="DDPMCTL_CONFIG", help="Settings from a TOML file.", show_default=False)]
+Assume = Annotated[list[str] | None, typer.Option("--assume", help="Setting of checkpoints that carry none, e.g. act=relu; may be repeated.")]
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Settings and where each came from."""
+
+    config: Config
+    origins: dict[str, str]
+
+
+def command(*sections: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that gives a command an option for every setting of some sections.
+
+    What was given on the command line arrives in the argument ``given``, as {flat name: text}.
+    Errors that a person can cause end the process with one line and their exit code.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(function, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.name != "given"]
+        chosen = [s for section in sections for s in settings(section)]
+
+        @functools.wraps(function)
+        def run(**values: Any) -> None:
+            given = {s.name: values.pop(s.name) for s in chosen}
+            if "given" in signature.parameters:
+                values["given"] = {name: value for name, value in given.items() if value is not None}
+            try:
+                function(**values)
+            except DdpmctlError as error:
+                Terminal().error(str(error))
+                raise typer.Exit(error.exit_code) from None
+            except KeyboardInterrupt:
+                Terminal().error("interrupted")
+                raise typer.Exit(130) from None
+
+        del run.__wrapped__  # typer would read the options of the function inside
+        run.__annotations__ = {}
+        run.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *map(_parameter, chosen)]
+        )
+        return run
+
+    return decorate
+
+
+def _parameter(setting: Setting) -> inspect.Parameter:
+    """Return the option of a setting: text, so that every source of it is read and checked by the same code."""
+    metavar = {int: "INT", float: "NUMBER", str: "TEXT"}[setting.kind]
+    permitted = setting.range_text()
+    option = typer.Option(
+        setting.flag,
+        metavar="NAME" if setting.choices is not None else metavar,
+        help=f"{setting.help}{f' ({permitted})' if permitted else ''}",
+        show_default="none" if setting.default is None else str(setting.default),
+        rich_help_panel=f"{setting.section.capitalize()} settings",
+    )
+    return inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option])
+
+
+def resolve(given: Mapping[str, str], config_file: Path | None, preset: str, environ: Mapping[str, str] = os.environ) -> Resolved:
+    """Return every setting with its origin.
+
+    Raises:
+        UsageError: a value that cannot be used; an unknown preset or file.
+    """
+    if preset not in PRESETS:
+        raise UsageError(f"--preset: {preset!r} is none of {', '.join(PRESETS)}")
+    values: dict[str, Any] = Config().flat()
+    origins = dict.fromkeys(values, "default")
+    preset_origin = f"preset {preset}"
+    for origin, source in ((preset_origin, PRESETS[preset]), *_explicit(given, config_file, environ)):
+        _let_one_budget_win(origin, source, values, origins)
+        values |= source
+        origins |= dict.fromkeys(source, origin)
+    return Resolved(Config.from_flat(values), origins)
+
+
+def overrides(given: Mapping[str, str], *sections: str, config_file: Path | None = None, environ: Mapping[str, str] = os.environ) -> dict[str, Value]:
+    """Return the settings of some sections that a person gave: flag, environment or ``--config``, checked.
+
+    Raises:
+        UsageError: a value that cannot be used.
+    """
+    known = {s.name: s for section in sections for s in settings(section)}
+    merged = {name: value for _, source in _explicit(given, config_file, environ) for name, value in source.items()}
+    return {name: known[name].check(value) for name, value in merged.items() if name in known}
+
+
+def assumed(texts: list[str] | None) -> dict[str, Value]:
+    """Return ``--assume name=value`` pairs as checked settings.
+
+    Raises:
+        UsageError: a pair that is none, or names no setting.
+    """
+    known = {s.name: s for section in ("model", "diffusion", "sampling") for s in settings(section)}
+    pairs: dict[str, Value] = {}
+    for text in texts or ():
+        name, _, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if name not in known or not value:
+            raise UsageError(f"--assume {text!r}: give name=value with a name of {', '.join(known)}")
+        pairs[name] = known[name].check(value.strip())
+    return pairs
+
+
+def _explicit(given: Mapping[str, str], config_file: Path | None, environ: Mapping[str, str]) -> list[tuple[str, dict[str, Any]]]:
+    """Return what a person set on purpose, weakest source first."""
+    from_file = load_toml(config_file) if config_file else {}
+    variables = {s.name: f"DDPMCTL_{s.name.upper()}" for s in settings()}
+    from_environment = {name: environ[variable] for name, variable in variables.items() if variable in environ}
+    return [(f"config {config_file}", from_file), ("environment", from_environment), ("flag", dict(given))]
+
+
+def _let_one_budget_win(origin: str, source: Mapping[str, Any], values: dict[str, Any], origins: dict[str, str]) -> None:
+    """Epochs and minutes are two ways to give one budget: a stronger source's choice removes a weaker one's."""
+    named = [name for name in ("epochs", "minutes") if name in source]
+    if len(named) == 1 and str(source[named[0]]).lower() != "none":
+        other = "minutes" if named[0] == "epochs" else "epochs"
+        values[other], origins[other] = None, origin
+
+

@@ -1,0 +1,52 @@
+"""``ddpmctl sample``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddpmctl.cli.common import chosen_checkpoint, parse_labels, prepare_output
+from ddpmctl.cli.options import RUNS, Assume, ConfigFile, RunsDir, assumed, command, overrides
+from ddpmctl.cli.terminal import Terminal
+
+OUT = Path("out")
+
+
+@command("sampling", "machine")
+def sample(
+    given: dict[str, str],
+    labels: Annotated[list[str], typer.Option("--labels", "-l", help='Objects of one image, e.g. "red cube,blue sphere"; may be repeated.')],
+    checkpoint: Annotated[Path | None, typer.Argument(help="A .pth file or a run; else the newest run's best.", show_default=False)] = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, max=10_000, help="Images for each label set.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the PNGs and the captioned grid.")] = OUT,
+    runs_dir: RunsDir = RUNS,
+    config: ConfigFile = None,
+    assume: Assume = None,
+) -> None:
+    """Make pictures of the labels asked for."""
+    terminal = Terminal()
+    label_sets = parse_labels(labels)
+    changes, assumptions = overrides(given, "sampling", config_file=config), assumed(assume)
+    machine_settings = overrides(given, "machine", config_file=config)
+    prepare_output(out, "--out", folder=True)
+
+    import torch
+
+    from ddpmctl.config import Config
+    from ddpmctl.engine.evaluate import generator_for
+    from ddpmctl.engine.generate import pictures, requests_for
+    from ddpmctl.engine.machine import make_machine
+    from ddpmctl.report.grids import save_grid, save_pictures
+
+    chosen = chosen_checkpoint(checkpoint, runs_dir, assumptions, terminal)
+    generator = generator_for(chosen, changes, make_machine(Config().replace(**machine_settings).machine))
+    terminal.say(generator.describe())
+    requests = requests_for("sample", label_sets, seed=seed, repeats=count)
+    made = torch.cat(terminal.finish(pictures(generator, requests)))
+    names = [f"{index // count:03d}-{'+'.join(r.labels).replace(' ', '-')}-seed{seed}-{index % count:03d}.png" for index, r in enumerate(requests)]
+    for path in save_pictures(out, made, names):
+        terminal.result(str(path))
+    terminal.result(str(save_grid(out / "grid.png", made, [", ".join(r.labels) for r in requests])))

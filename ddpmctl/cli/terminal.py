@@ -1,0 +1,185 @@
+"""What people see: the only file that knows rich. Results go to stdout, narration to stderr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ddpmctl.engine.events import Event, Plan
+
+R = TypeVar("R")
+DAY = 24 * 3600
+
+
+class Terminal:
+    """Two consoles; live bars only where a person watches."""
+
+    def __init__(self) -> None:
+        """Look at what stdout and stderr are connected to."""
+        # FORCE_COLOR alone would bring bars to life in CI logs.
+        self.err = Console(stderr=True, highlight=False)
+        self.err = Console(stderr=True, highlight=False, force_interactive=self.err.file.isatty())
+        self.out = Console(highlight=False)
+
+    def error(self, text: str) -> None:
+        """Say in one line what went wrong."""
+        self.err.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Say in one line what a person should know."""
+        self.err.print(f"[yellow]note:[/] {escape(text)}", soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Narrate, on stderr."""
+        self.err.print(escape(text), soft_wrap=True)
+
+    def result(self, text: str) -> None:
+        """Print a result, on stdout, as it is."""
+        self.out.print(text, markup=False, soft_wrap=True)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, marked: int | None = None, caption: str = "") -> None:
+        """Print a table on stdout; the first column is text, the others numbers; one row may be marked."""
+        table = Table(title=escape(title), caption=escape(caption) or None, title_justify="left", caption_justify="left")
+        for number, column in enumerate(columns):
+            table.add_column(escape(column), justify="left" if number == 0 else "right", overflow="fold")
+        for number, row in enumerate(rows):
+            table.add_row(*map(escape, row), style="bold green" if number == marked else None)
+        # A pipe has no width; a table folded at 80 columns would be of no use to its reader.
+        self.out.print(table, width=None if self.out.is_terminal else max(self.out.width, 160))
+
+    def plan(self, plan: Plan) -> None:
+        """Say what training will do before it begins."""
+        training = plan.config.training
+        budget = f"{training.minutes:g} minutes" if training.minutes is not None else f"{training.epochs} epochs, {plan.steps:,} steps"
+        duration = "unknown" if plan.seconds is None else human_seconds(plan.seconds)
+        lines = {
+            "run": str(plan.run),
+            "data": f"{plan.data}: {plan.images:,} images",
+            "network": f"{plan.config.model.net}, {plan.config.model.act}, width {plan.config.model.width}: {plan.parameters:,} parameters",
+            "schedule": f"{plan.config.diffusion.schedule}, T = {plan.config.diffusion.timesteps}, terminal SNR {plan.terminal_snr:.2g}",
+            "device": f"{plan.device}, {plan.precision}",
+            "budget": f"{budget} of {training.batch_size} images, {plan.steps_per_epoch} steps an epoch",
+            "estimated": f"{duration} of training, sampling for scores not counted",
+            "evaluator": plan.evaluator,
+        }
+        for name, text in lines.items():
+            self.err.print(f"[bold]{name:>10}[/]  {escape(text)}", soft_wrap=True)
+        if plan.seconds is not None and plan.seconds > DAY:
+            self.warn(f"this takes about {human_seconds(plan.seconds)} here; --preset quick is made for such a machine")
+
+    def finish(self, task: Generator[Any, None, R]) -> R:
+        """Run a task that yields ``Progress`` and return its result."""
+        result: list[R] = []
+
+        def events() -> Iterator[Any]:
+            result.append((yield from task))
+
+        for _ in self.follow(events()):
+            pass
+        return result[0]
+
+    def follow(self, events: Iterator[Event]) -> Iterator[Event]:
+        """Show events as they pass."""
+        yield from (_Live(self.err) if self.err.is_interactive else _Plain(self.err)).follow(events)
+
+
+class _Plain:
+    """Off a terminal: one line an epoch, one for each long stage."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.stage, self.started = "", 0.0
+
+    def follow(self, events: Iterator[Any]) -> Iterator[Any]:
+        for event in events:
+            line = self._stage(event) if isinstance(event, events_of().Progress) else describe(event)
+            if line:
+                self.console.print(escape(line), soft_wrap=True)
+            yield event
+
+    def _stage(self, event: Any) -> str:
+        if event.done >= event.total:
+            stage, self.stage = self.stage, ""
+            return f"{event.stage}: {event.total:,} in {time.monotonic() - self.started:.1f} s" if stage else ""
+        if event.stage != self.stage:
+            self.stage, self.started = event.stage, time.monotonic()
+        return ""
+
+
+class _Live:
+    """On a terminal: a bar for the run, and one for the stage under way."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bars: dict[str, TaskID] = {}
+        self.accuracies = ""
+
+    def follow(self, events: Iterator[Any]) -> Iterator[Any]:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            for event in events:
+                self._show(progress, event)
+                yield event
+
+    def _show(self, progress: Progress, event: Any) -> None:
+        e = events_of()
+        match event:
+            case e.Progress():
+                self._bar(progress, event.stage, event.done, event.total, "")
+            case e.Ticked():
+                speed = f"{event.images_per_second:.0f} images/s  {human_seconds(event.seconds_left)} left"
+                self._bar(progress, "training", round(1000 * event.fraction), 1000, f"epoch {event.epoch}  loss {event.loss:.5f}  {speed}  {self.accuracies}")
+            case e.Evaluated():
+                self.accuracies = "  ".join(f"{name} {score.accuracy:.3f}" for name, score in event.scores.items())
+        if line := describe(event):
+            progress.console.print(escape(line), soft_wrap=True)
+
+    def _bar(self, progress: Progress, stage: str, done: int, total: int, note: str) -> None:
+        if stage not in self.bars:
+            self.bars[stage] = progress.add_task(escape(stage), note="")
+        progress.update(self.bars[stage], completed=done, total=total, note=escape(note))
+        if done >= total:
+            progress.remove_task(self.bars.pop(stage))
+
+
+def events_of() -> ModuleType:
+    """Return the events' module, imported when the first event passes: ``--help`` must not wait for it."""
+    from ddpmctl.engine import events
+
+    return events
+
+
+def describe(event: Event) -> str:
+    """Return an event as one line of narration, empty for those that are not worth a line."""
+    e = events_of()
+    match event:
+        case e.EpochDone():
+            return f"epoch {event.epoch}  loss {event.loss:.6f}  {event.images_per_second:.1f} images/s  {human_seconds(event.seconds)}"
+        case e.Evaluated():
+            parts = [f"{name} {s.accuracy:.4f} ({s.hits}/{s.labels}), exact {s.exact}/{s.images}" for name, s in event.scores.items()]
+            return f"epoch {event.epoch}  " + "  ".join(parts)
+        case e.Failed():
+            return f"skipped {event.path}: {event.reason}"
+        case e.Notice():
+            return f"note: {event.text}"
+        case _:
+            return ""
+
+
+def human_seconds(seconds: float) -> str:
+    """Return a duration in words of two units."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    if seconds < 2 * DAY:
+        return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+    return f"{seconds / DAY:.1f} days"

@@ -1,0 +1,285 @@
+"""Every hyperparameter, once: its name, default, range and help text.
+
+The defaults are the report's recipe. A value travels one way: command line -> one frozen
+``Config`` -> checkpoint metadata -> back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ddpmctl.errors import UsageError
+from ddpmctl.registry import ACTIVATIONS, NETWORKS, OBJECTIVES, OPTIMIZERS, SAMPLERS, SCHEDULES, TIME_SAMPLINGS, Registry
+
+Value = str | int | float | bool | None
+
+
+def setting(
+    default: Value,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: Registry[Any] | tuple[str, ...] | None = None,
+) -> Any:
+    """Declare a hyperparameter: default, help text, inclusive range (``above``: exclusive) or choices."""
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "above": above, "choices": choices})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network."""
+
+    net: str = setting("context-unet", "Network.", choices=NETWORKS)
+    act: str = setting("gelu", "Activation of the residual blocks.", choices=ACTIVATIONS)
+    width: int = setting(128, "Channels of the first level.", low=8, high=1024)
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The forward process and what the network predicts."""
+
+    schedule: str = setting("linear", "Noise schedule.", choices=SCHEDULES)
+    timesteps: int = setting(400, "Diffusion steps T.", low=2, high=10_000)
+    beta_1: float = setting(1e-4, "Smallest beta (linear, cosine-periodic).", above=0, high=0.999)
+    beta_2: float = setting(0.02, "Largest beta (linear, cosine-periodic).", above=0, high=0.999)
+    period: float = setting(50.0, "Period of cosine-periodic, in steps.", above=0)
+    objective: str = setting("eps", "What the network predicts.", choices=OBJECTIVES)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The optimisation and its budget."""
+
+    epochs: int | None = setting(600, "Passes over the training images.", low=1)
+    minutes: float | None = setting(None, "Budget in minutes of training, instead of --epochs; the decay then follows the clock.", above=0)
+    batch_size: int = setting(64, "Images per step.", low=1, high=65_536)
+    optimizer: str = setting("adam", "Optimizer.", choices=OPTIMIZERS)
+    lr: float = setting(1e-4, "Learning rate.", above=0, high=10)
+    lr_decay: str = setting("none", "Decay of the learning rate: linear is lr * (1 - epoch / epochs).", choices=("none", "linear"))
+    warmup: int = setting(0, "Steps over which the learning rate rises from zero.", low=0)
+    time_sampling: str = setting("uniform", "Distribution from which t is drawn.", choices=TIME_SAMPLINGS)
+    time_mean: float = setting(0.0, "Mean of logit(t / T) (logit-normal).", low=-10, high=10)
+    time_std: float = setting(1.0, "Standard deviation of logit(t / T) (logit-normal).", above=0, high=10)
+    label_dropout: float = setting(0.0, "Share of training images shown without labels; guidance needs some.", low=0, high=1)
+    ema: float | None = setting(None, "Decay of the exponential moving average of the weights (none: off).", low=0, high=0.999999)
+    save_every: int = setting(5, "Epochs between checkpoints; each is scored on test and new_test.", low=1)
+    seed: int = setting(0, "Seed of everything random.", low=0, high=2**63 - 1)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How pictures are made from the network."""
+
+    sampler: str = setting("ddpm", "Sampler.", choices=SAMPLERS)
+    steps: int | None = setting(None, "Sampler steps (none: all T).", low=1)
+    guidance: float = setting(0.0, "Classifier-free guidance w; 0 is the plain conditional model, more doubles the network calls.", low=0, high=100)
+    eta: float = setting(0.0, "Share of ancestral noise (ddim).", low=0, high=1)
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """Where and how it runs; no part of the recipe."""
+
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.")
+    precision: str = setting("auto", "Arithmetic of the network; auto takes bf16 where it is measurably faster.", choices=("auto", "fp32", "bf16"))
+    threads: int | None = setting(None, "CPU threads (none: torch decides).", low=1, high=1024)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run's settings, all of them."""
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    machine: MachineConfig = dataclasses.field(default_factory=MachineConfig)
+
+    def to_dict(self) -> dict[str, dict[str, Value]]:
+        """Return the settings as nested plain values, {section: {name: value}}."""
+        return dataclasses.asdict(self)
+
+    def flat(self) -> dict[str, Value]:
+        """Return the settings as {name: value}; names are unique over all sections."""
+        return {name: value for section in self.to_dict().values() for name, value in section.items()}
+
+    @staticmethod
+    def from_flat(values: Mapping[str, Any]) -> Config:
+        """Build a checked config from {name: value}; what is absent takes its default.
+
+        Raises:
+            UsageError: an unknown name, a wrong type, a value out of range.
+        """
+        known = {s.name: s for s in settings()}
+        for name in values:
+            if name not in known:
+                raise UsageError(f"unknown setting {name!r}; there are {', '.join(known)}")
+        checked = {name: known[name].check(value) for name, value in values.items()}
+        config = Config(
+            **{
+                section: kind(**{s.name: checked[s.name] for s in settings(section) if s.name in checked})
+                for section, kind in SECTIONS.items()
+            }
+        )
+        _check_together(config)
+        return config
+
+    def replace(self, **values: Value) -> Config:
+        """Return a checked copy with some settings changed, by flat name."""
+        return Config.from_flat({**self.flat(), **values})
+
+
+SECTIONS: dict[str, type[Any]] = {
+    "model": ModelConfig,
+    "diffusion": DiffusionConfig,
+    "training": TrainingConfig,
+    "sampling": SamplingConfig,
+    "machine": MachineConfig,
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One hyperparameter as declared above."""
+
+    section: str
+    name: str
+    kind: type[Any]
+    optional: bool
+    default: Value
+    help: str
+    low: float | None
+    high: float | None
+    above: float | None
+    choices: Registry[Any] | tuple[str, ...] | None
+
+    @property
+    def flag(self) -> str:
+        """The command-line flag, ``--batch-size``."""
+        return "--" + self.name.replace("_", "-")
+
+    def range_text(self) -> str:
+        """Return the permitted range or choices in words, empty where anything goes."""
+        if self.choices is not None:
+            return ", ".join(self.choices.names() if isinstance(self.choices, Registry) else self.choices)
+        lower = f"above {self.above:g}" if self.above is not None else f"from {self.low:g}" if self.low is not None else ""
+        upper = f"up to {self.high:g}" if self.high is not None else ""
+        return " ".join(filter(None, (lower, upper)))
+
+    def check(self, value: Any) -> Value:
+        """Return the value in its type; strings are read as on a command line.
+
+        Raises:
+            UsageError: the value has the wrong type or lies out of range.
+        """
+        if value is None or (isinstance(value, str) and value.lower() == "none" and self.optional):
+            if not self.optional:
+                raise UsageError(f"{self.flag}: a value is needed")
+            return None
+        converted = self._convert(value)
+        if isinstance(self.choices, Registry):
+            try:
+                self.choices.check(str(converted))
+            except UsageError as error:
+                raise UsageError(f"{self.flag}: {error}") from None
+        elif self.choices is not None and converted not in self.choices:
+            raise UsageError(f"{self.flag}: {value!r} is none of {', '.join(self.choices)}")
+        if isinstance(converted, int | float) and not isinstance(converted, bool):
+            self._check_range(converted)
+        return converted
+
+    def _convert(self, value: Any) -> str | int | float:
+        wrong = UsageError(f"{self.flag}: {value!r} is no {'whole number' if self.kind is int else 'number' if self.kind is float else 'text'}")
+        if isinstance(value, bool):
+            raise wrong
+        if self.kind is str:
+            if not isinstance(value, str):
+                raise wrong
+            return value
+        try:
+            number = self.kind(value)
+        except (TypeError, ValueError, OverflowError):
+            raise wrong from None
+        if not math.isfinite(number) or (self.kind is int and isinstance(value, float) and value != number):
+            raise wrong
+        return typing.cast("int | float", number)
+
+    def _check_range(self, number: float) -> None:
+        if (
+            (self.low is not None and number < self.low)
+            or (self.high is not None and number > self.high)
+            or (self.above is not None and number <= self.above)
+        ):
+            raise UsageError(f"{self.flag}: {number:g} is out of range ({self.range_text()})")
+
+
+def settings(section: str | None = None) -> Iterator[Setting]:
+    """Yield every hyperparameter, in order, of one section or of all."""
+    for name, owner in SECTIONS.items():
+        if section not in (None, name):
+            continue
+        hints = typing.get_type_hints(owner)
+        for field in dataclasses.fields(owner):
+            kinds = typing.get_args(hints[field.name]) if isinstance(hints[field.name], types.UnionType) else (hints[field.name],)
+            yield Setting(
+                section=name,
+                name=field.name,
+                kind=next(kind for kind in kinds if kind is not type(None)),
+                optional=type(None) in kinds,
+                default=field.default,
+                **{key: field.metadata[key] for key in ("help", "low", "high", "above", "choices")},
+            )
+
+
+def _check_together(config: Config) -> None:
+    training, diffusion, sampling = config.training, config.diffusion, config.sampling
+    if (training.epochs is None) == (training.minutes is None):
+        raise UsageError("--epochs and --minutes: give one budget, not " + ("both" if training.epochs else "none"))
+    if diffusion.beta_2 < diffusion.beta_1:
+        raise UsageError(f"--beta-2: {diffusion.beta_2:g} is below --beta-1 {diffusion.beta_1:g}")
+    if sampling.steps is not None and sampling.steps > diffusion.timesteps:
+        raise UsageError(f"--steps: {sampling.steps} is more than the model's {diffusion.timesteps} timesteps")
+    if config.model.width % 8:
+        raise UsageError(f"--width: {config.model.width} is no multiple of 8, which group norm needs")
+
+
+PRESETS: dict[str, dict[str, Value]] = {
+    # The defaults above are the report's recipe; naming it changes nothing.
+    "report": {},
+    "quick": {
+        "net": "unet",
+        "act": "silu",
+        "width": 32,
+        "schedule": "cosine",
+        "timesteps": 1000,
+        "objective": "v",
+        "epochs": None,
+        "minutes": 8.0,
+        "batch_size": 32,
+        "optimizer": "muon",
+        "lr": 0.02,
+        "lr_decay": "linear",
+        "warmup": 50,
+        "time_sampling": "logit-normal",
+        "time_mean": 0.8,
+        "time_std": 1.0,
+        "label_dropout": 0.1,
+        "ema": 0.99,
+        "sampler": "dpm++2m",
+        "steps": 20,
+        "guidance": 1.0,
+    },
+}
+
+PRESET_HELP = {
+    "report": "exactly the lab report's recipe: 600 epochs of a 7.6 M-parameter network; a GPU or many days",
+    "quick": "a small network and a modern recipe for a laptop CPU: minutes",
+}

@@ -1,0 +1,57 @@
+"""Settings as TOML, out and in; what is written can be fed back."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddpmctl.config import Config, Value, settings
+from ddpmctl.errors import DataError, UsageError
+
+
+def dump_toml(config: Config, origins: Mapping[str, str] | None = None) -> str:
+    """Return the settings as TOML, each with its origin as a comment where origins are given."""
+    flat, lines, section = config.flat(), [], ""
+    for setting in settings():
+        if setting.section != section:
+            section = setting.section
+            lines += [*([""] if lines else []), f"[{section}]"]
+        origin = f"  # {origins[setting.name]}" if origins else ""
+        lines.append(f"{setting.name} = {_toml(flat[setting.name])}{origin}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Value) -> str:
+    if value is None:
+        return '"none"'  # TOML has no null
+    if isinstance(value, str):
+        return json.dumps(value)  # a JSON string is a TOML basic string
+    return repr(value)
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """Return the settings of a TOML file as {flat name: value}; sections are optional but must be right.
+
+    Raises:
+        UsageError: there is no such file, or it names an unknown setting.
+        DataError: the file is no TOML.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: is no TOML: {error}") from None
+    sections = {setting.name: setting.section for setting in settings()}
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        entries = {key: value} if not isinstance(value, dict) else value
+        for name, inner in entries.items():
+            if name not in sections or (isinstance(value, dict) and key != sections[name]):
+                where = f" in [{key}]" if isinstance(value, dict) else ""
+                raise UsageError(f"{path}: unknown setting {name!r}{where}")
+            flat[name] = inner
+    return flat

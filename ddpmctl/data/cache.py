@@ -1,0 +1,163 @@
+"""The decoded images as one array on disk, so that only the first start pays for decoding or rendering.
+
+An entry is ``KEY.npy`` (uint8, (N, 3, 64, 64)) and ``KEY.json`` (key, shape, sha256 of the array's bytes). The key is made of the
+content, so that nothing has ever to be declared stale; the sum is checked at each start (about 0.2 s for the lab's 221 MB), so that a
+damaged entry is built anew and never trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ddpmctl.data.images import SIZE, FoundImage, Progress, decode_image, each_image
+from ddpmctl.data.lab import Problem, raise_first, read_json
+from ddpmctl.errors import DataError, DdpmctlError, UsageError
+from ddpmctl.files import atomic_write
+
+DECODER = 1  # raise it when decoding or rendering begins to give other pixels: old entries then no longer fit
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something worth telling that stops nothing, such as a cache folder that cannot be written."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class CachedImages:
+    """The decoded images and the sha256 of their bytes."""
+
+    images: np.ndarray  # uint8, (N, 3, 64, 64)
+    digest: str
+
+
+def cache_folder() -> Path:
+    """Return the cache folder: ``DDPMCTL_CACHE_DIR``, else this system's own place for caches (it need not exist).
+
+    Raises:
+        UsageError: nothing says where the user's folder is.
+    """
+    if chosen := os.environ.get("DDPMCTL_CACHE_DIR"):
+        return Path(chosen)
+    xdg = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(xdg):  # the XDG rule: a relative path is to be ignored
+        return Path(xdg) / "ddpmctl"
+    try:
+        if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
+            return Path(os.environ["LOCALAPPDATA"]) / "ddpmctl"
+        return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "ddpmctl"
+    except RuntimeError as error:
+        raise UsageError("no home folder is known; set DDPMCTL_CACHE_DIR") from error
+
+
+def folder_key(train_digest: str, found: list[FoundImage]) -> str:
+    """Return the key of a lab folder's entry: train.json's content, and name, size and time of change of every image."""
+    rows = [[image.name, image.size, image.mtime_ns] for image in found]
+    return hashlib.sha256(json.dumps(["folder", DECODER, SIZE, train_digest, rows]).encode()).hexdigest()
+
+
+def benchmark_key(fingerprint: str) -> str:
+    """Return the key of a rendered benchmark's entry, from the benchmark's own fingerprint."""
+    return hashlib.sha256(json.dumps(["benchmark", DECODER, SIZE, fingerprint]).encode()).hexdigest()
+
+
+def cached_images(
+    key: str, count: int, build: Callable[[], Generator[Progress, None, np.ndarray]]
+) -> Generator[Progress | Notice, None, CachedImages]:
+    """Return the entry's images, (count, 3, 64, 64), from the cache, or from ``build()`` which is then written there.
+
+    Two processes that build one entry at once both finish: each writes files of its own and renames them, and both write the same.
+    """
+    entry: Path | None = None
+    try:
+        entry = cache_folder() / f"{key}.npy"
+        if (kept := _read(entry, key, count)) is not None:
+            return kept
+    except DdpmctlError as error:
+        yield Notice(f"decoded images are not taken from the cache: {error}")
+    images = yield from build()
+    digest = _sha256(images)
+    if entry is not None:
+        try:
+            _write(entry, key, images, digest)
+        except (OSError, UsageError) as error:
+            yield Notice(f"decoded images are not kept, so the next start decodes again: {error}; DDPMCTL_CACHE_DIR names another folder")
+    return CachedImages(images, digest)
+
+
+def decode_folder(folder: Path, found: list[FoundImage]) -> Generator[Progress, None, np.ndarray]:
+    """Decode all images of a folder into one array, uint8 (N, 3, 64, 64).
+
+    Raises:
+        DataError: images cannot be decoded; raised after the last one, names the first and counts the others.
+    """
+    images = np.empty((len(found), 3, SIZE, SIZE), dtype=np.uint8)
+    problems = []
+    yield Progress("decoding", 0, len(found))
+    for index, result in enumerate(each_image([image.path for image in found], decode_image)):
+        if isinstance(result, DataError):
+            path = str(found[index].path)
+            problems.append(Problem(path, str(result).removeprefix(f"{path}: ")))
+        else:
+            images[index] = result
+        if (index + 1) % 100 == 0 or index + 1 == len(found):
+            yield Progress("decoding", index + 1, len(found))
+    if problems:
+        raise_first(problems, folder)
+    return images
+
+
+def _read(entry: Path, key: str, count: int) -> CachedImages | None:
+    """Return a sound entry, or None where there is none.
+
+    Raises:
+        DataError: there is one, and it is damaged.
+    """
+    about_path = entry.with_suffix(".json")
+    if not os.path.lexists(about_path):  # written last: without it the entry is none, or is being written
+        return None
+    try:
+        about = read_json(about_path)
+    except DataError:
+        about = None
+    shape = (count, 3, SIZE, SIZE)
+    if not isinstance(about, dict) or about.get("key") != key or about.get("shape") != list(shape):
+        raise DataError(f"{about_path}: damaged; it is made anew")
+    images = _read_array(entry, shape)
+    if images is None or _sha256(images) != about.get("sha256"):
+        raise DataError(f"{entry}: damaged; it is made anew")
+    return CachedImages(images, str(about["sha256"]))
+
+
+def _read_array(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Read an .npy file of a shape known beforehand; what the file says of itself is compared, and never used to take memory."""
+    with suppress(OSError, ValueError), open(path, "rb") as file:
+        if np.lib.format.read_magic(file) != (1, 0) or np.lib.format.read_array_header_1_0(file) != (shape, False, np.dtype(np.uint8)):
+            return None
+        images = np.empty(shape, dtype=np.uint8)
+        whole = file.readinto(images.reshape(-1).data) == images.nbytes and not file.read(1)
+        return images if whole else None
+    return None
+
+
+def _write(entry: Path, key: str, images: np.ndarray, digest: str) -> None:
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(entry) as temporary, open(temporary, "wb") as file:
+        np.lib.format.write_array(file, images, version=(1, 0), allow_pickle=False)
+    about = {"key": key, "shape": list(images.shape), "sha256": digest}
+    with atomic_write(entry.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def _sha256(images: np.ndarray) -> str:
+    return hashlib.sha256(images.data).hexdigest()

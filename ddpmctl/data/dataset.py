@@ -1,0 +1,139 @@
+"""The data as the rest of the tool sees them: a lab folder or the embedded benchmark, behind one function."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ddpmctl.data import benchmark
+from ddpmctl.data.cache import Notice, benchmark_key, cached_images, decode_folder, folder_key
+from ddpmctl.data.images import SIZE, Progress, find_images
+from ddpmctl.data.lab import raise_first, read_lab
+from ddpmctl.data.labels import multi_hot
+from ddpmctl.errors import UsageError
+
+__all__ = ["Conditions", "Dataset", "Notice", "Progress", "load_conditions", "load_dataset"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training images with their labels, and the conditions to sample.
+
+    ``key`` is a hash of what was loaded (labels and pixels), the same wherever the folder lies.
+    """
+
+    name: str
+    key: str
+    images: np.ndarray  # uint8, (N, 3, 64, 64)
+    labels: np.ndarray  # uint8 multi-hot, (N, 24)
+    conditions: dict[str, list[tuple[str, ...]]]
+    root: Path | None  # None for the embedded benchmark
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The conditions alone, for sampling and judging; ``key`` is a hash of them and of the label sets trained on."""
+
+    name: str
+    key: str
+    conditions: dict[str, list[tuple[str, ...]]]
+    root: Path | None
+    trained_sets: frozenset[frozenset[str]]
+    images: int  # training images, whose labels these are
+
+    def seen(self, name: str) -> int:
+        """Return how many conditions of ``name`` are label sets that occur in the training data."""
+        return sum(frozenset(condition) in self.trained_sets for condition in self.conditions[name])
+
+
+def load_dataset(data: Path | None, *, scenes: int | None = None) -> Generator[Progress | Notice, None, Dataset]:
+    """Load a lab folder, or the embedded benchmark when ``data`` is None, with its images, through the cache.
+
+    ``scenes`` is the size of the embedded benchmark (three images each; None: all of it).
+
+    Raises:
+        UsageError: ``data`` is no folder, or ``scenes`` is out of range.
+        DataError: the folder's JSON files or images cannot be used; names the first problem and counts the others.
+    """
+    if data is None:
+        return (yield from _load_benchmark(scene_count(scenes)))
+    return (yield from _load_folder(data))
+
+
+def load_conditions(data: Path | None, *, scenes: int | None = None) -> Conditions:
+    """Load the conditions of a lab folder, or of the embedded benchmark when ``data`` is None; no image is looked at.
+
+    Raises:
+        UsageError: as ``load_dataset``.
+        DataError: the folder's JSON files cannot be used.
+    """
+    if data is None:
+        count = scene_count(scenes)
+        name, conditions = _benchmark_name(count), _benchmark_conditions()
+        trained = frozenset(map(frozenset, benchmark.train_labels(count).values()))
+    else:
+        lab = read_lab(data)
+        name, conditions = str(data), lab.conditions
+        trained = frozenset(map(frozenset, lab.labels.values()))
+    content = json.dumps([conditions, sorted(sorted(names) for names in trained)])
+    return Conditions(name, hashlib.sha256(content.encode()).hexdigest(), conditions, data, trained, len(labels))
+
+
+def _load_folder(folder: Path) -> Generator[Progress | Notice, None, Dataset]:
+    lab = read_lab(folder)
+    found, problems = find_images(folder, list(lab.labels))
+    if problems:
+        raise_first(problems, folder)
+    cached = yield from cached_images(folder_key(lab.train_digest, found), len(found), lambda: decode_folder(folder, found))
+    key = _content_key(lab.labels, cached.digest)
+    return Dataset(str(folder), key, cached.images, multi_hot(list(lab.labels.values())), lab.conditions, folder)
+
+
+def _load_benchmark(scenes: int) -> Generator[Progress | Notice, None, Dataset]:
+    labels = benchmark.train_labels(scenes)
+    key = benchmark_key(benchmark.fingerprint(scenes))
+    cached = yield from cached_images(key, len(labels), lambda: _render(scenes, len(labels)))
+    content = _content_key(labels, cached.digest)
+    return Dataset(_benchmark_name(scenes), content, cached.images, multi_hot(list(labels.values())), _benchmark_conditions(), None)
+
+
+def _render(scenes: int, count: int) -> Generator[Progress, None, np.ndarray]:
+    images = np.empty((count, 3, SIZE, SIZE), dtype=np.uint8)
+    done = 0
+    yield Progress("rendering", done, count)
+    for chunk in benchmark.render_benchmark(scenes):
+        images[done : done + len(chunk)] = chunk.transpose(0, 3, 1, 2)
+        done += len(chunk)
+        yield Progress("rendering", done, count)
+    return images
+
+
+def _content_key(labels: Mapping[str, Sequence[str]], pixels: str) -> str:
+    """Hash labels in order (they are the order of training) with the pixels' own sum; file times, unlike in the cache's key, do not count."""
+    return hashlib.sha256(json.dumps([list(labels.items()), pixels]).encode()).hexdigest()
+
+
+def _benchmark_name(scenes: int) -> str:
+    return f"embedded benchmark ({scenes} scenes)"
+
+
+def _benchmark_conditions() -> dict[str, list[tuple[str, ...]]]:
+    return {name: [tuple(names) for names in sets] for name, sets in benchmark.conditions().items()}
+
+
+def scene_count(scenes: int | None) -> int:
+    """Return the number of scenes asked for, all of them for None.
+
+    Raises:
+        UsageError: out of range.
+    """
+    if scenes is None:
+        return benchmark.SCENES
+    if not 1 <= scenes <= benchmark.SCENES:
+        raise UsageError(f"--scenes {scenes}: the embedded benchmark has 1 to {benchmark.SCENES} scenes")
+    return scenes

@@ -1,0 +1,176 @@
+"""Image files on disk: finding them inside the lab's folder, and decoding them to 64x64 RGB."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ddpmctl.data.lab import Problem, show
+from ddpmctl.errors import DataError
+
+SIZE = 64  # pixels on a side of every training image
+PLACES = ("iclevr", "images", ".")  # the usual one first: it saves a look at every name
+FORMATS = ("PNG", "JPEG")
+CHUNK = 256  # images between two progress events
+T = TypeVar("T")
+_opening = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a long task has come; ``stage`` is "decoding", "rendering", "writing" or "checking"."""
+
+    stage: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class FoundImage:
+    """One declared image: its name in train.json, the folder that the name starts from, its size in bytes and its time of change."""
+
+    name: str
+    place: Path
+    size: int
+    mtime_ns: int
+
+    @property
+    def path(self) -> Path:
+        """The file's path (made when asked for: a cached start never asks for 18,009 of them)."""
+        return self.place / self.name
+
+
+def find_images(folder: Path, names: Sequence[str]) -> tuple[list[FoundImage], list[Problem]]:
+    """Return the declared images that are there, and a problem for each that is missing or may not be opened.
+
+    The images all lie in one place: the folder itself, ``iclevr/`` or ``images/``, whichever holds most of them. That place may be
+    a link to another disk, but no file in it may be one that leads out of it.
+    """
+    best: tuple[list[FoundImage], list[Problem]] | None = None
+    for place in (folder / place for place in PLACES):
+        if not os.path.isdir(place):
+            continue
+        found, problems = _find_in(place, folder, names)
+        if best is None or len(found) > len(best[0]):
+            best = found, problems
+        if not problems:
+            break
+    return best or ([], [Problem(str(folder), "cannot be read")])
+
+
+def decode_image(path: Path) -> np.ndarray:
+    """Return an image file as uint8 RGB, (3, 64, 64).
+
+    The lab's own steps: ``convert("RGB")``, then Pillow's antialiased bilinear resize. 16-bit gray is scaled to 8 bits, where Pillow
+    would clip it.
+
+    Raises:
+        DataError: missing, neither PNG nor JPEG, damaged, cut short, or too large to be safe.
+    """
+    try:
+        with _open(path) as image:
+            rgb = _to_rgb(image)
+        pixels = np.asarray(rgb.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ... on bad bytes
+        raise DataError(f"{path}: {_reason(error)}") from error
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def check_image(path: Path) -> None:
+    """Decode an image fully, and compare the PNG checksums, which decoding alone does not.
+
+    Raises:
+        DataError: as ``decode_image``.
+    """
+    try:
+        with _open(path) as image:
+            image.verify()
+    except Exception as error:
+        raise DataError(f"{path}: {_reason(error)}") from error
+    decode_image(path)
+
+
+def each_image(paths: Iterable[Path], work: Callable[[Path], T]) -> Generator[T | DataError, None, None]:
+    """Yield ``work(path)``, or the DataError that it raised, for each path in order; Pillow lets threads share the work."""
+
+    def tried(path: Path) -> T | DataError:
+        try:
+            return work(path)
+        except DataError as error:
+            return error
+
+    remaining = iter(paths)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        while chunk := list(islice(remaining, CHUNK)):
+            yield from pool.map(tried, chunk)
+
+
+def _find_in(place: Path, folder: Path, names: Sequence[str]) -> tuple[list[FoundImage], list[Problem]]:
+    inside = (Path(os.path.realpath(place)), Path(os.path.realpath(folder)))
+    parents: dict[str, bool] = {"": True}  # sub-folder -> whether it stays inside; one look each, not one per image
+    found, problems = [], []
+    prefix = os.path.join(place, "")
+    for name in names:
+        path = prefix + name  # strings: building 18,009 Path objects takes longer than all the rest of a cached start
+        parent = name.rpartition("/")[0]
+        if parent not in parents:
+            parents[parent] = _within(place / parent, inside)
+        try:
+            about = os.lstat(path)
+            stays = parents[parent]
+            if stat.S_ISLNK(about.st_mode):
+                stays = stays and _within(path, inside)
+                about = os.stat(path)
+        except OSError as error:
+            missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+            problems.append(Problem(os.fspath(place / name), "missing" if missing else f"cannot be read ({error.strerror or error})"))
+            continue
+        if not stays:
+            problems.append(Problem(os.fspath(place / name), "is a link that leads out of the data folder; put the file itself there"))
+        elif not stat.S_ISREG(about.st_mode):
+            problems.append(Problem(os.fspath(place / name), "is not a regular file"))
+        else:
+            found.append(FoundImage(name, place, about.st_size, about.st_mtime_ns))
+    return found, problems
+
+
+def _within(path: str | Path, roots: tuple[Path, ...]) -> bool:
+    real = Path(os.path.realpath(path))
+    return any(real.is_relative_to(root) for root in roots)
+
+
+def _open(path: Path) -> Image.Image:
+    # Pillow only warns of an image between one and two times its limit. The warnings' filter belongs to the whole process, hence the lock.
+    with _opening, warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(path, formats=FORMATS)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    image.info.pop("transparency", None)  # convert("RGB") drops it in any case, and would warn
+    return image.convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "missing"
+    if isinstance(error, UnidentifiedImageError):
+        return "is neither a PNG nor a JPEG image"
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return f"has more than {Image.MAX_IMAGE_PIXELS} pixels; that is no training image"
+    return f"cannot be decoded ({show(str(error))[1:-1] or type(error).__name__})"

@@ -1,0 +1,1 @@
+"""The maths: schedules, objectives, samplers, guidance and the random numbers under them."""

@@ -1,0 +1,90 @@
+"""A network, a schedule and an objective, seen as one denoiser; the training loss of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddpmctl.config import DiffusionConfig, TrainingConfig
+from ddpmctl.diffusion.objectives import Objective, Prediction
+from ddpmctl.diffusion.schedules import Schedule, make_schedule
+from ddpmctl.registry import OBJECTIVES, TIME_SAMPLINGS
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """The forward process and what the network predicts of it."""
+
+    schedule: Schedule
+    objective: Objective
+
+    @staticmethod
+    def of(config: DiffusionConfig) -> Diffusion:
+        """Return the diffusion that a config names."""
+        return Diffusion(make_schedule(config), OBJECTIVES.get(config.objective))
+
+    def denoiser(self, net: nn.Module, labels: Tensor, guidance: float = 0.0) -> Callable[[Tensor, int], Prediction]:
+        """Return a sampler's view of a network: (x_t, t) -> x0_hat, eps_hat.
+
+        Args:
+            net: (x_t, labels, t / T) -> the objective's quantity.
+            labels: (B, 24), multi-hot.
+            guidance: w of eps = (1 + w) eps_c - w eps_u (Ho & Salimans 2022, eq. 6); 0 calls the network once a step.
+        """
+
+        def denoise(x_t: Tensor, t: int) -> Prediction:
+            time = torch.full((len(x_t),), t / self.schedule.timesteps, device=x_t.device)
+            if guidance == 0:
+                out = net(x_t, labels, time).float()
+            else:
+                both = net(x_t.repeat(2, 1, 1, 1), torch.cat((labels, torch.zeros_like(labels))), time.repeat(2))
+                conditional, unconditional = both.float().chunk(2)
+                # Linear in the output for every objective, so this equals eq. 6 in eps.
+                out = (1 + guidance) * conditional - guidance * unconditional
+            return self.objective.prediction(out, x_t, float(self.schedule.signal[t]), float(self.schedule.noise[t]))
+
+        return denoise
+
+
+class TrainingLoss:
+    """MSE between the network's output and the objective's target at random t (Ho et al. 2020, eq. 14)."""
+
+    def __init__(self, diffusion: Diffusion, config: TrainingConfig, device: torch.device) -> None:
+        """Keep the schedule's two scales on the device, float32, (T + 1,)."""
+        self.objective, self.timesteps, self.config = diffusion.objective, diffusion.schedule.timesteps, config
+        self.signal = torch.tensor(diffusion.schedule.signal, dtype=torch.float32, device=device)
+        self.noise = torch.tensor(diffusion.schedule.noise, dtype=torch.float32, device=device)
+        self.draw_times: Callable[[int, int, TrainingConfig, torch.Generator], Tensor] = TIME_SAMPLINGS.get(config.time_sampling)
+
+    def __call__(self, net: nn.Module, x0: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
+        """Return the mean loss of a batch, a scalar.
+
+        Args:
+            net: the network.
+            x0: (B, 3, H, W) in [-1, 1].
+            labels: (B, 24), multi-hot.
+            rng: a generator on x0's device: the batch's noise is a pure function of its seed.
+        """
+        t = self.draw_times(len(x0), self.timesteps, self.config, rng)  # (B,) in 1..T
+        eps = torch.randn(x0.shape, generator=rng, device=x0.device)
+        keep = torch.rand((len(x0), 1), generator=rng, device=x0.device) >= self.config.label_dropout
+        signal, noise = self.signal[t].view(-1, 1, 1, 1), self.noise[t].view(-1, 1, 1, 1)
+        out = net(signal * x0 + noise * eps, labels * keep, t / self.timesteps)
+        return F.mse_loss(out.float(), self.objective.target(x0, eps, signal, noise))
+
+
+@TIME_SAMPLINGS.register("uniform")
+def uniform(count: int, timesteps: int, config: TrainingConfig, rng: torch.Generator) -> Tensor:
+    """t uniform on 1..T."""
+    return torch.randint(1, timesteps + 1, (count,), generator=rng, device=rng.device)
+
+
+@TIME_SAMPLINGS.register("logit-normal")
+def logit_normal(count: int, timesteps: int, config: TrainingConfig, rng: torch.Generator) -> Tensor:
+    """logit(t / T) normal with --time-mean and --time-std; Esser et al. 2024, eq. 19."""
+    z = torch.randn((count,), generator=rng, device=rng.device) * config.time_std + config.time_mean
+    return (torch.sigmoid(z) * timesteps).ceil().long().clamp_(1, timesteps)

@@ -1,0 +1,1 @@
+"""Training, sampling, evaluation and comparison; everything here yields events and prints nothing."""

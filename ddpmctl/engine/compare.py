@@ -1,0 +1,158 @@
+"""Comparison of runs: what they were set to do, and how they did, side by side."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddpmctl.config import Value
+from ddpmctl.engine.checkpoint import recorded_in_name
+from ddpmctl.engine.runs import Run, find_checkpoints
+from ddpmctl.errors import DataError, UsageError
+
+FILES = ("test", "new_test")
+IGNORED = frozenset({"seed", "device", "threads"})  # named apart, or no part of the recipe
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation; what a report-style file name does not record is NaN."""
+
+    epoch: int
+    loss: float
+    accuracy: dict[str, float]
+    exact: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run, or one folder of report-style checkpoints, whose only record is the file names.
+
+    Attributes:
+        settings: flat settings, or None where nothing records them.
+        points: evaluations by rising epoch.
+        evaluators: hashes of the classifiers that gave the scores; empty where unknown.
+    """
+
+    name: str
+    settings: dict[str, Value] | None
+    points: tuple[Point, ...]
+    evaluators: frozenset[str]
+
+    def at(self, epoch: int) -> Point | None:
+        """Return the last evaluation at or before an epoch."""
+        before = [point for point in self.points if point.epoch <= epoch]
+        return before[-1] if before else None
+
+    def best(self, file: str) -> Point:
+        """Return the evaluation with the highest accuracy on a condition file, the earlier one of equals."""
+        return max(self.points, key=lambda point: (_known(point.accuracy[file]), -point.epoch))
+
+    def last_mean(self, file: str, count: int) -> tuple[float, float]:
+        """Return mean and standard deviation over the last ``count`` evaluations; NaN for the latter where there is one."""
+        values = [point.accuracy[file] for point in self.points[-count:]]
+        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms and what is common to them.
+
+    Attributes:
+        differing: {setting: one value per arm} for every setting that is not the same everywhere.
+        epoch: the common epoch at which the arms are set side by side.
+        last: evaluations that the mean is taken over.
+        warnings: why a difference may mean less than it seems.
+    """
+
+    arms: tuple[Arm, ...]
+    differing: dict[str, tuple[Value, ...]]
+    epoch: int
+    last: int
+    warnings: tuple[str, ...]
+
+
+def compare(paths: Sequence[Path], *, at_epoch: int | None = None, last: int = 10) -> Comparison:
+    """Set runs, or folders of report-style checkpoints, side by side.
+
+    Args:
+        paths: two or more folders.
+        at_epoch: the epoch to compare at; None: the last that every arm has reached.
+        last: evaluations that mean and standard deviation are taken over.
+
+    Raises:
+        UsageError: fewer than two paths, the same path twice, or an epoch that an arm never reached.
+        DataError: a folder holds no evaluation.
+    """
+    if len(paths) < 2:
+        raise UsageError("compare: name two or more runs or folders of checkpoints")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UsageError("compare: the same folder is named twice")
+    arms = tuple(load_arm(path, name) for path, name in zip(paths, _short_names(paths), strict=True))
+    epoch = at_epoch if at_epoch is not None else min(arm.points[-1].epoch for arm in arms)
+    for arm in arms:
+        if arm.at(epoch) is None:
+            raise UsageError(f"--at-epoch {epoch}: the first evaluation of {arm.name} is at epoch {arm.points[0].epoch}")
+    return Comparison(arms, _differing(arms), epoch, last, _warnings(arms))
+
+
+def load_arm(path: Path, name: str) -> Arm:
+    """Return the evaluations that a run, or the file names in a folder of checkpoints, record.
+
+    Raises:
+        UsageError: there is no such folder.
+        DataError: it records no evaluation.
+    """
+    run = Run(path)
+    if run.config_file.is_file():
+        rows = run.results()
+        points = [_point(path, row) for row in rows]
+        # A run may have scored an epoch twice (stopped and resumed): the later row stands.
+        unique = {point.epoch: point for point in points}
+        settings: dict[str, Value] | None = run.config().flat()
+        evaluators = frozenset(row["evaluator"] for row in rows)
+    else:
+        recorded = [recorded_in_name(file) for file in find_checkpoints(path)]
+        named = [Point(int(r.pop("epoch")), math.nan, r, dict.fromkeys(FILES, math.nan)) for r in recorded if r]
+        unique, settings, evaluators = {point.epoch: point for point in named}, None, frozenset()
+    if not unique:
+        raise DataError(f"{path}: records no evaluation (neither in results.csv nor in names such as epoch315_0.625_0.619.pth)")
+    return Arm(name, settings, tuple(unique[epoch] for epoch in sorted(unique)), evaluators)
+
+
+def _point(path: Path, row: dict[str, str]) -> Point:
+    try:
+        accuracy = {name: float(row[name]) for name in FILES}
+        exact = {name: float(row[f"{name}_exact"]) for name in FILES}
+        return Point(int(row["epoch"]), float(row["loss"]), accuracy, exact)
+    except (KeyError, TypeError, ValueError):
+        raise DataError(f"{path / 'results.csv'}: a row is not in the form that train writes: {row}") from None
+
+
+def _known(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    names = [path.resolve().name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def _differing(arms: Sequence[Arm]) -> dict[str, tuple[Value, ...]]:
+    known = [arm.settings for arm in arms if arm.settings is not None]
+    if len(known) < 2:
+        return {}
+    names = [name for name in known[0] if name not in IGNORED and len({repr(settings[name]) for settings in known}) > 1]
+    return {name: tuple("unknown" if arm.settings is None else arm.settings[name] for arm in arms) for name in names}
+
+
+def _warnings(arms: Sequence[Arm]) -> tuple[str, ...]:
+    warnings = []
+    if len(frozenset().union(*(arm.evaluators for arm in arms))) > 1:
+        warnings.append("the scores come from different evaluators and cannot be compared")
+    if any(arm.settings is None for arm in arms):
+        warnings.append("scores read from file names are single draws by an unknown evaluator")
+    return tuple(warnings)

@@ -1,0 +1,137 @@
+"""The records that the engine yields; the terminal, the log and the tests all read this one stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddpmctl.config import Config, SamplingConfig
+from ddpmctl.data.dataset import Notice, Progress
+from ddpmctl.evaluator.scores import Score
+
+__all__ = ["EpochDone", "Evaluated", "Event", "Failed", "Finished", "Judged", "Notice", "Plan", "Progress", "Saved", "Started", "StepDone", "Ticked"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training run is going to do.
+
+    Attributes:
+        seconds: estimated duration of the training steps, or None where it is not known.
+    """
+
+    config: Config
+    run: Path
+    data: str
+    images: int
+    parameters: int
+    device: str
+    precision: str
+    steps_per_epoch: int
+    steps: int | None
+    seconds: float | None
+    terminal_snr: float
+    evaluator: str
+
+
+@dataclass(frozen=True)
+class Started:
+    """Training begins, or goes on at ``step``."""
+
+    plan: Plan
+    step: int
+
+
+@dataclass(frozen=True)
+class Ticked:
+    """A sign of life between steps; not logged.
+
+    Attributes:
+        fraction: of the budget, 0 to 1.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    images_per_second: float
+    fraction: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One logged step; ``loss`` is the mean since the last logged one."""
+
+    step: int
+    epoch: int
+    images_seen: int
+    loss: float
+    lr: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """One pass over the images, or what the budget left of it; ``loss`` is the mean over it."""
+
+    epoch: int
+    step: int
+    images_seen: int
+    loss: float
+    lr: float
+    seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The weights of this moment were scored on the condition files."""
+
+    epoch: int
+    step: int
+    images_seen: int
+    loss: float
+    seconds: float
+    scores: dict[str, Score]
+    evaluator: str
+    checkpoint: Path
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A file is safely on disk."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A checkpoint has been scored, now or, where ``kept``, at an earlier call."""
+
+    path: Path
+    epoch: int | None
+    loss: float | None
+    recorded: dict[str, float]
+    scores: dict[str, Score]
+    sampling: SamplingConfig
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A file could not be used; the others go on."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run has used up its budget."""
+
+    run: Path
+    epoch: int
+    seconds: float
+
+
+Event = Progress | Notice | Started | Ticked | StepDone | EpochDone | Evaluated | Saved | Judged | Failed | Finished

@@ -1,0 +1,134 @@
+"""Pictures from a network: batches of final images, or every frame on the way."""
+
+from __future__ import annotations
+
+import collections.abc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ddpmctl.config import SamplingConfig
+from ddpmctl.data.dataset import Progress
+from ddpmctl.data.labels import multi_hot
+from ddpmctl.diffusion.denoiser import Diffusion
+from ddpmctl.diffusion.randomness import ImageNoise, Key
+from ddpmctl.diffusion.samplers import Frame, Sampler, spaced_times
+from ddpmctl.engine.machine import Machine
+from ddpmctl.registry import SAMPLERS
+from ddpmctl.report.denoising import Moment
+
+R = TypeVar("R")
+Progressing: TypeAlias = collections.abc.Generator[Progress, None, R]
+IMAGE_SHAPE = (3, 64, 64)
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Request:
+    """One image to make: its objects, and the key of its noise; equal keys start from equal noise."""
+
+    labels: tuple[str, ...]
+    key: Key
+
+
+def requests_for(name: str, conditions: Sequence[tuple[str, ...]], *, seed: int, repeats: int = 1) -> list[Request]:
+    """Return ``repeats`` images for each condition of a file, condition by condition."""
+    return [Request(labels, (seed, name, index, copy)) for index, labels in enumerate(conditions) for copy in range(repeats)]
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A network with everything that sampling from it takes."""
+
+    net: nn.Module
+    diffusion: Diffusion
+    sampling: SamplingConfig
+    machine: Machine
+
+    @property
+    def steps(self) -> int:
+        """Sampler steps per image."""
+        return len(self._times()) - 1
+
+    @property
+    def nfe(self) -> int:
+        """Network calls per image: guidance doubles them."""
+        return self.steps * (2 if self.sampling.guidance > 0 else 1)
+
+    def describe(self) -> str:
+        """Return sampler, steps, guidance and network calls in words."""
+        s = self.sampling
+        doubled = " (two a step for guidance)" if s.guidance > 0 else ""
+        return f"{s.sampler}, {self.steps} steps, guidance {s.guidance:g}: {self.nfe} network calls an image{doubled}"
+
+    def _times(self) -> list[int]:
+        return spaced_times(self.diffusion.schedule.timesteps, self.sampling.steps)
+
+    def frames(self, requests: Sequence[Request]) -> Iterator[Frame]:
+        """Yield the batch's states from pure noise (t = T, where x0_hat is the noise itself) to the images (t = 0).
+
+        Float32 on the machine's device, (B, 3, 64, 64).
+        """
+        device = self.machine.device
+        labels = torch.from_numpy(multi_hot([r.labels for r in requests])).float().to(device)
+        noise = ImageNoise([r.key for r in requests], IMAGE_SHAPE, device)
+        times, sampler = self._times(), self._sampler()
+        x = noise().contiguous(memory_format=torch.channels_last)
+        yield Frame(times[0], x, x, pure_noise=True)
+        denoise = self.diffusion.denoiser(self.net, labels, self.sampling.guidance)
+        steps = sampler(denoise, x, times, self.diffusion.schedule, noise, self.sampling.eta)
+        while True:
+            # Entered anew for each step: a generator must not leave its caller in inference mode.
+            with torch.inference_mode(), self.machine.autocast():
+                frame = next(steps, None)
+            if frame is None:
+                return
+            yield frame
+
+    def _sampler(self) -> Sampler:
+        sampler: Sampler = SAMPLERS.get(self.sampling.sampler)
+        return sampler
+
+    def walk(self, requests: Sequence[Request], batch_size: int = BATCH) -> Iterator[Frame]:
+        """Yield the frames of one batch after another, in order; those with t = 0 hold finished images."""
+        for start in range(0, len(requests), batch_size):
+            yield from self.frames(requests[start : start + batch_size])
+
+
+def pictures(generator: Generator, requests: Sequence[Request], batch_size: int = BATCH) -> Progressing[list[Tensor]]:
+    """Yield progress and return the finished pictures batch by batch: uint8 (B, 3, 64, 64) on the CPU."""
+    made, done, total = [], 0, len(requests) * generator.steps
+    yield Progress("sampling", 0, total)
+    for frame in generator.walk(requests, batch_size):
+        if not frame.pure_noise:
+            done += len(frame.x_t)
+            yield Progress("sampling", done, total)
+        if frame.t == 0:
+            made.append(to_uint8(frame.x_t))
+    return made
+
+
+def record(generator: Generator, requests: Sequence[Request]) -> Progressing[list[Moment]]:
+    """Yield progress and return every moment of one batch, from pure noise to the finished pictures."""
+    moments: list[Moment] = []
+    yield Progress("sampling", 0, generator.steps)
+    for frame in generator.frames(requests):
+        x_t, x0_hat = (to_uint8(images).permute(0, 2, 3, 1).contiguous().numpy() for images in (frame.x_t, frame.x0_hat))
+        moments.append(Moment(frame.t, x_t, None if frame.pure_noise else x0_hat))
+        yield Progress("sampling", len(moments) - 1, generator.steps)
+    return moments
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Return images in [-1, 1] as uint8 on the CPU, same shape."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+
+
+def label_tensor(requests: Sequence[Request]) -> Tensor:
+    """Return the requested labels, multi-hot float32, (B, 24)."""
+    return torch.from_numpy(multi_hot([r.labels for r in requests])).float()
+
+

@@ -1,0 +1,66 @@
+"""Scoring a network: make the pictures that the condition files ask for, and ask the classifier."""
+
+from __future__ import annotations
+
+import collections.abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddpmctl.data.dataset import Progress
+from ddpmctl.engine.generate import BATCH, Generator, Request, label_tensor, requests_for, to_uint8
+from ddpmctl.evaluator.classifiers import Evaluator
+from ddpmctl.evaluator.scores import Score, score
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The pictures made for one condition file and the classifier's answers.
+
+    Attributes:
+        pictures: uint8, (N, 3, 64, 64).
+        probabilities: float32, (N, 24).
+    """
+
+    requests: list[Request]
+    pictures: Tensor
+    probabilities: Tensor
+
+    @property
+    def score(self) -> Score:
+        """The pooled score of all pictures."""
+        return score(self.probabilities, label_tensor(self.requests))
+
+
+def judge(
+    generator: Generator,
+    evaluator: Evaluator,
+    conditions: Mapping[str, Sequence[tuple[str, ...]]],
+    *,
+    seed: int,
+    repeats: int = 1,
+    batch_size: int = BATCH,
+) -> collections.abc.Generator[Progress, None, dict[str, Judgement]]:
+    """Make ``repeats`` pictures of every condition and return what the classifier sees, by condition file.
+
+    The files' conditions share batches; each picture's noise is a function of (seed, file, condition,
+    repeat) alone, so every network is judged on the same noise.
+    """
+    requests = {name: requests_for(name, sets, seed=seed, repeats=repeats) for name, sets in conditions.items()}
+    everything = [request for group in requests.values() for request in group]
+    pictures, answers, done, total = [], [], 0, len(everything) * generator.steps
+    for frame in generator.walk(everything, batch_size):
+        yield Progress("sampling", done, total)
+        if frame.pure_noise:
+            continue
+        done += len(frame.x_t)
+        if frame.t == 0:
+            images = frame.x_t.clamp(-1, 1)
+            pictures.append(to_uint8(images))
+            answers.append(evaluator(images))
+    yield Progress("sampling", total, total)
+    sizes = [len(group) for group in requests.values()]
+    split = zip(requests.items(), torch.cat(pictures).split(sizes), torch.cat(answers).split(sizes), strict=True)
+    return {name: Judgement(group, images, probabilities) for (name, group), images, probabilities in split}

@@ -1,0 +1,78 @@
+"""Where the arithmetic happens: device, precision, threads."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+
+import torch
+
+from ddpmctl.config import MachineConfig
+from ddpmctl.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device and the precision in which networks run on it; weights are always float32."""
+
+    device: torch.device
+    precision: str
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Return the context in which a network is called."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def describe(self) -> str:
+        """Return the device in words."""
+        if self.device.type == "cuda":
+            return f"{self.device} ({torch.cuda.get_device_name(self.device)})"
+        if self.device.type == "cpu":
+            return f"cpu ({torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''})"
+        return str(self.device)
+
+
+def make_machine(config: MachineConfig) -> Machine:
+    """Return the machine that a config names; ``auto`` is decided here.
+
+    Raises:
+        UsageError: the device is not there.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = _device(config.device)
+    precision = config.precision if config.precision != "auto" else ("bf16" if _bf16_is_faster(device) else "fp32")
+    return Machine(device, precision)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise UsageError(f"--device: {name!r} is not here; --device auto takes what is") from None
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"--device: {name!r} holds no data; use cpu, cuda or mps")
+    return device
+
+
+def _bf16_is_faster(device: torch.device) -> bool:
+    """Decide by measuring where hardware names say little: CPUs emulate bf16 slowly unless they have units for it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(768, 768, dtype=dtype)
+        runs = []
+        for _ in range(4):
+            start = time.perf_counter()
+            torch.mm(a, a)
+            runs.append(time.perf_counter() - start)
+        seconds[dtype] = min(runs)
+    return seconds[torch.bfloat16] < 0.75 * seconds[torch.float32]

@@ -1,0 +1,97 @@
+"""Optimizers by name, and the learning rate over a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddpmctl.config import TrainingConfig
+from ddpmctl.registry import OPTIMIZERS
+
+ADAMW_LR_RATIO = 0.15  # Muon's learning rate is for orthogonal updates; vectors beside it want AdamW's, which is smaller
+
+SMALLEST_MATRIX = 32  # below, a matrix is an embedding of labels, time or pixels, where orthogonal updates make no sense
+
+
+@OPTIMIZERS.register("adam")
+def adam(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """Kingma & Ba 2015."""
+    return [torch.optim.Adam(net.parameters(), lr=lr, foreach=True)]
+
+
+@OPTIMIZERS.register("adamw")
+def adamw(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """Loshchilov & Hutter 2019."""
+    return [torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01, foreach=True)]
+
+
+@OPTIMIZERS.register("muon")
+def muon(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """Jordan et al. 2024 on matrices and kernels between feature maps, AdamW on the rest."""
+    ends = {id(p) for name in ("stem", "out", "init_conv") if hasattr(net, name) for p in getattr(net, name).parameters()}
+    inner = [p for p in net.parameters() if p.ndim in (2, 4) and min(p.shape[:2]) >= SMALLEST_MATRIX and id(p) not in ends]
+    chosen = {id(p) for p in inner}
+    rest = [p for p in net.parameters() if id(p) not in chosen]
+    beside = torch.optim.AdamW(rest, lr=lr * ADAMW_LR_RATIO, betas=(0.9, 0.99), weight_decay=0.0, foreach=True)
+    return [MatrixMuon(inner, lr=lr), beside] if inner else [beside]
+
+
+class MatrixMuon(torch.optim.Muon):
+    """torch's Muon, given each convolution kernel as the matrix (out, in * height * width).
+
+    Args:
+        parameters: matrices (out, in) and kernels (out, in, height, width).
+        lr: learning rate; updates are scaled by sqrt(out / in) where that is above 1.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
+        """Make a matrix view of every parameter; both share their memory."""
+        self._kernels = list(parameters)
+        self._matrices = [nn.Parameter(_matrix(p.detach())) for p in self._kernels]
+        for kernel, matrix in zip(self._kernels, self._matrices, strict=True):
+            if kernel.data_ptr() != matrix.data_ptr():
+                raise ValueError("a parameter's memory cannot be seen as a matrix; make it contiguous or channels_last first")
+        super().__init__(self._matrices, lr=lr, momentum=0.95, weight_decay=0.0)
+
+    def step(self, closure: Any = None) -> Any:
+        """Update every parameter by the orthogonalised momentum of its gradient."""
+        for kernel, matrix in zip(self._kernels, self._matrices, strict=True):
+            matrix.grad = None if kernel.grad is None else _matrix(kernel.grad)
+        return super().step(closure)
+
+
+def _matrix(kernel: Tensor) -> Tensor:
+    """Return (out, ...) as (out, rest) in memory order, so that it is a view in channels_last too."""
+    if kernel.ndim == 4 and kernel.is_contiguous(memory_format=torch.channels_last):
+        kernel = kernel.permute(0, 2, 3, 1)
+    return kernel.reshape(len(kernel), -1)
+
+
+def make_optimizers(net: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """Return the optimizers that a config names; each group remembers its peak as ``peak_lr``."""
+    optimizers: list[torch.optim.Optimizer] = OPTIMIZERS.get(config.optimizer)(net, config.lr)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def set_lr(optimizers: list[torch.optim.Optimizer], config: TrainingConfig, step: int, fraction: float) -> float:
+    """Set the learning rate for a step and return that of the first optimizer.
+
+    Args:
+        optimizers: as made by ``make_optimizers``.
+        config: names the decay and the warm-up.
+        step: steps done before this one.
+        fraction: of the budget used so far, in whole epochs or of the clock.
+    """
+    factor = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    if config.lr_decay == "linear":
+        factor *= max(0.0, 1 - fraction)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+    return float(optimizers[0].param_groups[0]["lr"])

@@ -1,0 +1,161 @@
+"""Training runs: the stream of events from the first step to the last checkpoint."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ddpmctl.config import Config, Value
+from ddpmctl.data.dataset import Dataset
+from ddpmctl.engine.checkpoint import load_tensors, save_checkpoint, save_tensors
+from ddpmctl.engine.events import EpochDone, Evaluated, Event, Finished, Plan, Saved, Started, StepDone, Ticked
+from ddpmctl.engine.generate import Generator
+from ddpmctl.engine.judge import judge
+from ddpmctl.engine.machine import Machine
+from ddpmctl.engine.runs import Run, RunLog
+from ddpmctl.engine.trainer import Trainer, probe_seconds_per_image
+from ddpmctl.errors import DataError
+from ddpmctl.evaluator.classifiers import Evaluator
+from ddpmctl.report.grids import save_grid
+
+LOG_STEPS = 50
+TICK_SECONDS = 0.5
+SCORED = ("test", "new_test")
+
+
+def make_plan(config: Config, run: Path, dataset_name: str, images: int, machine: Machine, evaluator: str) -> Plan:
+    """Return what training will do, with its duration estimated from two real steps."""
+    from ddpmctl.diffusion.schedules import make_schedule
+    from ddpmctl.engine.trainer import make_network
+
+    training = config.training
+    per_epoch = -(-images // training.batch_size)
+    seconds = 60 * training.minutes if training.minutes is not None else None
+    if training.epochs is not None:
+        seconds = training.epochs * images * probe_seconds_per_image(config, machine)
+    return Plan(
+        config=config,
+        run=run,
+        data=dataset_name,
+        images=images,
+        parameters=sum(p.numel() for p in make_network(config).parameters()),
+        device=machine.describe(),
+        precision=machine.precision,
+        steps_per_epoch=per_epoch,
+        steps=None if training.epochs is None else training.epochs * per_epoch,
+        seconds=seconds,
+        terminal_snr=make_schedule(config.diffusion).terminal_snr,
+        evaluator=evaluator,
+    )
+
+
+def train(plan: Plan, run: Run, dataset: Dataset, evaluator: Evaluator, machine: Machine, *, resume: bool = False) -> Iterator[Event]:
+    """Train until the budget is used up, yielding events; the run's files are written here, whoever listens.
+
+    A reader that stops early loses nothing: on leaving, a state is written from which ``resume`` goes on.
+
+    Args:
+        plan: the settings, and what was said of them.
+        run: the folder to write to.
+        dataset: images (N, 3, 64, 64) and labels (N, 24).
+        evaluator: scores each saved checkpoint.
+        machine: where to train.
+        resume: go on from the run's state.
+
+    Raises:
+        DataError: there is no usable state to resume from; the loss is no longer finite.
+    """
+    trainer = Trainer(plan.config, machine, dataset)
+    if resume:
+        state, _ = load_tensors(run.state_file)
+        trainer.restore(state, str(run.state_file))
+    log = RunLog(run)
+    saved_step = trainer.counters.step
+    yield Started(plan, trainer.counters.step)
+    try:
+        for event in _events(trainer, run, evaluator):
+            if isinstance(event, Saved) and event.path == run.state_file:
+                saved_step = trainer.counters.step
+            log.read(event)
+            yield event
+    except (GeneratorExit, KeyboardInterrupt):
+        if trainer.counters.step > saved_step:
+            save_tensors(run.state_file, trainer.state())
+        raise
+
+
+def _events(trainer: Trainer, run: Run, evaluator: Evaluator) -> Iterator[Event]:
+    training, counters = trainer.config.training, trainer.counters
+    begun, last_tick = time.perf_counter(), 0.0
+    while not trainer.done:
+        lr = trainer.step()
+        counters = trainer.counters
+        if counters.step % LOG_STEPS == 0:
+            loss = _finite(trainer.mean_loss("logged"), counters.step, lr)
+            yield StepDone(counters.step, counters.epoch + 1, counters.images_seen, loss, lr, counters.seconds)
+            trainer.end_logged()
+        if time.perf_counter() - last_tick > TICK_SECONDS:
+            last_tick = time.perf_counter()
+            yield _tick(trainer)
+        if counters.batch == trainer.batches_per_epoch or trainer.done:
+            loss = _finite(trainer.mean_loss("epoch"), counters.step, lr)
+            rate = counters.epoch_images / max(counters.epoch_seconds, 1e-9)
+            done = EpochDone(counters.epoch + 1, counters.step, counters.images_seen, loss, lr, counters.seconds, rate)
+            ended = trainer.done
+            trainer.end_epoch()
+            yield done
+            if ended or done.epoch % training.save_every == 0:
+                yield from _score_and_save(trainer, run, evaluator, done)
+    yield Finished(run.folder, trainer.counters.epoch, time.perf_counter() - begun)
+
+
+def _tick(trainer: Trainer) -> Ticked:
+    counters, fraction = trainer.counters, trainer.fraction
+    left = counters.seconds / max(fraction, 1e-9) * (1 - fraction)
+    rate = counters.images_seen / max(counters.seconds, 1e-9)
+    return Ticked(counters.step, counters.epoch + 1, trainer.mean_loss("epoch"), rate, fraction, left)
+
+
+def _finite(loss: float, step: int, lr: float) -> float:
+    if loss != loss or loss in (float("inf"), float("-inf")):
+        raise DataError(f"the loss is no longer finite at step {step} (learning rate {lr:g}); lower --lr, or try --precision fp32")
+    return loss
+
+
+def _score_and_save(trainer: Trainer, run: Run, evaluator: Evaluator, done: EpochDone) -> Iterator[Event]:
+    config = trainer.config
+    generator = Generator(trainer.sampling_network(), trainer.diffusion, config.sampling, trainer.machine)
+    judged = yield from judge(generator, evaluator, {name: trainer.dataset.conditions[name] for name in SCORED}, seed=config.training.seed)
+    scores = {name: judgement.score for name, judgement in judged.items()}
+    path = run.checkpoints / f"epoch{done.epoch}_{scores['test'].accuracy}_{scores['new_test'].accuracy}.pth"
+    known = {
+        "epoch": done.epoch, "step": done.step, "images_seen": done.images_seen, "loss": done.loss, "seconds": done.seconds,
+        "scores": {name: value.to_dict() for name, value in scores.items()}, "evaluator": evaluator.sha256, "data": trainer.dataset.key,
+    }  # fmt: skip
+    save_checkpoint(path, config, trainer.weights(), **known)
+    for name, judgement in judged.items():
+        save_grid(run.samples / f"epoch{done.epoch}_{name}.png", judgement.pictures, [", ".join(r.labels) for r in judgement.requests])
+    run.point("latest", path)
+    mean = sum(value.accuracy for value in scores.values()) / len(scores)
+    if mean > trainer.counters.best:
+        trainer.counters.best = mean
+        run.point("best", path)
+    yield Evaluated(done.epoch, done.step, done.images_seen, done.loss, done.seconds, scores, evaluator.sha256, path)
+    yield Saved(path)
+    save_tensors(run.state_file, trainer.state())
+    yield Saved(run.state_file)
+
+
+def resumed_data(run: Run) -> dict[str, Value]:
+    """Return what ``data.json`` records of a run's data: folder (None: the embedded benchmark) and scenes.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    try:
+        content = json.loads(run.data_file.read_text(encoding="utf-8"))
+        return {"data": content["data"], "scenes": content["scenes"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(f"{run.data_file}: missing or damaged, so the run's data are unknown") from None

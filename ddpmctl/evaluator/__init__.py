@@ -1,0 +1,1 @@
+"""The classifier that scores images, and what is computed from its answers."""

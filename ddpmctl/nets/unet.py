@@ -1,0 +1,135 @@
+"""Our U-Net for a laptop: works on 2x2 patches, and looks at the labels one token an object.
+
+What is where is decided at low resolution, so that is where the labels can be attended to;
+time and the label set as a whole steer every block through adaptive group norm
+(Dhariwal & Nichol 2021, eq. 4).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddpmctl.config import ModelConfig
+from ddpmctl.registry import ACTIVATIONS, NETWORKS
+
+CLASSES = 24
+PATCH = 2
+GROUP = 8  # channels per normalisation group
+HEAD = 32  # channels per attention head
+
+
+class TimeEmbedding(nn.Module):
+    """t / T as sines and cosines of geometric frequencies (Vaswani et al. 2017, section 3.5)."""
+
+    frequencies: Tensor
+
+    def __init__(self, features: int) -> None:
+        """Keep ``features / 2`` frequencies between 1 and 1000 radians."""
+        super().__init__()
+        self.register_buffer("frequencies", torch.logspace(0, 3, features // 2), persistent=False)
+
+    def forward(self, time: Tensor) -> Tensor:
+        """Map (B,) to (B, features)."""
+        angle = time.float()[:, None] * self.frequencies
+        return torch.cat((angle.sin(), angle.cos()), 1)
+
+
+class ResidualBlock(nn.Module):
+    """Norm, activation, conv; then the same again, scaled and shifted by the condition."""
+
+    def __init__(self, in_channels: int, out_channels: int, condition: int, act: type[nn.Module]) -> None:
+        """Build it as the identity: the last convolution starts at zero."""
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(in_channels // GROUP, in_channels), nn.GroupNorm(out_channels // GROUP, out_channels, affine=False)
+        self.conv1, self.conv2 = nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.modulation = nn.Linear(condition, 2 * out_channels)
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.act = act()
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.modulation.weight)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Map x (B, in, H, W) and the condition (B, C) to (B, out, H, W)."""
+        scale, shift = self.modulation(condition)[:, :, None, None].chunk(2, 1)
+        h = self.conv1(self.act(self.norm1(x)))
+        h = self.conv2(self.act(torch.addcmul(shift, self.norm2(h), 1 + scale)))
+        return self.skip(x) + h  # type: ignore[no-any-return]
+
+
+class LabelAttention(nn.Module):
+    """Every position looks at all positions and at one token for each requested object."""
+
+    def __init__(self, channels: int) -> None:
+        """Build it as the identity: the projection starts at zero."""
+        super().__init__()
+        self.heads = channels // HEAD
+        self.norm = nn.GroupNorm(channels // GROUP, channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.label_kv = nn.Linear(channels, 2 * channels)
+        self.project = nn.Linear(channels, channels)
+        nn.init.zeros_(self.project.weight)
+
+    def forward(self, x: Tensor, tokens: Tensor, present: Tensor) -> Tensor:
+        """Map x (B, C, H, W), tokens (B, 1 + 24, C) and which of them count, (B, 1 + 24), to (B, C, H, W)."""
+        batch, channels, height, width = x.shape
+        here = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
+        q, k, v = self.qkv(here).chunk(3, 2)
+        label_k, label_v = self.label_kv(tokens).chunk(2, 2)
+        k, v = torch.cat((k, label_k), 1), torch.cat((v, label_v), 1)  # (B, HW + 25, C)
+        visible = torch.cat((present.new_ones(batch, height * width), present), 1)[:, None, None, :]  # (B, 1, 1, HW + 25)
+        q, k, v = (z.unflatten(2, (self.heads, -1)).transpose(1, 2) for z in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)  # (B, heads, HW, C / heads)
+        out = self.project(out.transpose(1, 2).flatten(2))
+        return x + out.transpose(1, 2).reshape(batch, channels, height, width)  # type: ignore[no-any-return]
+
+
+@NETWORKS.register("unet")
+class UNet(nn.Module):
+    """ours: residual blocks with adaptive norm, label tokens in attention at 8x8."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Build it with ``width``, 2 and 4 times ``width`` channels at 32x32, 16x16 and 8x8."""
+        super().__init__()
+        act = ACTIVATIONS.get(config.act)
+        w1, w2, w3 = config.width, 2 * config.width, 4 * config.width
+        condition = w3
+        self.time = nn.Sequential(TimeEmbedding(64), nn.Linear(64, condition), act(), nn.Linear(condition, condition))
+        self.label_set = nn.Linear(CLASSES, condition)
+        self.tokens = nn.Parameter(torch.randn(1 + CLASSES, w3) / math.sqrt(w3))  # the first stands for "no object"
+        self.act = act()
+        self.stem = nn.Conv2d(3 * PATCH**2, w1, 3, padding=1)
+        self.down = nn.ModuleList([ResidualBlock(w1, w1, condition, act), ResidualBlock(w2, w2, condition, act), ResidualBlock(w3, w3, condition, act)])
+        self.shrink = nn.ModuleList([nn.Conv2d(w1, w2, 3, stride=2, padding=1), nn.Conv2d(w2, w3, 3, stride=2, padding=1)])
+        self.middle = nn.ModuleList([LabelAttention(w3), ResidualBlock(w3, w3, condition, act), LabelAttention(w3)])
+        self.up = nn.ModuleList([ResidualBlock(2 * w3, w3, condition, act), ResidualBlock(2 * w2, w2, condition, act), ResidualBlock(2 * w1, w1, condition, act)])
+        self.attention = LabelAttention(w3)
+        self.grow = nn.ModuleList([nn.Conv2d(w3, w2, 1), nn.Conv2d(w2, w1, 1)])
+        self.out = nn.Sequential(nn.GroupNorm(w1 // GROUP, w1), act(), nn.Conv2d(w1, 3 * PATCH**2, 3, padding=1))
+        nn.init.zeros_(self.out[-1].weight)  # type: ignore[arg-type]
+
+    def forward(self, x_t: Tensor, labels: Tensor, time: Tensor) -> Tensor:
+        """Map x_t (B, 3, 64, 64), labels (B, 24) and t / T (B,) to the objective's quantity (B, 3, 64, 64)."""
+        condition = self.act(self.time(time) + self.label_set(labels))
+        present = torch.cat((labels.new_ones(len(labels), 1), labels), 1) > 0
+        tokens = self.tokens.expand(len(labels), -1, -1)
+
+        x = self.stem(F.pixel_unshuffle(x_t, PATCH))  # (B, w1, 32, 32)
+        skips = []
+        for level, block in enumerate(self.down):
+            x = block(x, condition)
+            skips.append(x)
+            if level < len(self.shrink):
+                x = self.shrink[level](x)
+        look, block, look_again = self.middle
+        x = look_again(block(look(x, tokens, present), condition), tokens, present)  # (B, w3, 8, 8)
+        for level, block in enumerate(self.up):
+            x = block(torch.cat((x, skips.pop()), 1), condition)
+            if level == 0:
+                x = self.attention(x, tokens, present)
+            if level < len(self.grow):
+                x = F.interpolate(self.grow[level](x), scale_factor=2.0, mode="nearest")
+        return F.pixel_shuffle(self.out(x), PATCH)

@@ -1,0 +1,107 @@
+"""Name -> entry registries: one decorated function or class is one schedule, sampler, network, ...
+
+The names are read from the source files without importing them, so that ``--help`` and error
+texts know every entry while torch stays unloaded; an entry is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from ddpmctl.errors import UsageError
+
+T = TypeVar("T")
+
+
+@functools.cache
+def _declared(package: str) -> dict[str, dict[str, str]]:
+    """Return {registry variable: {entry name: first docstring line}} as written in a package's files."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.submodule_search_locations
+    found: dict[str, dict[str, str]] = {}
+    for file in sorted(Path(spec.submodule_search_locations[0]).glob("*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+                continue
+            for mark in node.decorator_list:
+                match mark:
+                    case ast.Call(func=ast.Attribute(value=ast.Name(id=variable), attr="register"), args=[ast.Constant(value=str(name))]):
+                        summary = (ast.get_docstring(node) or "").partition("\n")[0]
+                        found.setdefault(variable, {})[name] = summary.rstrip(".")
+    return found
+
+
+class Registry(Generic[T]):
+    """The entries of one kind, e.g. every sampler.
+
+    Args:
+        variable: the name under which the registry stands in this module.
+        kind: what an entry is called in messages, e.g. ``"sampler"``.
+        package: the package whose files declare entries.
+    """
+
+    def __init__(self, variable: str, kind: str, package: str) -> None:
+        """Make an empty registry; entries come with the first use."""
+        self.variable, self.kind, self.package = variable, kind, package
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Return the decorator that enters a function or class under ``name``."""
+
+        def enter(entry: T) -> T:
+            if name in self._entries:
+                raise ValueError(f"two entries of kind {self.kind!r} are called {name!r}")
+            self._entries[name] = entry
+            return entry
+
+        return enter
+
+    def summaries(self) -> dict[str, str]:
+        """Return {name: one-line description} of every entry, without importing any."""
+        return dict(_declared(self.package).get(self.variable, {}))
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of every entry, without importing any."""
+        return tuple(self.summaries() | dict.fromkeys(self._entries, ""))
+
+    def check(self, name: str) -> str:
+        """Return ``name`` if it is an entry's.
+
+        Raises:
+            UsageError: it is not; the message names the nearest entries and all of them.
+        """
+        if name not in self.names():
+            near = difflib.get_close_matches(name.lower(), self.names(), n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise UsageError(f"unknown {self.kind} {name!r}: {hint}There are {', '.join(self.names())}")
+        return name
+
+    def get(self, name: str) -> T:
+        """Return the entry called ``name``, importing the package's files on first use.
+
+        Raises:
+            UsageError: there is no such entry.
+        """
+        self.check(name)
+        if name not in self._entries:
+            for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__, self.package + "."):
+                importlib.import_module(module.name)
+        return self._entries[name]
+
+
+SCHEDULES: Registry[Any] = Registry("SCHEDULES", "schedule", "ddpmctl.diffusion")
+OBJECTIVES: Registry[Any] = Registry("OBJECTIVES", "objective", "ddpmctl.diffusion")
+SAMPLERS: Registry[Any] = Registry("SAMPLERS", "sampler", "ddpmctl.diffusion")
+TIME_SAMPLINGS: Registry[Any] = Registry("TIME_SAMPLINGS", "time sampling", "ddpmctl.diffusion")
+NETWORKS: Registry[Any] = Registry("NETWORKS", "network", "ddpmctl.nets")
+ACTIVATIONS: Registry[Any] = Registry("ACTIVATIONS", "activation", "ddpmctl.nets")
+OPTIMIZERS: Registry[Any] = Registry("OPTIMIZERS", "optimizer", "ddpmctl.engine")

@@ -1,0 +1,121 @@
+"""Contact sheets: pictures in rows and columns, with what was asked for written beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from ddpmctl.files import atomic_write
+
+Picture = npt.NDArray[np.uint8]
+
+SCALE = 2  # 64-pixel pictures are shown twice as large: captions must fit under them
+PAD = 6
+FONT_SIZE = 13
+LINE = 16
+INK, PAPER = (30, 30, 30), (255, 255, 255)
+
+
+class Pictures(Protocol):
+    """Anything that becomes uint8 pictures (N, 3, H, W) through numpy, such as a tensor on the CPU."""
+
+    def __array__(self, dtype: None = None, /) -> npt.NDArray[np.uint8]:
+        """Return the pictures."""
+
+
+def save_grid(path: Path, pictures: Pictures, captions: Sequence[str], *, columns: int = 8) -> Path:
+    """Write pictures as one PNG, each with its caption under it, a comma beginning a new line.
+
+    Args:
+        path: the PNG file.
+        pictures: uint8, (N, 3, H, W).
+        captions: one a picture.
+        columns: pictures in a row.
+    """
+    cells = _images(pictures)
+    columns = min(columns, len(cells))
+    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
+    below = [captions[i : i + columns] for i in range(0, len(cells), columns)]
+    return save_sheet(path, rows, captions=below)
+
+
+def save_sheet(
+    path: Path,
+    rows: Sequence[Sequence[Picture]],
+    *,
+    captions: Sequence[Sequence[str]] | None = None,
+    row_titles: Sequence[str] | None = None,
+    column_titles: Sequence[str] | None = None,
+) -> Path:
+    """Write rows of pictures (H, W, 3) as one PNG, with texts under each, left of each row or above each column."""
+    with atomic_write(path) as temporary:
+        draw_sheet(rows, captions=captions, row_titles=row_titles, column_titles=column_titles).save(temporary, "PNG")
+    return path
+
+
+def draw_sheet(
+    rows: Sequence[Sequence[Picture]],
+    *,
+    captions: Sequence[Sequence[str]] | None = None,
+    row_titles: Sequence[str] | None = None,
+    column_titles: Sequence[str] | None = None,
+) -> Image.Image:
+    """Return what ``save_sheet`` writes."""
+    font = ImageFont.load_default(FONT_SIZE)
+    height, width = (SCALE * side for side in rows[0][0].shape[:2])
+    text_left = max((_width(line, font) for title in row_titles or () for line in _lines(title)), default=-PAD) + PAD
+    text_below = [LINE * max((len(_lines(c)) for c in row), default=0) for row in captions] if captions else [0] * len(rows)
+    top = LINE + PAD if column_titles else PAD
+    columns = max(map(len, rows))
+    size = (text_left + PAD + columns * (width + PAD), top + sum(height + PAD + below for below in text_below))
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(column_titles or ()):
+        draw.text((text_left + PAD + column * (width + PAD) + width // 2, PAD), title, INK, font, anchor="mt")
+    y = top
+    for index, row in enumerate(rows):
+        if row_titles:
+            block = "\n".join(_lines(row_titles[index]))
+            draw.text((text_left, y + height // 2), block, INK, font, anchor="rm", align="right")
+        for column, picture in enumerate(row):
+            x = text_left + PAD + column * (width + PAD)
+            sheet.paste(Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST), (x, y))
+            for number, line in enumerate(_lines(captions[index][column]) if captions else ()):
+                draw.text((x + width // 2, y + height + 2 + number * LINE), line, INK, font, anchor="mt")
+        y += height + PAD + text_below[index]
+    return sheet
+
+
+def save_gif(path: Path, frames: Sequence[Image.Image], *, milliseconds: int = 120) -> Path:
+    """Write frames as an endless GIF that rests on its last one."""
+    durations = [milliseconds] * (len(frames) - 1) + [2000]
+    with atomic_write(path) as temporary:
+        frames[0].save(temporary, "GIF", save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)
+    return path
+
+
+def save_pictures(folder: Path, pictures: Pictures, names: Sequence[str]) -> list[Path]:
+    """Write each picture, uint8 (3, H, W), as a PNG of its own size; return the files."""
+    paths = []
+    for picture, name in zip(_images(pictures), names, strict=True):
+        with atomic_write(folder / name) as temporary:
+            Image.fromarray(picture).save(temporary, "PNG")
+        paths.append(folder / name)
+    return paths
+
+
+def _images(pictures: Pictures) -> list[Picture]:
+    return list(np.ascontiguousarray(np.asarray(pictures).transpose(0, 2, 3, 1)))
+
+
+def _lines(caption: str) -> list[str]:
+    return [part.strip() for part in caption.replace("\n", ",").split(",")] if caption else []
+
+
+def _width(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
+    return int(font.getlength(text)) + 1
