@@ -119,7 +119,7 @@ def read_conditions(path: Path) -> list[tuple[str, ...]]:
         raise UsageError(f"{path}: there is no such condition file")
     conditions, problems = parse_conditions(read_json(path), path)
     if problems:
-        raise_first(problems, path.parent)
+        raise DataError(f"{problems[0].path}: {problems[0].what}")
     return conditions
 
 

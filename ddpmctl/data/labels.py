@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from ddpmctl.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SHAPES = ("cube", "sphere", "cylinder")
 COLOURS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
@@ -31,6 +33,8 @@ def class_index(name: str) -> int:
 
 def multi_hot(label_sets: Sequence[Sequence[str]]) -> np.ndarray:
     """Return the label sets as a uint8 array of zeros and ones, (N, 24)."""
+    import numpy as np  # not at the top: --help must not wait for it
+
     out = np.zeros((len(label_sets), len(CLASSES)), dtype=np.uint8)
     for row, names in zip(out, label_sets, strict=True):
         row[[class_index(name) for name in names]] = 1

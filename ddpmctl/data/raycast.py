@@ -22,7 +22,6 @@ from ddpmctl.data.scenes import GRAIN_TILE, OBJECTS, Scenes, cast_windows
 
 SUPERSAMPLE = 3  # rays per pixel and axis through objects; the floor is smooth and takes one
 CHUNK_PIXELS = 8 * 64 * 64  # of one frame: what two cores' caches hold
-
 GRAIN = 0.033  # of the grey level at 320x240, in the dark
 
 

@@ -31,7 +31,6 @@ LAMP_JITTER = 0.6
 POWER_JITTER = 0.1
 REACH = 3.0  # objects stand in the square |x|, |y| < REACH
 GAP = 0.25  # least distance between the circles around two objects' bases
-
 GRAIN_TILE = 512  # pixels a side of the common grain pattern
 
 Triples = Literal["benchmark", "any"]

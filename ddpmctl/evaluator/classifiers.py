@@ -1,0 +1,216 @@
+"""Multi-label classifiers that look at an image and name its objects: the one that comes with the program, and the lab's."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import importlib.resources
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ddpmctl.data.labels import CLASSES
+from ddpmctl.errors import DataError, UsageError
+
+BUILT_IN = "built-in"
+FORMAT = "ddpmctl evaluator 1"
+LAB_FILE = "checkpoint.pth"  # the name under which the lab hands its classifier out
+BATCH = 32  # images to a call of the network; a fixed shape, so that an image's answer does not depend on its neighbours
+WIDTHS = (48, 96, 160)
+PRIOR = -4.0  # the logit that a cell of the grid starts with: most classes are absent
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """A classifier ready to be asked.
+
+    Attributes:
+        name: "built-in" or the file's path.
+        sha256: of the weight file.
+        net: (B, 3, 64, 64) in [-1, 1] to probabilities (B, 24); in evaluation mode.
+    """
+
+    name: str
+    sha256: str
+    net: nn.Module
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the probability of each class, float32 (B, 24) on the CPU.
+
+        Computed in float32 whatever the caller's autocast, and image by image the same however they are batched.
+
+        Args:
+            images: (B, 3, 64, 64) float in [-1, 1], on any device.
+        """
+        device = next(self.net.parameters()).device
+        out = torch.empty(len(images), len(CLASSES))
+        with torch.autocast(device.type, enabled=False), _plain_float32(device):
+            for first in range(0, len(images), BATCH):
+                part = images[first : first + BATCH].to(device, torch.float32)
+                filled = F.pad(part, (0, 0, 0, 0, 0, 0, 0, BATCH - len(part))).contiguous(memory_format=torch.channels_last)
+                out[first : first + BATCH] = self.net(filled)[: len(part)].float().cpu()
+        return out
+
+    def to(self, device: torch.device | str) -> Evaluator:
+        """Return the same classifier on another device; this one stays where it is."""
+        return replace(self, net=copy.deepcopy(self.net).to(device))
+
+
+class CompactClassifier(nn.Module):
+    """A small residual network, (B, 3, 64, 64) in [-1, 1] to logits (B, 24).
+
+    Each cell of an 8x8 grid says which classes it sees, and an image shows what any of its cells does: log-sum-exp over the
+    cells, a smooth maximum. It fits labels that say what is there and not where (Pinheiro & Collobert 2015, eq. 1).
+    """
+
+    def __init__(self) -> None:
+        """Draw new weights from torch's global generator."""
+        super().__init__()
+        stem, *widths = WIDTHS
+        self.stem = ConvNorm(3, stem, 5, stride=2)
+        self.blocks = nn.Sequential(*(DownBlock(before, after) for before, after in zip(WIDTHS, widths, strict=False)))
+        self.head = nn.Conv2d(WIDTHS[-1], len(CLASSES), 1)
+        nn.init.constant_(self.head.bias, PRIOR)  # type: ignore[arg-type]
+        with torch.no_grad():
+            self.head.weight.mul_(0.3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits, (B, 24)."""
+        cells = self.head(self.blocks(F.relu(self.stem(images))))  # (B, 24, 8, 8)
+        return torch.logsumexp(cells.float().flatten(2), dim=2)
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias and its batch normalisation."""
+
+    def __init__(self, before: int, after: int, size: int, stride: int = 1) -> None:
+        """Take channels before and after, the kernel's side, and the stride."""
+        super().__init__()
+        self.conv = nn.Conv2d(before, after, size, stride, size // 2, bias=False)
+        self.norm: nn.Module = nn.BatchNorm2d(after)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, after, H / stride, W / stride)."""
+        out: Tensor = self.norm(self.conv(x))
+        return out
+
+    def fuse(self) -> None:
+        """Fold the normalisation into the convolution, for evaluation: the same function in half the passes over memory."""
+        if isinstance(self.norm, nn.BatchNorm2d):
+            self.conv = fuse_conv_bn_eval(self.conv.eval(), self.norm.eval())
+            self.norm = nn.Identity()
+
+
+class DownBlock(nn.Module):
+    """A residual block that halves the sides."""
+
+    def __init__(self, before: int, after: int) -> None:
+        """Take channels before and after."""
+        super().__init__()
+        self.first = ConvNorm(before, after, 3, stride=2)
+        self.second = ConvNorm(after, after, 3)
+        self.skip = ConvNorm(before, after, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, after, H / 2, W / 2)."""
+        return F.relu(self.second(F.relu(self.first(x))) + self.skip(F.avg_pool2d(x, 2)))
+
+
+def load_evaluator(path: Path | None = None, root: Path | None = None, device: torch.device | str = "cpu") -> Evaluator:
+    """Return the classifier of a file; without one the lab's if it lies in the data folder, else the built-in one.
+
+    Args:
+        path: a file in the lab's format or in ours.
+        root: the data folder, in which the lab's ``checkpoint.pth`` is found by itself.
+        device: where it computes.
+
+    Raises:
+        UsageError: there is no such file.
+        DataError: the file is damaged, or holds something else than a classifier of the 24 classes.
+    """
+    if path is None and root is not None and (root / LAB_FILE).is_file():
+        path = root / LAB_FILE
+    name = BUILT_IN if path is None else str(path)
+    data = _built_in() if path is None else _read(path)
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises whatever a damaged file provokes
+        raise DataError(f"{name}: is no classifier file, or a damaged one ({type(error).__name__})") from None
+    net = _network(name, content).eval().requires_grad_(requires_grad=False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Evaluator(name, hashlib.sha256(data).hexdigest(), net)
+
+
+def evaluator_of(net: CompactClassifier, name: str = "in training", sha256: str = "") -> Evaluator:
+    """Return a classifier in training as an evaluator; the network itself is copied and left as it is."""
+    ready = copy.deepcopy(net).eval()
+    for part in ready.modules():
+        if isinstance(part, ConvNorm):
+            part.fuse()
+    return Evaluator(name, sha256, nn.Sequential(ready, nn.Sigmoid()).requires_grad_(requires_grad=False))
+
+
+def _built_in() -> bytes:
+    return (importlib.resources.files("ddpmctl.evaluator") / "assets" / "compact.pt").read_bytes()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _network(name: str, content: Any) -> nn.Module:
+    """Return the network of a file's content, from images to probabilities."""
+    if isinstance(content, Mapping) and content.get("format") == FORMAT:
+        net = CompactClassifier()
+        _fill(net, content.get("weights"), name, "ddpmctl classifier")
+        return evaluator_of(net).net
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        lab = _lab_network()
+        _fill(lab, content["model"], name, "lab's ResNet18 classifier")
+        return lab
+    raise DataError(f'{name}: holds neither the lab\'s classifier (a state dict under "model") nor a ddpmctl one')
+
+
+def _lab_network() -> nn.Module:
+    from torchvision.models import resnet18
+
+    net: nn.Module = resnet18(weights=None)
+    net.fc = nn.Sequential(nn.Linear(512, len(CLASSES)), nn.Sigmoid())
+    return net
+
+
+def _fill(net: nn.Module, weights: Any, name: str, kind: str) -> None:
+    """Load weights into a network after checking that they are all there, of the right shapes, and finite."""
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise DataError(f"{name}: holds other things than tensors where the weights of a {kind} should be")
+    shapes = {key: value.shape for key, value in net.state_dict().items()}
+    wrong = [key for key, shape in shapes.items() if key not in weights or weights[key].shape != shape] + [key for key in weights if key not in shapes]
+    if wrong:
+        raise DataError(f"{name}: the weights are not those of a {kind} ({len(wrong)} differ, the first is {wrong[0]!r})")
+    bad = next((key for key, value in weights.items() if value.is_floating_point() and not torch.isfinite(value).all()), None)
+    if bad is not None:
+        raise DataError(f"{name}: the weights {bad!r} are not finite")
+    net.load_state_dict(dict(weights))
+
+
+def _plain_float32(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Return the context in which a GPU computes convolutions in true float32 and always alike."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
+__all__ = ["BUILT_IN", "FORMAT", "LAB_FILE", "CompactClassifier", "Evaluator", "evaluator_of", "load_evaluator"]

@@ -1,0 +1,257 @@
+"""The samplers: on data whose best denoiser is known in closed form, and step by step against diffusers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ddpmctl.config import Config
+from ddpmctl.diffusion.denoiser import Diffusion
+from ddpmctl.diffusion.objectives import Prediction
+from ddpmctl.diffusion.samplers import Frame, spaced_times
+from ddpmctl.diffusion.schedules import Schedule, make_schedule
+from ddpmctl.registry import OBJECTIVES, SAMPLERS
+
+CPU = torch.device("cpu")
+# A name of --sampler and an --eta: every registered sampler, and ancestral noise where it is not the default.
+SAMPLINGS = [(name, eta) for name in SAMPLERS.names() for eta in ((0.0, 0.5, 1.0) if name == "ddim" else (0.0,))]
+
+
+def diffusion_of(schedule: str = "linear", **settings: object) -> Diffusion:
+    # With beta up to 0.05 almost nothing of the image is left at t = T, as samplers assume.
+    return Diffusion.of(Config().replace(schedule=schedule, **{"beta_2": 0.05, **settings}).diffusion)
+
+
+class Gaussian(nn.Module):
+    """The best possible network for data drawn from N(mean, std^2), pixel by pixel."""
+
+    def __init__(self, diffusion: Diffusion, mean: float, std: float) -> None:
+        super().__init__()
+        self.diffusion, self.mean, self.std = diffusion, mean, std
+
+    def forward(self, x_t: Tensor, labels: Tensor, time: Tensor) -> Tensor:
+        t = (time.double() * self.diffusion.schedule.timesteps).round().long().numpy()
+        signal, noise = (torch.tensor(s[t]).view(-1, 1, 1, 1) for s in (self.diffusion.schedule.signal, self.diffusion.schedule.noise))
+        x = x_t.double()
+        x0 = self.mean + signal * self.std**2 / (signal**2 * self.std**2 + noise**2) * (x - signal * self.mean)
+        eps = (x - signal * x0) / noise
+        # Every target is linear in x0 and eps, so the best output is the target at their expectations.
+        return self.diffusion.objective.target(x0, eps, signal, noise).float()
+
+
+def normal(shape: tuple[int, ...], seed: int = 0) -> Callable[[], Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    return lambda: torch.randn(shape, generator=rng)
+
+
+def sample(diffusion: Diffusion, net: nn.Module, sampler: str, eta: float, *, steps: int | None, count: int = 16, guidance: float = 0.0) -> Tensor:
+    noise = normal((count, 3, 32, 32))
+    denoise = diffusion.denoiser(net, torch.ones(count, 24), guidance)
+    times = spaced_times(diffusion.schedule.timesteps, steps)
+    frames = list(SAMPLERS.get(sampler)(denoise, noise(), times, diffusion.schedule, noise, eta))
+    assert [frame.t for frame in frames] == times[1:]
+    assert not any(frame.pure_noise for frame in frames)
+    return frames[-1].x_t
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.names())
+@pytest.mark.parametrize(("sampler", "eta"), SAMPLINGS)
+def test_a_gaussian_comes_out_as_it_is(sampler: str, eta: float, objective: str) -> None:
+    diffusion = diffusion_of(timesteps=400, objective=objective)
+    images = sample(diffusion, Gaussian(diffusion, 0.3, 0.5), sampler, eta, steps=None)
+    # 49,152 numbers: the mean's standard error is 0.002 and the deviation's 0.0016; the rest is the steps' length
+    assert images.mean().item() == pytest.approx(0.3, abs=0.015)
+    assert images.std().item() == pytest.approx(0.5, abs=0.015)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize(("sampler", "steps"), [("ddim", 50), ("dpm++2m", 20)])
+def test_few_steps_suffice_without_ancestral_noise(sampler: str, steps: int, schedule: str) -> None:
+    diffusion = diffusion_of(schedule, timesteps=400, objective="v")
+    images = sample(diffusion, Gaussian(diffusion, 0.3, 0.5), sampler, 0.0, steps=steps)
+    assert images.mean().item() == pytest.approx(0.3, abs=0.02)
+    assert images.std().item() == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.names())
+@pytest.mark.parametrize("steps", [None, 10])
+@pytest.mark.parametrize(("sampler", "eta"), SAMPLINGS)
+def test_a_single_point_comes_out_exactly(sampler: str, eta: float, steps: int | None, objective: str) -> None:
+    diffusion = diffusion_of("cosine", timesteps=200, objective=objective)
+    images = sample(diffusion, Gaussian(diffusion, 0.3, 0.0), sampler, eta, steps=steps, count=2)
+    torch.testing.assert_close(images, torch.full_like(images, 0.3), rtol=0, atol=2e-5)
+
+
+def test_the_reports_sampler_leaves_the_noise_of_its_beta_0() -> None:
+    diffusion = Diffusion.of(Config().diffusion)  # alpha_bar_0 = 1 - beta_0, so x at t = 0 is not wholly clean
+    images = sample(diffusion, Gaussian(diffusion, 0.3, 0.0), "ddpm", 0.0, steps=None, count=4)
+    assert 0 < (images - 0.3).std().item() < math.sqrt(1e-4)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.names())
+def test_x0_hat_and_not_only_x_t_is_shown(sampler: str) -> None:
+    diffusion = diffusion_of(timesteps=40, beta_2=0.4)
+    noise = normal((2, 3, 8, 8))
+    denoise = diffusion.denoiser(Gaussian(diffusion, 0.3, 0.0), torch.ones(2, 24))
+    for frame in SAMPLERS.get(sampler)(denoise, noise(), spaced_times(40, 8), diffusion.schedule, noise, 0.0):
+        torch.testing.assert_close(frame.x0_hat, torch.full_like(frame.x0_hat, 0.3), rtol=0, atol=1e-3)
+
+
+# Times
+
+
+@given(timesteps=st.integers(2, 10_000), data=st.data())
+def test_spaced_times_fall_evenly_from_the_last_to_clean(timesteps: int, data: st.DataObject) -> None:
+    steps = data.draw(st.integers(1, min(timesteps, 300)))
+    times = spaced_times(timesteps, steps)
+    gaps = -np.diff(times)
+    assert len(times) == steps + 1
+    assert (times[0], times[-1]) == (timesteps, 0)
+    assert gaps.min() >= 1
+    assert np.abs(gaps - timesteps / steps).max() <= 1
+
+
+@given(timesteps=st.integers(2, 2_000), more=st.integers(0, 100))
+def test_no_steps_named_walks_through_every_t(timesteps: int, more: int) -> None:
+    assert spaced_times(timesteps, None) == spaced_times(timesteps, timesteps + more) == list(range(timesteps, -1, -1))
+
+
+# Guidance
+
+
+class TwoMinds(nn.Module):
+    """Gives one answer where labels are shown and another where none are; counts the images that it sees."""
+
+    def __init__(self, conditional: Tensor, unconditional: Tensor) -> None:
+        super().__init__()
+        self.conditional, self.unconditional = conditional, unconditional
+        self.evaluations = self.without_labels = 0
+
+    def forward(self, x_t: Tensor, labels: Tensor, time: Tensor) -> Tensor:
+        shown = labels.any(1)
+        assert len(x_t) == len(labels) == len(time)
+        self.evaluations += len(x_t)
+        self.without_labels += int((~shown).sum())
+        return torch.where(shown.view(-1, 1, 1, 1), self.conditional, self.unconditional)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.names())
+@pytest.mark.parametrize("w", [0.0, 0.5, 3.0])
+def test_guidance_is_eq_6_of_ho_and_salimans(w: float, objective: str) -> None:
+    diffusion, rng = diffusion_of(objective=objective), torch.Generator().manual_seed(1)
+    x_t, conditional, unconditional = torch.randn((3, 5, 3, 8, 8), generator=rng)
+    net = TwoMinds(conditional[0], unconditional[0])
+    labels = torch.eye(5, 24)
+    guided = diffusion.denoiser(net, labels, guidance=w)(x_t, 250)
+    assert net.evaluations == (10 if w else 5)
+    assert net.without_labels == (5 if w else 0)
+
+    signal, noise = float(diffusion.schedule.signal[250]), float(diffusion.schedule.noise[250])
+    eps_c, eps_u = (diffusion.objective.prediction(out[:1].expand_as(x_t), x_t, signal, noise).eps for out in (conditional, unconditional))
+    eps = (1 + w) * eps_c - w * eps_u
+    torch.testing.assert_close(guided.eps, eps, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(guided.x0, (x_t - noise * eps) / signal, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.names())
+@pytest.mark.parametrize(("guidance", "calls"), [(0.0, 1), (2.0, 2)])
+def test_network_calls_per_image(sampler: str, guidance: float, calls: int) -> None:
+    diffusion = diffusion_of(timesteps=30)
+    net = TwoMinds(torch.zeros(3, 32, 32), torch.zeros(3, 32, 32))
+    sample(diffusion, net, sampler, 0.0, steps=6, count=2, guidance=guidance)
+    assert net.evaluations == 2 * 6 * calls
+
+
+# diffusers
+
+
+@pytest.fixture(scope="module")
+def schedulers() -> ModuleType:
+    return pytest.importorskip("diffusers.schedulers")
+
+
+def wave(schedule: Schedule) -> Callable[[Tensor, int], Prediction]:
+    """A smooth denoiser that depends on the place, the image and t, in x_t's own precision."""
+    place = torch.linspace(0, 6, 64, dtype=torch.float64).view(1, 1, 8, 8)
+
+    def denoise(x_t: Tensor, t: int) -> Prediction:
+        eps = 0.9 * x_t + 0.3 * torch.sin(3 * x_t + place.to(x_t.dtype) + t / 7)
+        return OBJECTIVES.get("eps").prediction(eps, x_t, float(schedule.signal[t]), float(schedule.noise[t]))
+
+    return denoise
+
+
+def reference_schedule(name: str) -> Schedule:
+    return make_schedule(Config().replace(schedule=name, timesteps=60, beta_1=1e-3, beta_2=0.2).diffusion)
+
+
+def run(sampler: str, schedule: Schedule, times: list[int], eta: float = 0.0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, list[Tensor], Iterator[Frame]]:
+    """Return the start, the noise that the sampler will draw (one for each step) and its frames."""
+    x, *draws = torch.randn((len(times), 2, 3, 8, 8), generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(dtype)
+    supply = iter(draws)
+    return x, draws, SAMPLERS.get(sampler)(wave(schedule), x, times, schedule, lambda: next(supply), eta)
+
+
+def in_float64(scheduler: object, schedule: Schedule) -> object:
+    """Give a scheduler of theirs our alpha_bar unrounded; built from our T + 1 betas, its timestep t is our index t."""
+    np.testing.assert_allclose(scheduler.alphas_cumprod.numpy(), schedule.alpha_bar, rtol=1e-4)
+    scheduler.alphas_cumprod = torch.tensor(schedule.alpha_bar)
+    return scheduler
+
+
+@pytest.mark.parametrize("schedule_name", ["linear", "cosine"])
+@pytest.mark.parametrize("steps", [None, 12])
+def test_ddpm_equals_diffusers(schedulers: ModuleType, steps: int | None, schedule_name: str) -> None:
+    schedule, times = reference_schedule(schedule_name), spaced_times(60, steps)
+    theirs = schedulers.DDPMScheduler(num_train_timesteps=61, trained_betas=schedule.beta, variance_type="fixed_large", clip_sample=False)
+    in_float64(theirs, schedule).set_timesteps(timesteps=times)
+    x, draws, frames = run("ddpm", schedule, times)
+    for t, draw, frame in zip(times[:-1], draws, frames, strict=True):
+        rng = torch.Generator().manual_seed(t)
+        out = theirs.step(wave(schedule)(x, t).eps, t, x, generator=rng)
+        their_draw = torch.randn(x.shape, generator=torch.Generator().manual_seed(t), dtype=x.dtype)
+        # Theirs adds noise at t = 1 too, for it goes on to t = 0; the report's z is 0 there.
+        ours = draw if frame.t > 0 else torch.zeros_like(draw)
+        scale = math.sqrt(1 - schedule.alpha_bar[t] / schedule.alpha_bar[frame.t])
+        expected = out.prev_sample + scale * (ours - their_draw)
+        torch.testing.assert_close(frame.x_t, expected, rtol=1e-9, atol=1e-9)
+        if schedule.signal[t] > 1e-3:  # below, ours does not divide by the signal
+            torch.testing.assert_close(frame.x0_hat, out.pred_original_sample, rtol=1e-9, atol=1e-9)
+        x = expected
+
+
+@pytest.mark.parametrize("schedule_name", ["linear", "cosine"])
+@pytest.mark.parametrize("steps", [60, 12])
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+def test_ddim_equals_diffusers(schedulers: ModuleType, eta: float, steps: int, schedule_name: str) -> None:
+    schedule, times = reference_schedule(schedule_name), spaced_times(60, steps)
+    theirs = schedulers.DDIMScheduler(num_train_timesteps=61, trained_betas=schedule.beta, clip_sample=False, set_alpha_to_one=True)
+    in_float64(theirs, schedule).set_timesteps(steps)  # theirs steps by 61 // steps, which is our 60 / steps
+    x, draws, frames = run("ddim", schedule, times, eta)
+    for t, draw, frame in zip(times[:-1], draws, frames, strict=True):
+        if frame.t == 0:
+            theirs.set_timesteps(1)  # one step out of the schedule: to alpha_bar = 1, where ours ends too
+        x = theirs.step(wave(schedule)(x, t).eps, t, x, eta=eta, variance_noise=draw).prev_sample
+        torch.testing.assert_close(frame.x_t, x, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("schedule_name", ["linear", "cosine"])
+@pytest.mark.parametrize("steps", [40, 12, 5, 1])
+def test_dpm_plus_plus_equals_diffusers(schedulers: ModuleType, steps: int, schedule_name: str) -> None:
+    schedule, times = reference_schedule(schedule_name), spaced_times(60, steps)
+    theirs = schedulers.DPMSolverMultistepScheduler(
+        num_train_timesteps=61, trained_betas=schedule.beta, algorithm_type="dpmsolver++", solver_order=2, solver_type="midpoint", final_sigmas_type="zero"
+    )
+    in_float64(theirs, schedule).set_timesteps(timesteps=times[:-1])
+    x, _, frames = run("dpm++2m", schedule, times, dtype=torch.float32)  # theirs computes in float32 whatever it is given
+    for t, frame in zip(times[:-1], frames, strict=True):
+        x = theirs.step(wave(schedule)(x, t).eps, t, x).prev_sample
+        torch.testing.assert_close(frame.x_t, x, rtol=1e-5, atol=1e-5)
