@@ -208,7 +208,11 @@ class Setting:
             number = self.kind(value)
         except (TypeError, ValueError, OverflowError):
             raise wrong from None
-        if not math.isfinite(number) or (self.kind is int and isinstance(value, float) and value != number):
+        try:
+            finite = math.isfinite(number)
+        except OverflowError:  # a whole number beyond every float
+            finite = False
+        if not finite or (self.kind is int and isinstance(value, float) and value != number):
             raise wrong
         return typing.cast("int | float", number)
 
@@ -234,7 +238,7 @@ def settings(section: str | None = None) -> Iterator[Setting]:
                 name=field.name,
                 kind=next(kind for kind in kinds if kind is not type(None)),
                 optional=type(None) in kinds,
-                default=field.default,
+                default=typing.cast("Value", field.default),
                 **{key: field.metadata[key] for key in ("help", "low", "high", "above", "choices")},
             )
 

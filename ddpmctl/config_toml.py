@@ -14,12 +14,13 @@ from ddpmctl.errors import DataError, UsageError
 
 def dump_toml(config: Config, origins: Mapping[str, str] | None = None) -> str:
     """Return the settings as TOML, each with its origin as a comment where origins are given."""
-    flat, lines, section = config.flat(), [], ""
+    flat, section = config.flat(), ""
+    lines: list[str] = []
     for setting in settings():
         if setting.section != section:
             section = setting.section
             lines += [*([""] if lines else []), f"[{section}]"]
-        origin = f"  # {origins[setting.name]}" if origins else ""
+        origin = f"  # {' '.join(origins[setting.name].split())}" if origins else ""
         lines.append(f"{setting.name} = {_toml(flat[setting.name])}{origin}")
     return "\n".join(lines) + "\n"
 
@@ -28,7 +29,8 @@ def _toml(value: Value) -> str:
     if value is None:
         return '"none"'  # TOML has no null
     if isinstance(value, str):
-        return json.dumps(value)  # a JSON string is a TOML basic string
+        # A JSON string is a TOML basic string, but for surrogate pairs and DEL.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,7 +43,7 @@ def verify(folder: Annotated[Path, typer.Argument(help="A folder in the lab's la
     terminal = Terminal()
     summary: list[Summary] = []
 
-    def events():  # type: ignore[no-untyped-def]
+    def events() -> Iterator[Any]:
         summary.append((yield from verify_folder(folder)))
 
     for event in terminal.follow(events()):

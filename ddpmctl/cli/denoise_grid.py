@@ -38,15 +38,15 @@ def denoise_grid(
         prepare_output(gif, "--gif", folder=False)
 
     from ddpmctl.config import Config
-    from ddpmctl.engine.evaluate import generator_for
+    from ddpmctl.engine.evaluate import painter_for
     from ddpmctl.engine.generate import record, requests_for
     from ddpmctl.engine.machine import make_machine
     from ddpmctl.report.denoising import save_denoise_gif, save_denoise_grid
 
     chosen = chosen_checkpoint(checkpoint, runs_dir, assumptions, terminal)
-    generator = generator_for(chosen, changes, make_machine(Config().replace(**machine_settings).machine))
-    terminal.say(generator.describe())
-    moments = terminal.finish(record(generator, requests_for("sample", label_sets, seed=seed)))
+    painter = painter_for(chosen, changes, make_machine(Config().replace(**machine_settings).machine))
+    terminal.say(painter.describe())
+    moments = terminal.finish(record(painter, requests_for("sample", label_sets, seed=seed)))
     titles = [", ".join(names) for names in label_sets]
     terminal.result(str(save_denoise_grid(out, moments, titles, columns=columns, with_x0=x0)))
     if gif:

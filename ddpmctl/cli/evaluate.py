@@ -22,16 +22,18 @@ if TYPE_CHECKING:
 @command("sampling", "machine")
 def evaluate(
     given: dict[str, str],
-    paths: Annotated[list[Path] | None, typer.Argument(help="Checkpoints, runs or folders of .pth files; else the newest run's best.", show_default=False)] = None,
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="Checkpoints, runs or folders of .pth files; else the newest run's best.", show_default=False)
+    ] = None,
     data: Data = None,
     scenes: Scenes = None,
     evaluator: EvaluatorFile = None,
-    conditions: Annotated[list[Path] | None, typer.Option("--conditions", help="JSON list of label lists to score on, instead of those of the data.")] = None,
+    conditions: Annotated[list[Path] | None, typer.Option("--conditions", help="JSON list of label lists to score on, instead of the data's.")] = None,
     repeats: Annotated[int, typer.Option("--repeats", "-r", min=1, max=1000, help="Images for each condition, each from a seed of its own.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results as JSON ('-': to stdout, and no table).", show_default=False)] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the results as CSV.", show_default=False)] = None,
-    grid: Annotated[Path | None, typer.Option("--grid", help="Folder for a grid of the pictures of each checkpoint and condition file.", show_default=False)] = None,
+    grid: Annotated[Path | None, typer.Option("--grid", help="Folder for grids of the pictures.", show_default=False)] = None,
     runs_dir: RunsDir = RUNS,
     config: ConfigFile = None,
     assume: Assume = None,

@@ -2,11 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.options import command
+from ddpmctl.cli.common import describe_evaluator, prepare_output
+from ddpmctl.cli.options import EvaluatorFile, command, overrides
+from ddpmctl.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from ddpmctl.evaluator.scores import Score
 
 app = typer.Typer(help="The classifier that scores images on the embedded benchmark.", no_args_is_help=True)
+
+
+@app.command("train")
+@command("machine")
+def train(
+    given: dict[str, str],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path("evaluator.pt"),
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer.")] = 2400,
+    scenes: Annotated[int, typer.Option(min=1, help="Fresh scenes to train on, three images each.")] = 12_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of scenes, weights and order.")] = 0,
+) -> None:
+    """Train the built-in classifier anew, from fresh renders alone."""
+    from ddpmctl.config import Config
+    from ddpmctl.engine.evaluator_training import EvaluatorStep, EvaluatorTrained, train_evaluator
+    from ddpmctl.engine.machine import make_machine
+
+    terminal = Terminal()
+    prepare_output(out, "--out", folder=False)
+    machine = make_machine(Config().replace(**overrides(given, "machine")).machine)
+    for event in terminal.follow(train_evaluator(out, steps=steps, scenes=scenes, seed=seed, machine=machine)):
+        if isinstance(event, EvaluatorStep):
+            terminal.say(f"step {event.step}  loss {event.loss:.5f}  {event.seconds:.0f} s")
+        if isinstance(event, EvaluatorTrained):
+            _table(terminal, str(event.path), event.scores)
+
+
+@app.command("check")
+@command()
+def check(
+    evaluator: EvaluatorFile = None,
+    scenes: Annotated[int, typer.Option(min=1, help="Fresh scenes; as many images with one, two and three objects.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes.")] = 0,
+) -> None:
+    """Measure a classifier on fresh renders whose objects are known."""
+    from ddpmctl.engine.evaluator_training import check_evaluator
+    from ddpmctl.evaluator.classifiers import load_evaluator
+
+    terminal = Terminal()
+    loaded = load_evaluator(evaluator)
+    _table(terminal, describe_evaluator(loaded), check_evaluator(loaded, scenes, seed=seed))
+
+
+def _table(terminal: Terminal, title: str, scores: Mapping[int, Score]) -> None:
+    from ddpmctl.evaluator.scores import pooled
+
+    named = {**{str(count): score for count, score in scores.items()}, "all": pooled(list(scores.values()))}
+    rows = [[name, f"{s.images}", f"{s.accuracy:.4%}", f"{s.exact_match:.2%}"] for name, s in named.items()]
+    terminal.table(f"{title} on fresh renders", ["objects", "images", "accuracy", "exact match"], rows)

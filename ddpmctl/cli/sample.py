@@ -33,19 +33,17 @@ def sample(
     machine_settings = overrides(given, "machine", config_file=config)
     prepare_output(out, "--out", folder=True)
 
-    import torch
-
     from ddpmctl.config import Config
-    from ddpmctl.engine.evaluate import generator_for
+    from ddpmctl.engine.evaluate import painter_for
     from ddpmctl.engine.generate import pictures, requests_for
     from ddpmctl.engine.machine import make_machine
     from ddpmctl.report.grids import save_grid, save_pictures
 
     chosen = chosen_checkpoint(checkpoint, runs_dir, assumptions, terminal)
-    generator = generator_for(chosen, changes, make_machine(Config().replace(**machine_settings).machine))
-    terminal.say(generator.describe())
+    painter = painter_for(chosen, changes, make_machine(Config().replace(**machine_settings).machine))
+    terminal.say(painter.describe())
     requests = requests_for("sample", label_sets, seed=seed, repeats=count)
-    made = torch.cat(terminal.finish(pictures(generator, requests)))
+    made = terminal.finish(pictures(painter, requests))
     names = [f"{index // count:03d}-{'+'.join(r.labels).replace(' ', '-')}-seed{seed}-{index % count:03d}.png" for index, r in enumerate(requests)]
     for path in save_pictures(out, made, names):
         terminal.result(str(path))

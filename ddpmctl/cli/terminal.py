@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
 from types import ModuleType
@@ -13,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ddpmctl.engine.events import Event, Plan
+    from ddpmctl.engine.events import Plan
 
+E = TypeVar("E")
 R = TypeVar("R")
 DAY = 24 * 3600
 
@@ -25,9 +27,9 @@ class Terminal:
     def __init__(self) -> None:
         """Look at what stdout and stderr are connected to."""
         # FORCE_COLOR alone would bring bars to life in CI logs.
-        self.err = Console(stderr=True, highlight=False)
-        self.err = Console(stderr=True, highlight=False, force_interactive=self.err.file.isatty())
-        self.out = Console(highlight=False)
+        plain: dict[str, Any] = {"highlight": False, "emoji": False}  # what files and people say is shown as it is
+        self.err = Console(stderr=True, force_interactive=sys.stderr.isatty(), **plain)
+        self.out = Console(**plain)
 
     def error(self, text: str) -> None:
         """Say in one line what went wrong."""
@@ -86,8 +88,8 @@ class Terminal:
             pass
         return result[0]
 
-    def follow(self, events: Iterator[Event]) -> Iterator[Event]:
-        """Show events as they pass."""
+    def follow(self, events: Iterator[E]) -> Iterator[E]:
+        """Show events as they pass; kinds that are not the engine's pass in silence."""
         yield from (_Live(self.err) if self.err.is_interactive else _Plain(self.err)).follow(events)
 
 
@@ -157,7 +159,7 @@ def events_of() -> ModuleType:
     return events
 
 
-def describe(event: Event) -> str:
+def describe(event: object) -> str:
     """Return an event as one line of narration, empty for those that are not worth a line."""
     e = events_of()
     match event:

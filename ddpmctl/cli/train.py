@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -89,15 +94,38 @@ def _train(
     if resume is None:
         prepare_output(runs_dir, "--runs-dir", folder=True)
     dataset = terminal.finish(load_dataset(data, scenes=scenes))
-    source = {"data": None if data is None else str(data.resolve()), "scenes": None if data is not None else scene_count(scenes), "key": dataset.key}
+    size = scene_count(scenes) if data is None else None
+    source: dict[str, object] = {"data": None if data is None else str(data.resolve()), "scenes": size, "key": dataset.key}
     run = Run(resume) if resume else create_run(runs_dir, name, config, source)
     plan = make_plan(config, run.folder, dataset.name, len(dataset.images), machine, describe_evaluator(judge))
     terminal.plan(plan)
     last_scores: events.Evaluated | None = None
-    for event in terminal.follow(training(plan, run, dataset, judge, machine, resume=resume is not None)):
-        if isinstance(event, events.Evaluated):
-            last_scores = event
+    with closing(training(plan, run, dataset, judge, machine, resume=resume is not None)) as stream, _stop_request() as stop:
+        for event in terminal.follow(stream):
+            last_scores = event if isinstance(event, events.Evaluated) else last_scores
+            if stop.is_set():
+                break
+    if stop.is_set():
+        terminal.say(f"stopped; to go on: ddpmctl train --resume {run.folder}")
+        raise KeyboardInterrupt
     _summary(terminal, run, last_scores)
+
+
+@contextmanager
+def _stop_request() -> Iterator[threading.Event]:
+    """Yield an event that the first Ctrl-C sets, so that training stops between steps; a second one leaves at once."""
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, on_signal) if threading.current_thread() is threading.main_thread() else None
+    try:
+        yield stop
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 def _summary(terminal: Terminal, run: object, evaluated: object) -> None:

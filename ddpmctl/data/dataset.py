@@ -75,13 +75,14 @@ def load_conditions(data: Path | None, *, scenes: int | None = None) -> Conditio
     if data is None:
         count = scene_count(scenes)
         name, conditions = _benchmark_name(count), _benchmark_conditions()
-        trained = frozenset(map(frozenset, benchmark.train_labels(count).values()))
+        sets: list[Sequence[str]] = list(benchmark.train_labels(count).values())
     else:
         lab = read_lab(data)
         name, conditions = str(data), lab.conditions
-        trained = frozenset(map(frozenset, lab.labels.values()))
+        sets = list(lab.labels.values())
+    trained = frozenset(map(frozenset, sets))
     content = json.dumps([conditions, sorted(sorted(names) for names in trained)])
-    return Conditions(name, hashlib.sha256(content.encode()).hexdigest(), conditions, data, trained, len(labels))
+    return Conditions(name, hashlib.sha256(content.encode()).hexdigest(), conditions, data, trained, len(sets))
 
 
 def _load_folder(folder: Path) -> Generator[Progress | Notice, None, Dataset]:

@@ -7,18 +7,18 @@ on the device: it is drawn on the CPU from a generator of its own.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
 
 Key = tuple[int | str, ...]
 
 
 def derived_seed(seed: int, purpose: str, *index: int | str) -> int:
     """Return a 63-bit seed for one use; different (seed, purpose, index) give unrelated streams."""
-    text = "/".join((str(seed), purpose, *map(str, index)))
+    text = json.dumps((seed, purpose, *index))  # not joined by a sign that a name may hold: each cut has a text of its own
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 

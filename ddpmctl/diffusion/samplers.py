@@ -6,6 +6,7 @@ last has t = 0 and holds the finished images.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -53,7 +54,7 @@ def spaced_times(timesteps: int, steps: int | None) -> list[int]:
 def ddpm(denoise: Denoise, x: Tensor, times: Sequence[int], schedule: Schedule, noise: Noise, eta: float) -> Iterator[Frame]:
     """ancestral sampling with variance beta_t; Ho et al. 2020, algorithm 2."""
     bar = schedule.alpha_bar
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in itertools.pairwise(times):
         prediction = denoise(x, t)
         alpha = float(bar[t] / bar[s])  # alpha_t where t - s = 1, else the product over the steps left out
         x = (x - prediction.eps * ((1 - alpha) / float(schedule.noise[t]))) / math.sqrt(alpha)
@@ -65,7 +66,7 @@ def ddpm(denoise: Denoise, x: Tensor, times: Sequence[int], schedule: Schedule, 
 @SAMPLERS.register("ddim")
 def ddim(denoise: Denoise, x: Tensor, times: Sequence[int], schedule: Schedule, noise: Noise, eta: float) -> Iterator[Frame]:
     """implicit sampling, --eta of ancestral noise; Song et al. 2021, eq. 12 and 16."""
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in itertools.pairwise(times):
         bar_t, bar_s = float(schedule.alpha_bar[t]), _clean(schedule, s)
         prediction = denoise(x, t)
         sigma = eta * math.sqrt((1 - bar_s) / (1 - bar_t) * (1 - bar_t / bar_s))
@@ -79,7 +80,7 @@ def ddim(denoise: Denoise, x: Tensor, times: Sequence[int], schedule: Schedule, 
 def dpm_plus_plus_2m(denoise: Denoise, x: Tensor, times: Sequence[int], schedule: Schedule, noise: Noise, eta: float) -> Iterator[Frame]:
     """second-order multistep solver of the probability flow; Lu et al. 2022b, algorithm 2."""
     x0_before, h_before = None, 0.0
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in itertools.pairwise(times):
         prediction = denoise(x, t)
         if s == 0:  # lambda_0 is infinite: the limit of the first-order step is x0_hat
             x = prediction.x0

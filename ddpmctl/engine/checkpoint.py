@@ -63,7 +63,7 @@ class Checkpoint:
             )
         net = NETWORKS.get(self.config.model.net)(self.config.model)
         net.load_state_dict(self.weights)
-        return net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return net.eval().to(memory_format=torch.channels_last)
 
 
 def save_checkpoint(path: Path, config: Config, weights: Mapping[str, Tensor], **known: Any) -> None:
@@ -147,7 +147,11 @@ def _foreign(path: Path, content: Any, sha256: str, assume: Mapping[str, Value])
     known = recorded_in_name(path)
     buffers = _schedule_of(path, tensors) if prefixed else {}
     try:
-        config = Config.from_flat({"width": first.shape[0], **buffers, **assume})
+        config = Config.from_flat({"width": first.shape[0], **buffers})
+    except UsageError as error:
+        raise DataError(f"{path}: its weights are of no network that can be built here ({error})") from None
+    try:
+        config = config.replace(**assume)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     epoch = known.pop("epoch", None)

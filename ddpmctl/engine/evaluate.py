@@ -15,7 +15,7 @@ from ddpmctl.data.cache import cache_folder
 from ddpmctl.diffusion.denoiser import Diffusion
 from ddpmctl.engine.checkpoint import Checkpoint, load_checkpoint
 from ddpmctl.engine.events import Event, Failed, Judged
-from ddpmctl.engine.generate import Generator
+from ddpmctl.engine.generate import Painter
 from ddpmctl.engine.judge import judge
 from ddpmctl.engine.machine import Machine
 from ddpmctl.errors import DdpmctlError
@@ -68,8 +68,8 @@ def evaluate(paths: Sequence[Path], task: Task) -> Iterator[Event]:
             yield Failed(path, str(error).removeprefix(f"{path}: "))
 
 
-def generator_for(checkpoint: Checkpoint, sampling: Mapping[str, Value], machine: Machine) -> Generator:
-    """Return a generator of pictures from a checkpoint; ``sampling`` replaces settings by flat name.
+def painter_for(checkpoint: Checkpoint, sampling: Mapping[str, Value], machine: Machine) -> Painter:
+    """Return a painter of pictures from a checkpoint; ``sampling`` replaces settings by flat name.
 
     Raises:
         DataError: the weights do not fit the checkpoint's settings.
@@ -77,7 +77,7 @@ def generator_for(checkpoint: Checkpoint, sampling: Mapping[str, Value], machine
     """
     config = checkpoint.config.replace(**sampling)
     net = checkpoint.network().to(machine.device)
-    return Generator(net, Diffusion.of(config.diffusion), config.sampling, machine)
+    return Painter(net, Diffusion.of(config.diffusion), config.sampling, machine)
 
 
 def _judge_one(checkpoint: Checkpoint, task: Task) -> Iterator[Event]:
@@ -86,8 +86,8 @@ def _judge_one(checkpoint: Checkpoint, task: Task) -> Iterator[Event]:
     scores = None if task.grids else _kept(kept_file)
     kept = scores is not None
     if scores is None:
-        generator = generator_for(checkpoint, task.sampling, task.machine)
-        judged = yield from judge(generator, task.evaluator, task.conditions, seed=task.seed, repeats=task.repeats)
+        painter = painter_for(checkpoint, task.sampling, task.machine)
+        judged = yield from judge(painter, task.evaluator, task.conditions, seed=task.seed, repeats=task.repeats)
         scores = {name: judgement.score for name, judgement in judged.items()}
         _keep(kept_file, scores)
         for name, judgement in judged.items() if task.grids else ():

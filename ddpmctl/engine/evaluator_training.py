@@ -29,7 +29,7 @@ from ddpmctl.evaluator.scores import Score, score
 SEEN_SEEDS = 2**32
 CHECK_SEEDS = 2 * 2**32
 
-SCENES, STEPS, BATCH = 12_000, 2_400, 128
+SCENES, STEPS, BATCH = 12_000, 2_800, 128
 CHECK_SCENES = 2_000
 LEARNING_RATE = 3e-3
 WARM_UP = 100  # steps
@@ -145,7 +145,7 @@ def _fit(net: CompactClassifier, images: Tensor, labels: Tensor, *, steps: int, 
     random = generator(seed, "evaluator training")
     start, losses = time.perf_counter(), torch.zeros((), device=machine.device)
     net.train()
-    for step, chosen in zip(range(1, steps + 1), _batches(len(images), batch, random), strict=False):
+    for step, chosen in zip(range(1, steps + 1), _batches(labels.sum(1).long(), batch, random), strict=False):
         pictures = augment(_centred(images[chosen]), random).to(machine.device).contiguous(memory_format=torch.channels_last)
         with machine.autocast():
             logits = net(pictures)
@@ -162,11 +162,15 @@ def _fit(net: CompactClassifier, images: Tensor, labels: Tensor, *, steps: int, 
         yield Progress("training", step, steps)
 
 
-def _batches(count: int, batch: int, random: torch.Generator) -> Iterator[Tensor]:
-    """Yield index batches, one shuffled pass over the images after the other; what is left of a pass is dropped."""
+def _batches(objects: Tensor, batch: int, random: torch.Generator) -> Iterator[Tensor]:
+    """Yield index batches, one shuffled pass over the images after the other; what is left of a pass is dropped.
+
+    An image of k objects comes k times in a pass: in the full ones objects hide each other, and there the errors are.
+    """
+    pool = torch.arange(len(objects)).repeat_interleave(objects)
     for _ in itertools.count():
-        order = torch.randperm(count, generator=random)
-        yield from torch.split(order, batch)[: max(1, count // batch)]
+        order = pool[torch.randperm(len(pool), generator=random)]
+        yield from torch.split(order, batch)[: max(1, len(pool) // batch)]
 
 
 def augment(images: Tensor, random: torch.Generator) -> Tensor:
@@ -187,9 +191,9 @@ def augment(images: Tensor, random: torch.Generator) -> Tensor:
     x = F.pad(x, (SHIFT,) * 4, mode="replicate")[:, :, down : down + SIDE, right : right + SIDE]
     x = x * (1 + LIGHT * (2 * draw() - 1)) + LIGHT * (2 * draw() - 1)
     blurred = F.avg_pool2d(F.pad(x, (1,) * 4, mode="replicate"), 3, 1)
-    x = torch.lerp(x, blurred, BLUR * draw() * (draw() < 0.4))
+    x = torch.lerp(x, blurred, BLUR * draw() * (draw() < 0.3))
     noise = torch.randn(x.shape, generator=random)
-    return (x + NOISE * draw() * (draw() < 0.6) * noise).clamp(-1, 1)
+    return (x + NOISE * draw() * (draw() < 0.5) * noise).clamp(-1, 1)
 
 
 def _centred(images: Tensor) -> Tensor:

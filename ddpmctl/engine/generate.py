@@ -40,7 +40,7 @@ def requests_for(name: str, conditions: Sequence[tuple[str, ...]], *, seed: int,
 
 
 @dataclass(frozen=True)
-class Generator:
+class Painter:
     """A network with everything that sampling from it takes."""
 
     net: nn.Module
@@ -92,33 +92,38 @@ class Generator:
         sampler: Sampler = SAMPLERS.get(self.sampling.sampler)
         return sampler
 
-    def walk(self, requests: Sequence[Request], batch_size: int = BATCH) -> Iterator[Frame]:
-        """Yield the frames of one batch after another, in order; those with t = 0 hold finished images."""
+    def batches(self, requests: Sequence[Request], batch_size: int = BATCH) -> Iterator[Progress | Tensor]:
+        """Yield progress, and the finished images batch by batch, in order: float32 in [-1, 1], (B, 3, 64, 64), on the device."""
+        done, total = 0, len(requests) * self.steps
+        yield Progress("sampling", done, total)
         for start in range(0, len(requests), batch_size):
-            yield from self.frames(requests[start : start + batch_size])
+            for frame in self.frames(requests[start : start + batch_size]):
+                if not frame.pure_noise:
+                    done += len(frame.x_t)
+                    yield Progress("sampling", done, total)
+                if frame.t == 0:
+                    yield frame.x_t.clamp(-1, 1)
 
 
-def pictures(generator: Generator, requests: Sequence[Request], batch_size: int = BATCH) -> Progressing[list[Tensor]]:
-    """Yield progress and return the finished pictures batch by batch: uint8 (B, 3, 64, 64) on the CPU."""
-    made, done, total = [], 0, len(requests) * generator.steps
-    yield Progress("sampling", 0, total)
-    for frame in generator.walk(requests, batch_size):
-        if not frame.pure_noise:
-            done += len(frame.x_t)
-            yield Progress("sampling", done, total)
-        if frame.t == 0:
-            made.append(to_uint8(frame.x_t))
-    return made
+def pictures(painter: Painter, requests: Sequence[Request], batch_size: int = BATCH) -> Progressing[Tensor]:
+    """Yield progress and return the finished pictures: uint8 (N, 3, 64, 64) on the CPU."""
+    made = []
+    for item in painter.batches(requests, batch_size):
+        if isinstance(item, Tensor):
+            made.append(to_uint8(item))
+        else:
+            yield item
+    return torch.cat(made)
 
 
-def record(generator: Generator, requests: Sequence[Request]) -> Progressing[list[Moment]]:
+def record(painter: Painter, requests: Sequence[Request]) -> Progressing[list[Moment]]:
     """Yield progress and return every moment of one batch, from pure noise to the finished pictures."""
     moments: list[Moment] = []
-    yield Progress("sampling", 0, generator.steps)
-    for frame in generator.frames(requests):
+    yield Progress("sampling", 0, painter.steps)
+    for frame in painter.frames(requests):
         x_t, x0_hat = (to_uint8(images).permute(0, 2, 3, 1).contiguous().numpy() for images in (frame.x_t, frame.x0_hat))
         moments.append(Moment(frame.t, x_t, None if frame.pure_noise else x0_hat))
-        yield Progress("sampling", len(moments) - 1, generator.steps)
+        yield Progress("sampling", len(moments) - 1, painter.steps)
     return moments
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddpmctl.data.dataset import Progress
-from ddpmctl.engine.generate import BATCH, Generator, Request, label_tensor, requests_for, to_uint8
+from ddpmctl.engine.generate import BATCH, Painter, Request, label_tensor, requests_for, to_uint8
 from ddpmctl.evaluator.classifiers import Evaluator
 from ddpmctl.evaluator.scores import Score, score
 
@@ -35,7 +35,7 @@ class Judgement:
 
 
 def judge(
-    generator: Generator,
+    painter: Painter,
     evaluator: Evaluator,
     conditions: Mapping[str, Sequence[tuple[str, ...]]],
     *,
@@ -50,17 +50,13 @@ def judge(
     """
     requests = {name: requests_for(name, sets, seed=seed, repeats=repeats) for name, sets in conditions.items()}
     everything = [request for group in requests.values() for request in group]
-    pictures, answers, done, total = [], [], 0, len(everything) * generator.steps
-    for frame in generator.walk(everything, batch_size):
-        yield Progress("sampling", done, total)
-        if frame.pure_noise:
-            continue
-        done += len(frame.x_t)
-        if frame.t == 0:
-            images = frame.x_t.clamp(-1, 1)
-            pictures.append(to_uint8(images))
-            answers.append(evaluator(images))
-    yield Progress("sampling", total, total)
+    pictures, answers = [], []
+    for item in painter.batches(everything, batch_size):
+        if isinstance(item, Tensor):
+            pictures.append(to_uint8(item))
+            answers.append(evaluator(item))
+        else:
+            yield item
     sizes = [len(group) for group in requests.values()]
-    split = zip(requests.items(), torch.cat(pictures).split(sizes), torch.cat(answers).split(sizes), strict=True)
+    split = zip(requests.items(), torch.split(torch.cat(pictures), sizes), torch.split(torch.cat(answers), sizes), strict=True)
     return {name: Judgement(group, images, probabilities) for (name, group), images, probabilities in split}

@@ -63,7 +63,7 @@ def _device(name: str) -> torch.device:
 def _bf16_is_faster(device: torch.device) -> bool:
     """Decide by measuring where hardware names say little: CPUs emulate bf16 slowly unless they have units for it."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
     seconds = {}

@@ -60,7 +60,7 @@ class MatrixMuon(torch.optim.Muon):
         """Update every parameter by the orthogonalised momentum of its gradient."""
         for kernel, matrix in zip(self._kernels, self._matrices, strict=True):
             matrix.grad = None if kernel.grad is None else _matrix(kernel.grad)
-        return super().step(closure)
+        return super().step(closure)  # type: ignore[no-untyped-call]
 
 
 def _matrix(kernel: Tensor) -> Tensor:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from ddpmctl.config import Config, Value
 from ddpmctl.data.dataset import Dataset
 from ddpmctl.engine.checkpoint import load_tensors, save_checkpoint, save_tensors
 from ddpmctl.engine.events import EpochDone, Evaluated, Event, Finished, Plan, Saved, Started, StepDone, Ticked
-from ddpmctl.engine.generate import Generator
+from ddpmctl.engine.generate import Painter
 from ddpmctl.engine.judge import judge
 from ddpmctl.engine.machine import Machine
 from ddpmctl.engine.runs import Run, RunLog
@@ -51,7 +52,7 @@ def make_plan(config: Config, run: Path, dataset_name: str, images: int, machine
     )
 
 
-def train(plan: Plan, run: Run, dataset: Dataset, evaluator: Evaluator, machine: Machine, *, resume: bool = False) -> Iterator[Event]:
+def train(plan: Plan, run: Run, dataset: Dataset, evaluator: Evaluator, machine: Machine, *, resume: bool = False) -> Generator[Event, None, None]:
     """Train until the budget is used up, yielding events; the run's files are written here, whoever listens.
 
     A reader that stops early loses nothing: on leaving, a state is written from which ``resume`` goes on.
@@ -72,43 +73,52 @@ def train(plan: Plan, run: Run, dataset: Dataset, evaluator: Evaluator, machine:
         state, _ = load_tensors(run.state_file)
         trainer.restore(state, str(run.state_file))
     log = RunLog(run)
-    saved_step = trainer.counters.step
     yield Started(plan, trainer.counters.step)
     try:
         for event in _events(trainer, run, evaluator):
-            if isinstance(event, Saved) and event.path == run.state_file:
-                saved_step = trainer.counters.step
             log.read(event)
             yield event
-    except (GeneratorExit, KeyboardInterrupt):
-        if trainer.counters.step > saved_step:
-            save_tensors(run.state_file, trainer.state())
+    except GeneratorExit:
+        # Raised where an event was yielded, so never in the middle of a step.
+        save_tensors(run.state_file, trainer.state())
         raise
 
 
 def _events(trainer: Trainer, run: Run, evaluator: Evaluator) -> Iterator[Event]:
-    training, counters = trainer.config.training, trainer.counters
     begun, last_tick = time.perf_counter(), 0.0
-    while not trainer.done:
+    while True:
+        if _score_is_due(trainer):
+            yield from _score_and_save(trainer, run, evaluator)
+        if trainer.done:
+            break
         lr = trainer.step()
         counters = trainer.counters
+        # Counters move on before their event is yielded: a reader may leave there, and the state is then saved as it stands.
         if counters.step % LOG_STEPS == 0:
-            loss = _finite(trainer.mean_loss("logged"), counters.step, lr)
-            yield StepDone(counters.step, counters.epoch + 1, counters.images_seen, loss, lr, counters.seconds)
+            done = StepDone(counters.step, counters.epoch + 1, counters.images_seen, trainer.mean_loss("logged"), lr, counters.seconds)
             trainer.end_logged()
+            _check_finite(done.loss, done.step, lr)
+            yield done
+        if counters.batch == trainer.batches_per_epoch or trainer.done:
+            yield _end_epoch(trainer, lr)
         if time.perf_counter() - last_tick > TICK_SECONDS:
             last_tick = time.perf_counter()
             yield _tick(trainer)
-        if counters.batch == trainer.batches_per_epoch or trainer.done:
-            loss = _finite(trainer.mean_loss("epoch"), counters.step, lr)
-            rate = counters.epoch_images / max(counters.epoch_seconds, 1e-9)
-            done = EpochDone(counters.epoch + 1, counters.step, counters.images_seen, loss, lr, counters.seconds, rate)
-            ended = trainer.done
-            trainer.end_epoch()
-            yield done
-            if ended or done.epoch % training.save_every == 0:
-                yield from _score_and_save(trainer, run, evaluator, done)
     yield Finished(run.folder, trainer.counters.epoch, time.perf_counter() - begun)
+
+
+def _score_is_due(trainer: Trainer) -> bool:
+    counters = trainer.counters
+    due = trainer.done or counters.epoch % trainer.config.training.save_every == 0
+    return counters.batch == 0 and counters.epoch > counters.scored_epoch and due
+
+
+def _end_epoch(trainer: Trainer, lr: float) -> EpochDone:
+    counters, loss = trainer.counters, trainer.mean_loss("epoch")
+    _check_finite(loss, counters.step, lr)
+    rate = counters.epoch_images / max(counters.epoch_seconds, 1e-9)
+    trainer.end_epoch(loss)
+    return EpochDone(counters.epoch, counters.step, counters.images_seen, loss, lr, counters.seconds, rate)
 
 
 def _tick(trainer: Trainer) -> Ticked:
@@ -118,31 +128,31 @@ def _tick(trainer: Trainer) -> Ticked:
     return Ticked(counters.step, counters.epoch + 1, trainer.mean_loss("epoch"), rate, fraction, left)
 
 
-def _finite(loss: float, step: int, lr: float) -> float:
-    if loss != loss or loss in (float("inf"), float("-inf")):
+def _check_finite(loss: float, step: int, lr: float) -> None:
+    if not math.isfinite(loss):
         raise DataError(f"the loss is no longer finite at step {step} (learning rate {lr:g}); lower --lr, or try --precision fp32")
-    return loss
 
 
-def _score_and_save(trainer: Trainer, run: Run, evaluator: Evaluator, done: EpochDone) -> Iterator[Event]:
-    config = trainer.config
-    generator = Generator(trainer.sampling_network(), trainer.diffusion, config.sampling, trainer.machine)
-    judged = yield from judge(generator, evaluator, {name: trainer.dataset.conditions[name] for name in SCORED}, seed=config.training.seed)
+def _score_and_save(trainer: Trainer, run: Run, evaluator: Evaluator) -> Iterator[Event]:
+    config, counters = trainer.config, trainer.counters
+    painter = Painter(trainer.sampling_network(), trainer.diffusion, config.sampling, trainer.machine)
+    judged = yield from judge(painter, evaluator, {name: trainer.dataset.conditions[name] for name in SCORED}, seed=config.training.seed)
     scores = {name: judgement.score for name, judgement in judged.items()}
-    path = run.checkpoints / f"epoch{done.epoch}_{scores['test'].accuracy}_{scores['new_test'].accuracy}.pth"
+    path = run.checkpoints / f"epoch{counters.epoch}_{scores['test'].accuracy}_{scores['new_test'].accuracy}.pth"
     known = {
-        "epoch": done.epoch, "step": done.step, "images_seen": done.images_seen, "loss": done.loss, "seconds": done.seconds,
+        "epoch": counters.epoch, "step": counters.step, "images_seen": counters.images_seen, "loss": counters.last_loss, "seconds": counters.seconds,
         "scores": {name: value.to_dict() for name, value in scores.items()}, "evaluator": evaluator.sha256, "data": trainer.dataset.key,
     }  # fmt: skip
     save_checkpoint(path, config, trainer.weights(), **known)
     for name, judgement in judged.items():
-        save_grid(run.samples / f"epoch{done.epoch}_{name}.png", judgement.pictures, [", ".join(r.labels) for r in judgement.requests])
+        save_grid(run.samples / f"epoch{counters.epoch}_{name}.png", judgement.pictures, [", ".join(r.labels) for r in judgement.requests])
     run.point("latest", path)
     mean = sum(value.accuracy for value in scores.values()) / len(scores)
-    if mean > trainer.counters.best:
-        trainer.counters.best = mean
+    if mean > counters.best:
+        counters.best = mean
         run.point("best", path)
-    yield Evaluated(done.epoch, done.step, done.images_seen, done.loss, done.seconds, scores, evaluator.sha256, path)
+    counters.scored_epoch = counters.epoch
+    yield Evaluated(counters.epoch, counters.step, counters.images_seen, counters.last_loss, counters.seconds, scores, evaluator.sha256, path)
     yield Saved(path)
     save_tensors(run.state_file, trainer.state())
     yield Saved(run.state_file)

@@ -40,11 +40,11 @@ def ema_average(decay: float) -> Any:
     def average(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
         n = float(count)
         weight = 1 - min(decay, (1 + n) / (10 + n))
-        pairs = [(a, c) for a, c in zip(averaged, current, strict=True) if a.is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in pairs], [c for _, c in pairs], weight)
-        for a, c in zip(averaged, current, strict=True):
-            if not a.is_floating_point():
-                a.copy_(c)
+        # torch hands tensors over by dtype: whole numbers, such as batch norm's count of batches, cannot be averaged.
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, weight)
+        else:
+            torch._foreach_copy_(averaged, current)
 
     return average
 
@@ -57,6 +57,8 @@ class Counters:
         seconds: of training steps alone, over all resumptions.
         epoch_loss: sum of loss x images since the epoch began.
         logged_loss, logged_images: the same since the last logged step.
+        scored_epoch: the last epoch after which a checkpoint was scored and saved.
+        last_loss: mean loss of the last whole epoch.
     """
 
     step: int = 0
@@ -66,6 +68,8 @@ class Counters:
     seconds: float = 0.0
     epoch_images: int = 0
     epoch_seconds: float = 0.0
+    scored_epoch: int = 0
+    last_loss: float = 0.0
     best: float = -1.0
     epoch_loss: float = 0.0
     logged_loss: float = 0.0
@@ -151,8 +155,7 @@ class Trainer:
             optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.net)
-        for total in self._sums.values():
-            total += loss.detach() * len(chosen)  # stays on the device: reading it would wait for the step
+        torch._foreach_add_(list(self._sums.values()), loss.detach() * len(chosen))  # stays on the device: reading it would wait for the step
         counters.step += 1
         counters.batch += 1
         counters.images_seen += len(chosen)
@@ -180,8 +183,9 @@ class Trainer:
         images = self.counters.epoch_images if since == "epoch" else self.counters.logged_images
         return float(self._sums[f"{since}_loss"]) / max(images, 1)
 
-    def end_epoch(self) -> None:
-        """Begin the next pass over the images."""
+    def end_epoch(self, loss: float) -> None:
+        """Begin the next pass over the images; ``loss`` is the mean over the one that ends."""
+        self.counters.last_loss = loss
         self.counters.epoch += 1
         self.counters.batch = self.counters.epoch_images = 0
         self.counters.epoch_seconds = 0.0
@@ -241,5 +245,5 @@ def probe_seconds_per_image(config: Config, machine: Machine) -> float:
         trainer.mean_loss("epoch")  # waits for the device
         if repeat == 1:
             return (time.perf_counter() - start) / count
-        trainer.end_epoch()
+        trainer.end_epoch(0.0)
     raise AssertionError("unreachable")

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ddpmctl.data.labels import CLASSES
 from ddpmctl.errors import DataError, UsageError
@@ -24,7 +23,7 @@ BUILT_IN = "built-in"
 FORMAT = "ddpmctl evaluator 1"
 LAB_FILE = "checkpoint.pth"  # the name under which the lab hands its classifier out
 BATCH = 32  # images to a call of the network; a fixed shape, so that an image's answer does not depend on its neighbours
-WIDTHS = (48, 96, 160)
+STEM, MIDDLE, TOP = 48, 96, 160  # channels at 32x32, 16x16 and 8x8
 PRIOR = -4.0  # the logit that a cell of the grid starts with: most classes are absent
 
 
@@ -69,16 +68,15 @@ class CompactClassifier(nn.Module):
     """A small residual network, (B, 3, 64, 64) in [-1, 1] to logits (B, 24).
 
     Each cell of an 8x8 grid says which classes it sees, and an image shows what any of its cells does: log-sum-exp over the
-    cells, a smooth maximum. It fits labels that say what is there and not where (Pinheiro & Collobert 2015, eq. 1).
+    cells, a smooth maximum, as fits labels that say what is there and not where (Pinheiro & Collobert 2015).
     """
 
     def __init__(self) -> None:
         """Draw new weights from torch's global generator."""
         super().__init__()
-        stem, *widths = WIDTHS
-        self.stem = ConvNorm(3, stem, 5, stride=2)
-        self.blocks = nn.Sequential(*(DownBlock(before, after) for before, after in zip(WIDTHS, widths, strict=False)))
-        self.head = nn.Conv2d(WIDTHS[-1], len(CLASSES), 1)
+        self.stem = ConvNorm(3, STEM, 5, stride=2)
+        self.blocks = nn.Sequential(Block(STEM, MIDDLE, stride=2), Block(MIDDLE, TOP, stride=2))
+        self.head = nn.Conv2d(TOP, len(CLASSES), 1)
         nn.init.constant_(self.head.bias, PRIOR)  # type: ignore[arg-type]
         with torch.no_grad():
             self.head.weight.mul_(0.3)
@@ -96,33 +94,27 @@ class ConvNorm(nn.Module):
         """Take channels before and after, the kernel's side, and the stride."""
         super().__init__()
         self.conv = nn.Conv2d(before, after, size, stride, size // 2, bias=False)
-        self.norm: nn.Module = nn.BatchNorm2d(after)
+        self.norm = nn.BatchNorm2d(after)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, after, H / stride, W / stride)."""
         out: Tensor = self.norm(self.conv(x))
         return out
 
-    def fuse(self) -> None:
-        """Fold the normalisation into the convolution, for evaluation: the same function in half the passes over memory."""
-        if isinstance(self.norm, nn.BatchNorm2d):
-            self.conv = fuse_conv_bn_eval(self.conv.eval(), self.norm.eval())
-            self.norm = nn.Identity()
 
+class Block(nn.Module):
+    """A residual block of two convolutions."""
 
-class DownBlock(nn.Module):
-    """A residual block that halves the sides."""
-
-    def __init__(self, before: int, after: int) -> None:
-        """Take channels before and after."""
+    def __init__(self, before: int, after: int, stride: int = 1) -> None:
+        """Take channels before and after, and the stride."""
         super().__init__()
-        self.first = ConvNorm(before, after, 3, stride=2)
+        self.first = ConvNorm(before, after, 3, stride)
         self.second = ConvNorm(after, after, 3)
-        self.skip = ConvNorm(before, after, 1)
+        self.skip = nn.Identity() if (before, stride) == (after, 1) else nn.Sequential(nn.AvgPool2d(stride), ConvNorm(before, after, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (B, after, H / 2, W / 2)."""
-        return F.relu(self.second(F.relu(self.first(x))) + self.skip(F.avg_pool2d(x, 2)))
+        """Return (B, after, H / stride, W / stride)."""
+        return F.relu(self.second(F.relu(self.first(x))) + self.skip(x))
 
 
 def load_evaluator(path: Path | None = None, root: Path | None = None, device: torch.device | str = "cpu") -> Evaluator:
@@ -151,11 +143,7 @@ def load_evaluator(path: Path | None = None, root: Path | None = None, device: t
 
 def evaluator_of(net: CompactClassifier, name: str = "in training", sha256: str = "") -> Evaluator:
     """Return a classifier in training as an evaluator; the network itself is copied and left as it is."""
-    ready = copy.deepcopy(net).eval()
-    for part in ready.modules():
-        if isinstance(part, ConvNorm):
-            part.fuse()
-    return Evaluator(name, sha256, nn.Sequential(ready, nn.Sigmoid()).requires_grad_(requires_grad=False))
+    return Evaluator(name, sha256, nn.Sequential(copy.deepcopy(net), nn.Sigmoid()).eval().requires_grad_(requires_grad=False))
 
 
 def _built_in() -> bytes:

@@ -1,0 +1,68 @@
+"""Time what a person waits for before anything happens: --help, rendering, a cached start, the built-in evaluator.
+
+    python tests/benchmarks/startup.py
+
+Each figure is the median of several whole runs, beside a bare interpreter or a bare ``import torch`` in the same run.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+LOAD = """
+import time
+from ddpmctl.data.dataset import load_dataset
+start = time.perf_counter()
+task = load_dataset(None)
+try:
+    while True: next(task)
+except StopIteration as end:
+    assert end.value.images.shape == (18009, 3, 64, 64)
+print(time.perf_counter() - start)
+"""
+JUDGE = """
+import time, torch
+from ddpmctl.evaluator.classifiers import load_evaluator
+judge, images = load_evaluator(), torch.randn(512, 3, 64, 64).clamp(-1, 1)
+judge(images)
+start = time.perf_counter()
+judge(images)
+print((time.perf_counter() - start) / 512 * 1000)
+"""
+
+
+def wall(code: list[str], environment: dict[str, str], runs: int = 5) -> float:
+    """Return the median wall time of a command in seconds, after one run that is not counted."""
+    seconds = []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *code], env=environment, check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
+
+
+def printed(code: str, environment: dict[str, str]) -> float:
+    """Return the number that a program prints."""
+    return float(subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True).stdout)
+
+
+def main() -> None:
+    """Print the table."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "DDPMCTL_CACHE_DIR": cache}
+        print(f"bare interpreter            {wall(['-c', 'pass'], environment):7.2f} s")
+        print(f"import torch                {wall(['-c', 'import torch'], environment, 3):7.2f} s")
+        print(f"ddpmctl --help              {wall(['-m', 'ddpmctl', '--help'], environment):7.2f} s")
+        print(f"ddpmctl train --help        {wall(['-m', 'ddpmctl', 'train', '--help'], environment):7.2f} s")
+        print(f"18,009 images, rendered     {printed(LOAD, environment):7.2f} s")
+        print(f"18,009 images, from cache   {statistics.median(printed(LOAD, environment) for _ in range(5)):7.2f} s")
+        print(f"built-in evaluator          {printed(JUDGE, environment):7.2f} ms an image")
+
+
+if __name__ == "__main__":
+    main()

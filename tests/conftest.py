@@ -1,0 +1,56 @@
+"""Fixtures that several files share: a cache of their own, and one tiny trained run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from ddpmctl.cli.app import app
+
+# The report's network and recipe at a size that trains in a second.
+TINY = ["--width", "8", "--timesteps", "6", "--batch-size", "8", "--precision", "fp32", "--threads", "1", "--save-every", "1"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the person's cache and settings out of the tests, and the tests out of them."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith("DDPMCTL_") and name != "DDPMCTL_ICLEVR"}
+    for name in kept:
+        del os.environ[name]
+    os.environ["DDPMCTL_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    torch.set_num_threads(1)  # small tensors on several threads spend most of it waiting
+    yield
+    del os.environ["DDPMCTL_CACHE_DIR"]
+    os.environ.update(kept)
+
+
+def ddpmctl(*arguments: object) -> Result:
+    """Run the command line in this process; stdout and stderr stay apart."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def train(runs: Path, *arguments: object, scenes: int = 4) -> Path:
+    """Train a tiny run through the command line and return its folder."""
+    before = set(runs.glob("*"))
+    result = ddpmctl("train", *TINY, "--scenes", scenes, "--runs-dir", runs, *arguments)
+    assert result.exit_code == 0, result.output
+    (made,) = set(runs.glob("*")) - before
+    return made
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two epochs; tests read it and leave it as it is."""
+    return train(tmp_path_factory.mktemp("shared"), "--epochs", 2)
+
+
+def size(path: Path) -> tuple[int, int]:
+    """Return an image's width and height in pixels."""
+    with Image.open(path) as image:
+        return image.size

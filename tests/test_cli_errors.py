@@ -1,0 +1,184 @@
+"""Bad input, through the real command line: one clear line, exit code 2 or 3, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddpmctl.data.labels import INDEX
+
+from .conftest import TINY, ddpmctl
+
+
+def refused(code: int, *arguments: object) -> str:
+    """Run a command that must fail with ``code`` and one line on stderr, and return that line."""
+    result = ddpmctl(*arguments)
+    assert result.exit_code == code, result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.output
+    return lines[0]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A whole little folder in the lab's layout."""
+    data = tmp_path / "data"
+    (data / "iclevr").mkdir(parents=True)
+    labels = {"CLEVR_train_000000_0.png": ["red cube"], "CLEVR_train_000000_1.png": ["red cube", "blue sphere"]}
+    for name in labels:
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)).save(data / "iclevr" / name)
+    (data / "objects.json").write_text(json.dumps(INDEX))
+    (data / "train.json").write_text(json.dumps(labels))
+    for name in ("test", "new_test"):
+        (data / f"{name}.json").write_text(json.dumps([["red cube"], ["gray cylinder", "blue sphere"]]))
+    return data
+
+
+def train_on(data: Path, tmp_path: Path) -> tuple[object, ...]:
+    return ("train", *TINY, "--epochs", 1, "--data", data, "--runs-dir", tmp_path / "runs")
+
+
+def test_the_little_folder_is_good(folder: Path, tmp_path: Path) -> None:
+    assert ddpmctl(*train_on(folder, tmp_path)).exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["sample", "denoise-grid"])
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [("red cub", "did you mean 'red cube'"), ("", "a label is missing"), ("red cube,,blue sphere", "a label is missing"), ("red cube,red cube", "named twice")],
+)
+def test_bad_labels(command: str, labels: str, expected: str, run: Path, tmp_path: Path) -> None:
+    line = refused(2, command, run, "--labels", labels, "-o", tmp_path / "out" / "x.png")
+    assert expected in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["objects.json", "train.json", "test.json", "new_test.json"])
+def test_a_missing_json_file_is_named(name: str, folder: Path, tmp_path: Path) -> None:
+    (folder / name).unlink()
+    assert name in refused(3, *train_on(folder, tmp_path))
+    assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_a_missing_image_is_named(folder: Path, tmp_path: Path) -> None:
+    (folder / "iclevr" / "CLEVR_train_000000_1.png").unlink()
+    assert "CLEVR_train_000000_1.png" in refused(3, *train_on(folder, tmp_path))
+
+
+def test_a_truncated_image_is_named(folder: Path, tmp_path: Path) -> None:
+    image = folder / "iclevr" / "CLEVR_train_000000_1.png"
+    image.write_bytes(image.read_bytes()[:200])
+    assert image.name in refused(3, *train_on(folder, tmp_path))
+    assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_a_label_that_is_no_object_is_named(folder: Path, tmp_path: Path) -> None:
+    (folder / "train.json").write_text(json.dumps({"CLEVR_train_000000_0.png": ["pink cube"]}))
+    line = refused(3, *train_on(folder, tmp_path))
+    assert "pink cube" in line
+    assert "CLEVR_train_000000_0.png" in line
+
+
+def test_no_data_folder(tmp_path: Path) -> None:
+    assert "nowhere" in refused(2, *train_on(tmp_path / "nowhere", tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 torn"])
+@pytest.mark.parametrize("command", [("sample", "--labels", "red cube"), ("denoise-grid", "--labels", "red cube"), ("evaluate",)])
+def test_a_file_that_is_no_checkpoint(command: tuple[str, ...], content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "broken.pth"
+    file.write_bytes(content)
+    result = ddpmctl(*command, file)
+    assert result.exit_code == 3, result.output
+    assert "broken.pth" in result.stderr
+    assert "is no checkpoint, or a damaged one" in result.stderr
+
+
+def test_a_checkpoint_of_another_network(tmp_path: Path) -> None:
+    file = tmp_path / "other.pth"
+    torch.save({"encoder.weight": torch.zeros(3, 3)}, file)
+    line = refused(3, "sample", file, "--labels", "red cube", "-o", tmp_path / "out")
+    assert "other.pth" in line
+    assert "report's names" in line
+
+
+def test_a_checkpoint_whose_weights_do_not_fit_its_settings(run: Path, tmp_path: Path) -> None:
+    content = torch.load(next((run / "checkpoints").glob("*.pth")), weights_only=True)
+    content["config"]["model"]["width"] = 16
+    torch.save(content, tmp_path / "wrong.pth")
+    line = refused(3, "sample", tmp_path / "wrong.pth", "--labels", "red cube", "-o", tmp_path / "out")
+    assert "wrong.pth" in line
+    assert "width 16" in line
+
+
+def test_a_missing_checkpoint(tmp_path: Path) -> None:
+    assert "nowhere.pth" in refused(2, "sample", tmp_path / "nowhere.pth", "--labels", "red cube", "-o", tmp_path / "out")
+
+
+def test_no_run_to_take_a_checkpoint_from(tmp_path: Path) -> None:
+    assert "train first" in refused(2, "evaluate", "--runs-dir", tmp_path)
+
+
+def test_output_below_a_file_cannot_be_written(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for command, out in (("sample", "file/out"), ("denoise-grid", "file/x.png")):
+        line = refused(2, command, run, "--labels", "red cube", "-o", tmp_path / out)
+        assert "--out" in line
+        assert "file" in line
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_runs_below_a_file_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert "--runs-dir" in refused(2, "train", *TINY, "--epochs", 1, "--scenes", 1, "--runs-dir", tmp_path / "file")
+
+
+def test_resume_on_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    assert "is no run" in refused(2, "train", "--resume", tmp_path)
+    assert "there is no such run folder" in refused(2, "train", "--resume", tmp_path / "nowhere")
+
+
+def test_resume_without_a_state(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("config.toml", "data.json"):
+        (tmp_path / "run" / name).write_bytes((run / name).read_bytes())
+    assert "state.pt" in refused(2, "train", "--resume", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--act", "gellu"], "did you mean 'gelu'"),
+        (["--schedule", "cosin"], "did you mean 'cosine'"),
+        (["--preset", "fast"], "none of report, quick"),
+        (["--epochs", "0"], "out of range"),
+        (["--lr", "fast"], "is no number"),
+        (["--epochs", "3", "--minutes", "3"], "give one budget"),
+        (["--device", "tpu9"], "--device"),
+        (["--name", "a/b"], "no folder name"),
+        (["--scenes", "0"], "--scenes"),
+        (["--scenes", "3", "--data", "x"], "--scenes"),
+        (["--config", "nowhere.toml"], "nowhere.toml"),
+        (["--evaluator", "nowhere.pth"], "nowhere.pth"),
+    ],
+)
+def test_bad_flags_of_train(arguments: list[str], expected: str, tmp_path: Path) -> None:
+    line = refused(2, "train", *TINY, "--scenes", 1, "--runs-dir", tmp_path / "runs", *arguments)
+    assert expected in line
+
+
+def test_more_steps_than_the_model_has(run: Path, tmp_path: Path) -> None:
+    line = refused(2, "sample", run, "--labels", "red cube", "--steps", 7, "-o", tmp_path / "out")
+    assert "7 is more than the model's 6 timesteps" in line
+
+
+def test_text_from_files_is_no_markup(tmp_path: Path) -> None:
+    file = tmp_path / "[red]x[bold].pth"
+    file.write_bytes(b"no checkpoint")
+    assert "[red]x[bold].pth" in refused(3, "sample", file, "--labels", "red cube", "-o", tmp_path / "out")

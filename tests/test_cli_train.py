@@ -1,0 +1,173 @@
+"""``ddpmctl train`` through the real command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpmctl.config import Config
+from ddpmctl.config_toml import load_toml
+from ddpmctl.engine.checkpoint import load_checkpoint, load_tensors
+
+from .conftest import TINY, ddpmctl, size, train
+
+
+def test_a_run_holds_settings_metrics_results_checkpoints_and_pictures(run: Path) -> None:
+    assert Config.from_flat(load_toml(run / "config.toml")).model.width == 8
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in metrics if record["event"] == "epoch"] == [1, 2]
+    assert [record["images_seen"] for record in metrics if record["event"] == "evaluation"] == [12, 24]
+    with (run / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert sorted(row["checkpoint"] for row in rows) == names
+    for row in rows:
+        assert row["checkpoint"] == f"epoch{row['epoch']}_{row['test']}_{row['new_test']}.pth"
+        assert float(row["test"]) * 72 == pytest.approx(round(float(row["test"]) * 72))  # pooled over the lab's 72 objects
+    width, height = size(run / "samples" / "epoch2_new_test.png")
+    assert width > 8 * 128
+    assert height > 4 * 128
+
+
+def test_checkpoints_carry_their_settings(run: Path) -> None:
+    checkpoint = load_checkpoint(next((run / "checkpoints").glob("epoch2_*.pth")))
+    assert checkpoint.config.flat() == Config.from_flat(load_toml(run / "config.toml")).flat()
+    assert (checkpoint.epoch, checkpoint.foreign) == (2, False)
+    assert set(checkpoint.recorded) == {"test", "new_test"}
+
+
+def test_best_and_latest_point_into_the_run(run: Path) -> None:
+    latest = json.loads((run / "latest.json").read_text())["checkpoint"]
+    best = json.loads((run / "best.json").read_text())["checkpoint"]
+    assert re.fullmatch(r"checkpoints/epoch2_.*\.pth", latest)
+    assert (run / best).is_file()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(run: Path, tmp_path: Path) -> None:
+    weights = [load_checkpoint(next((train(tmp_path / str(s), "--epochs", 2, "--seed", s) / "checkpoints").glob("epoch2_*"))).weights for s in (0, 1)]
+    reference = load_checkpoint(next((run / "checkpoints").glob("epoch2_*"))).weights
+    assert all(torch.equal(weights[0][name], reference[name]) for name in reference)
+    assert any(not torch.equal(weights[1][name], reference[name]) for name in reference)
+
+
+def test_a_second_run_of_the_same_settings_gets_a_folder_of_its_own(tmp_path: Path) -> None:
+    first, second = (train(tmp_path, "--epochs", 1, scenes=1) for _ in range(2))
+    assert second.name == f"{first.name}-2"
+
+
+def test_a_taken_name_is_refused_and_nothing_in_it_changes(run: Path) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    result = ddpmctl("train", *TINY, "--epochs", 1, "--scenes", 1, "--runs-dir", run.parent, "--name", run.name)
+    assert result.exit_code == 2
+    assert "exists already" in result.stderr
+    assert "--resume" in result.stderr
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("act", ["gelu", "relu"])
+def test_dry_run_prints_the_reports_recipe(act: str, tmp_path: Path) -> None:
+    result = ddpmctl("train", "--act", act, "--epochs", 600, "--dry-run", "--runs-dir", tmp_path / "runs", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    for line in (
+        'net = "context-unet"', f'act = "{act}"', "width = 128", 'schedule = "linear"', "timesteps = 400", "beta_1 = 0.0001", "beta_2 = 0.02",
+        'objective = "eps"', "epochs = 600", 'optimizer = "adam"', "lr = 0.0001", 'lr_decay = "none"', 'sampler = "ddpm"', 'steps = "none"', "save_every = 5",
+    ):  # fmt: skip
+        assert re.search(rf"^{re.escape(line)}  #", result.stdout, re.M), line
+    said = result.stderr
+    assert "18,009 images" in said
+    assert "parameters" in said
+    assert "168,000 steps" not in said
+    assert "600 epochs" in said
+    assert re.search(r"this takes about \d+\.\d days here; --preset quick", said)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("options", [["--act", "gelu"], ["--act", "relu"], ["--schedule", "cosine-periodic", "--lr-decay", "linear"], ["--ema", "0.9"]])
+def test_the_reports_variants_train(options: list[str], tmp_path: Path) -> None:
+    folder = train(tmp_path, "--epochs", 2, *options, scenes=2)
+    assert len(list((folder / "checkpoints").iterdir())) == 2
+
+
+def test_linear_decay_is_the_reports(tmp_path: Path) -> None:
+    folder = train(tmp_path, "--epochs", 4, "--lr-decay", "linear", "--lr", "0.001", scenes=1)
+    rates = [record["lr"] for record in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if record["event"] == "epoch"]
+    assert rates == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+
+
+def test_resuming_a_stopped_run_goes_on_in_the_same_folder_and_ends_where_it_would_have(tmp_path: Path) -> None:
+    from ddpmctl.data.dataset import load_dataset
+    from ddpmctl.engine import events
+    from ddpmctl.engine.machine import make_machine
+    from ddpmctl.engine.runs import open_run
+    from ddpmctl.engine.train import make_plan
+    from ddpmctl.engine.train import train as training
+    from ddpmctl.evaluator.classifiers import load_evaluator
+
+    options = ("--epochs", 3, "--ema", "0.9")
+    whole = train(tmp_path / "whole", *options, scenes=8)
+    stopped = train(tmp_path / "stopped", *options, scenes=8)
+    for path in [*stopped.glob("*.json*"), *stopped.glob("results.csv"), *stopped.rglob("*.pth"), stopped / "state.pt"]:
+        if path.name != "data.json":
+            path.unlink()
+    task = load_dataset(None, scenes=8)
+    try:
+        while True:
+            next(task)
+    except StopIteration as end:
+        dataset = end.value
+    opened = open_run(stopped)
+    machine, judge = make_machine(opened.config().machine), load_evaluator()
+    plan = make_plan(opened.config(), stopped, dataset.name, len(dataset.images), machine, judge.name)
+    stream = training(plan, opened, dataset, judge, machine)
+    for event in stream:
+        # A reader that leaves in the middle of the second epoch.
+        if isinstance(event, events.Saved) and event.path.name == "state.pt":
+            next(stream)
+            break
+    stream.close()
+    state, _ = load_tensors(stopped / "state.pt")
+    assert 0 < state["counters"]["step"] < 9
+
+    result = ddpmctl("train", "--resume", stopped)
+    assert result.exit_code == 0, result.output
+    ends = [load_checkpoint(next((folder / "checkpoints").glob("epoch3_*"))).weights for folder in (whole, stopped)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    with (stopped / "results.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+
+
+def test_resume_refuses_other_settings_and_says_which(run: Path) -> None:
+    result = ddpmctl("train", "--resume", run, "--lr", "0.01")
+    assert result.exit_code == 2
+    assert "lr: 0.0001 in the run, 0.01 now" in result.stderr
+
+
+def test_a_finished_run_is_left_as_it_is_by_resume(run: Path) -> None:
+    before = (run / "metrics.jsonl").read_bytes()
+    result = ddpmctl("train", "--resume", run)
+    assert result.exit_code == 0, result.output
+    assert "nothing was left to do" in result.stderr
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_minutes_are_a_budget_and_the_decay_follows_the_clock(tmp_path: Path) -> None:
+    folder = train(tmp_path, "--minutes", "0.03", "--lr-decay", "linear", scenes=8)
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    last = [record for record in records if record["event"] == "epoch"][-1]
+    assert 1.8 <= last["seconds"] < 10
+    assert last["lr"] < 0.2e-4
+    assert (folder / "latest.json").is_file()
+
+
+def test_off_a_terminal_there_is_one_plain_line_an_epoch(tmp_path: Path) -> None:
+    result = ddpmctl("train", *TINY, "--epochs", 2, "--scenes", 2, "--runs-dir", tmp_path)
+    lines = [line for line in result.stderr.splitlines() if re.match(r"epoch \d+  loss", line)]
+    assert len(lines) == 2
+    assert "\x1b" not in result.stderr
+    assert "accuracy" in result.stdout
+    assert "picture:" in result.stdout

@@ -1,0 +1,424 @@
+"""The settings: where a value comes from, what is permitted, and that each is declared once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer.main
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from ddpmctl.cli.app import app
+from ddpmctl.cli.options import assumed, overrides, resolve
+from ddpmctl.config import PRESET_HELP, PRESETS, SECTIONS, Config, Setting, settings
+from ddpmctl.config_toml import dump_toml, load_toml
+from ddpmctl.errors import DataError, UsageError
+from ddpmctl.registry import ACTIVATIONS, NETWORKS, OBJECTIVES, OPTIMIZERS, SAMPLERS, SCHEDULES, TIME_SAMPLINGS, Registry
+
+SETTINGS = {s.name: s for s in settings()}
+
+
+def printed(*arguments: str, **env: str) -> str:
+    """Return what ``train --print-config`` writes."""
+    result = CliRunner().invoke(app, ["train", "--print-config", *arguments], env=env, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def written(folder: Path, text: str, name: str = "settings.toml") -> Path:
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder / name
+
+
+def config_of(toml: str) -> Config:
+    return Config.from_flat({name: value for section in tomllib.loads(toml).values() for name, value in section.items()})
+
+
+# The recipe
+
+
+def test_the_defaults_are_the_reports_recipe() -> None:
+    report = {
+        "net": "context-unet", "act": "gelu", "width": 128,
+        "schedule": "linear", "timesteps": 400, "beta_1": 1e-4, "beta_2": 0.02, "period": 50.0, "objective": "eps",
+        "epochs": 600, "minutes": None, "optimizer": "adam", "lr": 1e-4, "lr_decay": "none", "warmup": 0,
+        "time_sampling": "uniform", "label_dropout": 0.0, "ema": None, "save_every": 5,
+        "sampler": "ddpm", "steps": None, "guidance": 0.0,
+    }  # fmt: skip
+    assert {name: value for name, value in Config().flat().items() if name in report} == report
+    assert resolve({}, None, "report", {}).config == Config()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_valid_and_explained(preset: str) -> None:
+    config = resolve({}, None, preset, {}).config
+    assert {name: config.flat()[name] for name in PRESETS[preset]} == PRESETS[preset]
+    assert PRESET_HELP[preset]
+    assert PRESETS.keys() == PRESET_HELP.keys()
+
+
+def test_names_are_unique_and_sections_complete() -> None:
+    names = [field.name for kind in SECTIONS.values() for field in dataclasses.fields(kind)]
+    assert len(set(names)) == len(names) == len(SETTINGS)
+    assert {field.name: field.type for field in dataclasses.fields(Config)}.keys() == SECTIONS.keys()
+    assert all(s.help.endswith(".") for s in SETTINGS.values())
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().training.lr = 1.0  # type: ignore[misc]
+
+
+# Any valid config
+
+
+def values_of(setting: Setting) -> st.SearchStrategy:
+    if setting.choices is not None:
+        values = st.sampled_from(list(setting.choices.names() if isinstance(setting.choices, Registry) else setting.choices))
+    elif setting.kind is str:
+        values = st.text("abc:0\"\\'# \n", min_size=1)
+    elif setting.kind is int:
+        values = st.integers(int(setting.low), int(setting.high) if setting.high is not None else 10**12)
+    else:
+        lowest = setting.low if setting.low is not None else math.nextafter(setting.above, math.inf)
+        values = st.floats(lowest, setting.high if setting.high is not None else 1e12)
+    return values | st.none() if setting.optional else values
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> Config:
+    flat = {name: draw(values_of(setting)) for name, setting in SETTINGS.items()}
+    flat["width"] = draw(st.integers(1, 128)) * 8
+    flat["beta_1"], flat["beta_2"] = sorted((flat["beta_1"], flat["beta_2"]))
+    flat["steps"] = draw(st.none() | st.integers(1, flat["timesteps"]))
+    flat["epochs"], flat["minutes"] = draw(st.sampled_from([(flat["epochs"] or 1, None), (None, flat["minutes"] or 1.0)]))
+    return Config.from_flat(flat)
+
+
+@given(config=configs())
+def test_every_config_survives_each_way_out_and_in(config: Config) -> None:
+    assert Config.from_flat(config.flat()) == config
+    assert Config.from_flat(json.loads(json.dumps(config.flat()))) == config
+    assert config_of(dump_toml(config)) == config
+    assert config_of(dump_toml(config, dict.fromkeys(SETTINGS, "flag"))) == config
+    texts = {name: str(value) for name, value in config.flat().items()}  # as a command line gives them
+    assert resolve(texts, None, "quick", {}).config == config
+
+
+# Where a value comes from
+
+
+SOURCES = ["default", "preset", "config", "environment", "flag"]
+
+
+@pytest.mark.parametrize("strongest", range(1, 5))
+def test_flag_beats_environment_beats_file_beats_preset_beats_default(tmp_path: Path, strongest: int) -> None:
+    file = written(tmp_path, "[training]\nlr = 0.3\n") if strongest >= 2 else None
+    environ = {"DDPMCTL_LR": "0.4"} if strongest >= 3 else {}
+    flags = {"lr": "0.5"} if strongest >= 4 else {}
+    resolved = resolve(flags, file, "quick", environ)
+    assert resolved.config.training.lr == [1e-4, 0.02, 0.3, 0.4, 0.5][strongest]
+    assert resolved.origins["lr"].startswith(SOURCES[strongest])
+    assert resolved.origins["beta_1"] == "default"
+    assert resolved.origins["batch_size"] == "preset quick"
+    assert resolved.origins.keys() == SETTINGS.keys()
+
+
+@pytest.mark.parametrize("strongest", range(5))
+def test_the_command_line_follows_the_same_order(tmp_path: Path, strongest: int) -> None:
+    arguments = ["--preset", "quick"] if strongest >= 1 else []
+    arguments += ["--config", str(written(tmp_path, "lr = 0.3\n"))] if strongest >= 2 else []
+    environ = {"DDPMCTL_LR": "0.4"} if strongest >= 3 else {}
+    arguments += ["--lr", "0.5"] if strongest >= 4 else []
+    text = printed(*arguments, **environ)
+    assert config_of(text).training.lr == [1e-4, 0.02, 0.3, 0.4, 0.5][strongest]
+    (line,) = (line for line in text.splitlines() if line.startswith("lr ="))
+    assert f"# {SOURCES[strongest]}" in line
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_is_read_from_its_variable(name: str) -> None:
+    setting = SETTINGS[name]
+    values = {"epochs": "7", "minutes": "7.5", "width": "64", "steps": "3", "beta_2": "0.5", "device": "cpu", "seed": "5", "threads": "2", "ema": "0.9"}
+    if isinstance(setting.choices, Registry):
+        value = setting.choices.names()[-1]
+    elif setting.choices is not None:
+        value = setting.choices[-1]
+    else:
+        value = values.get(name, str(setting.kind(setting.high if setting.high is not None else 9)))
+    if name == "beta_1":
+        value = "0.015"
+    resolved = resolve({}, None, "report", {f"DDPMCTL_{name.upper()}": value})
+    assert resolved.config.flat()[name] == setting.check(value) != setting.default
+    assert resolved.origins[name] == "environment"
+
+
+def test_the_variables_that_are_no_settings_reach_train_too(tmp_path: Path) -> None:
+    file = written(tmp_path, "width = 8\n")
+    config = config_of(printed(DDPMCTL_PRESET="quick", DDPMCTL_CONFIG=str(file)))
+    assert (config.model.net, config.model.width) == ("unet", 8)
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "toml", "preset", "budget"),
+    [
+        ({"minutes": "3"}, {}, "", "report", (None, 3.0)),
+        ({"epochs": "3"}, {}, "", "quick", (3, None)),
+        ({"epochs": "3"}, {"DDPMCTL_MINUTES": "9"}, "", "quick", (3, None)),
+        ({}, {"DDPMCTL_MINUTES": "9"}, "epochs = 4", "report", (None, 9.0)),
+        ({}, {}, "epochs = 4", "quick", (4, None)),
+        ({}, {}, 'epochs = "none"\nminutes = 4', "report", (None, 4.0)),
+        ({"epochs": "3", "minutes": "none"}, {}, "", "quick", (3, None)),
+    ],
+)
+def test_a_stronger_budget_removes_a_weaker_one(
+    tmp_path: Path, flags: dict[str, str], environ: dict[str, str], toml: str, preset: str, budget: tuple[int | None, float | None]
+) -> None:
+    resolved = resolve(flags, written(tmp_path, toml) if toml else None, preset, environ)
+    assert (resolved.config.training.epochs, resolved.config.training.minutes) == budget
+    assert resolved.origins["epochs"] == resolved.origins["minutes"], "both come from where the budget was chosen"
+
+
+@pytest.mark.parametrize(("flags", "told"), [({"epochs": "3", "minutes": "3"}, "both"), ({"epochs": "none"}, "none")])
+def test_two_budgets_and_no_budget_are_refused(flags: dict[str, str], told: str) -> None:
+    with pytest.raises(UsageError, match=f"--epochs and --minutes.*{told}"):
+        resolve(flags, None, "report", {})
+
+
+def test_a_command_reads_only_its_own_sections() -> None:
+    environ = {"DDPMCTL_LR": "9", "DDPMCTL_STEPS": "4", "DDPMCTL_DEVICE": "cpu"}
+    assert overrides({"guidance": "1.5"}, "sampling", environ=environ) == {"guidance": 1.5, "steps": 4}
+    assert overrides({}, "sampling", environ={}) == {}
+
+
+def test_assumptions_are_settings() -> None:
+    assert assumed(["act=relu", "beta-2 = 0.03", "timesteps=1000"]) == {"act": "relu", "beta_2": 0.03, "timesteps": 1000}
+    assert assumed(None) == {}
+    for wrong in ("act", "act=", "lr=1", "act=gellu", "timesteps=1.5"):
+        with pytest.raises(UsageError, match=wrong.partition("=")[0]):
+            assumed([wrong])
+
+
+# Print and feed back
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--preset", "quick"], ["--lr", "1e-5", "--ema", "0.9999", "--device", 'a "b" \\ # c'], ["--minutes", "0.25", "--steps", "7", "--threads", "3"]],
+)
+def test_print_config_can_be_fed_back(tmp_path: Path, arguments: list[str]) -> None:
+    text = printed(*arguments)
+    folder = tmp_path / ("long folder [x] " * 12)  # the origin stands in a comment and must not break the line
+    folder.mkdir()
+    file = written(folder, text)
+    assert set(tomllib.loads(text)) == set(SECTIONS)
+    assert config_of(text) == config_of(printed("--config", str(file)))
+    assert load_toml(file).keys() == SETTINGS.keys()
+
+
+def test_what_is_printed_is_not_decorated() -> None:
+    assert config_of(printed("--device", ":cat:")).machine.device == ":cat:"
+
+
+def test_print_config_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed("--preset", "quick")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Flags
+
+
+def parameters() -> dict[str, object]:
+    command = typer.main.get_command(app).commands["train"]
+    found: dict[str, object] = {}
+    for parameter in command.params:
+        for flag in parameter.opts:
+            assert flag not in found, f"{flag} is declared twice"
+            found[flag] = parameter
+    return found
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
+def test_every_setting_has_one_flag_with_its_default_and_range(setting: Setting) -> None:
+    parameter = parameters()[setting.flag]
+    assert setting.flag == "--" + setting.name.replace("_", "-")
+    assert parameter.opts == [setting.flag]
+    assert parameter.show_default == ("none" if setting.default is None else str(setting.default))
+    assert setting.help in parameter.help
+    assert setting.range_text() in parameter.help
+
+
+def test_help_names_every_flag_and_every_choice() -> None:
+    result = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "240", "TERMINAL_WIDTH": "240", "NO_COLOR": "1"})
+    assert result.exit_code == 0
+    words = set(result.stdout.replace(",", " ").replace(")", " ").replace("(", " ").split())
+    registries = (NETWORKS, ACTIVATIONS, SCHEDULES, OBJECTIVES, OPTIMIZERS, SAMPLERS, TIME_SAMPLINGS)
+    missing = {s.flag for s in SETTINGS.values()} | {name for registry in registries for name in registry.names()} | {*PRESETS}
+    assert {word for word in missing if word not in words and f"{word}:" not in words} == set()
+
+
+# Wrong values
+
+
+def below(setting: Setting) -> float:
+    return setting.above if setting.above is not None else setting.low - 1
+
+
+def out_of_range() -> list[tuple[str, object]]:
+    numbers = [s for s in SETTINGS.values() if s.kind is not str]
+    low = [(s.name, below(s)) for s in numbers]
+    return low + [(s.name, s.high * 2) for s in numbers if s.high is not None]
+
+
+@pytest.mark.parametrize(("name", "value"), out_of_range())
+def test_out_of_range(name: str, value: float) -> None:
+    number = SETTINGS[name].kind(value)
+    for form in (number, str(number)):
+        with pytest.raises(UsageError, match=SETTINGS[name].flag) as told:
+            SETTINGS[name].check(form)
+        assert SETTINGS[name].range_text() in str(told.value)
+
+
+@pytest.mark.parametrize("setting", [s for s in SETTINGS.values() if s.kind is not str], ids=lambda s: s.name)
+def test_the_ends_of_a_range_belong_to_it(setting: Setting) -> None:
+    for end in (setting.low, setting.high):
+        if end is not None:
+            assert setting.check(setting.kind(end)) == end
+
+
+WRONG_TYPES = [
+    *((name, value) for name in ("epochs", "width", "steps", "seed", "threads") for value in ("2.5", 2.5, "many", "", True, [2], {"a": 1}, math.inf, "nan")),
+    *((name, value) for name in ("lr", "guidance", "ema") for value in ("fast", "", "nan", "inf", True, [1.0], math.nan)),
+    *((name, value) for name in ("net", "act", "device", "lr_decay") for value in (3, True, 1.5, [])),
+    *((name, value) for name in ("width", "lr", "act") for value in (None, "none")),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG_TYPES)
+def test_wrong_types(name: str, value: object) -> None:
+    with pytest.raises(UsageError, match=SETTINGS[name].flag):
+        Config().replace(**{name: value})
+
+
+@pytest.mark.parametrize("value", [10**400, "9" * 400], ids=["number", "text"])
+def test_a_number_beyond_all_bounds(value: object) -> None:
+    with pytest.raises(UsageError, match="--width"):
+        Config().replace(width=value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "near"),
+    [
+        *(("net", "context_unet", "context-unet"), ("act", "gellu", "gelu"), ("act", "ReLU", "relu"), ("schedule", "cosin", "cosine")),
+        *(("optimizer", "adamW", "adamw"), ("sampler", "dpm2m", "dpm++2m"), ("time_sampling", "lognormal", "logit-normal")),
+    ],
+)
+def test_an_unknown_choice_is_told_with_the_nearest_and_all(name: str, value: str, near: str) -> None:
+    with pytest.raises(UsageError, match=SETTINGS[name].flag) as told:
+        resolve({name: value}, None, "report", {})
+    assert f"did you mean {near!r}" in str(told.value)
+    assert value in str(told.value)
+    assert all(entry in str(told.value) for entry in SETTINGS[name].choices.names())
+
+
+@pytest.mark.parametrize(("name", "value"), [("lr_decay", "cosine"), ("precision", "fp16"), ("objective", "flow-matching")])
+def test_an_unknown_choice_is_told_with_all(name: str, value: str) -> None:
+    with pytest.raises(UsageError, match=value) as told:
+        resolve({name: value}, None, "report", {})
+    assert SETTINGS[name].range_text() in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "flag"),
+    [
+        ({"beta_1": 0.5, "beta_2": 0.1}, "--beta-2"),
+        ({"steps": 401}, "--steps"),
+        ({"timesteps": 10, "steps": 11}, "--steps"),
+        ({"width": 12}, "--width"),
+    ],
+)
+def test_settings_that_do_not_go_together(values: dict[str, float], flag: str) -> None:
+    with pytest.raises(UsageError, match=flag):
+        Config().replace(**values)
+
+
+def test_unknown_settings_and_presets() -> None:
+    with pytest.raises(UsageError, match=r"'learning_rate'.*batch_size"):
+        Config.from_flat({"learning_rate": 1.0})
+    with pytest.raises(UsageError, match=r"'fast'.*report.*quick"):
+        resolve({}, None, "fast", {})
+
+
+@pytest.mark.parametrize(
+    ("toml", "kind", "told"),
+    [
+        ("learning_rate = 1.0", UsageError, "unknown setting 'learning_rate'"),
+        ("[training]\nwidth = 8", UsageError, r"unknown setting 'width' in \[training\]"),
+        ("[optimiser]\nlr = 1.0", UsageError, r"unknown setting 'lr' in \[optimiser\]"),
+        ("[training", DataError, "is no TOML"),
+        ("lr = ", DataError, "is no TOML"),
+        ("\udcff", DataError, "is no TOML"),
+    ],
+)
+def test_wrong_toml_is_refused_by_name(tmp_path: Path, toml: str, kind: type[Exception], told: str) -> None:
+    file = tmp_path / "wrong.toml"
+    file.write_bytes(toml.encode("utf-8", "surrogateescape"))
+    with pytest.raises(kind, match=rf"wrong\.toml: .*{told}"):
+        resolve({}, file, "report", {})
+
+
+@pytest.mark.parametrize("toml", ["lr = true", "lr = 2024-01-01", "width = 8.5", "act = 3", "[model]\nact = [1]", "epochs = -1"])
+def test_wrong_values_in_toml(tmp_path: Path, toml: str) -> None:
+    with pytest.raises(UsageError, match="--"):
+        resolve({}, written(tmp_path, toml), "report", {})
+
+
+def test_a_missing_config_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nowhere\.toml"):
+        resolve({}, tmp_path / "nowhere.toml", "report", {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--lr", "fast"], 2, "--lr"),
+        (["--act", "gellu"], 2, "'gelu'"),
+        (["--epochs", "3", "--minutes", "3"], 2, "--minutes"),
+        (["--preset", "fast"], 2, "--preset"),
+        (["--config", "nowhere.toml"], 2, "nowhere.toml"),
+    ],
+)
+def test_the_command_line_tells_in_one_line_and_by_its_exit_code(arguments: list[str], code: int, told: str) -> None:
+    result = CliRunner().invoke(app, ["train", "--print-config", *arguments])
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert told in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+# Registries
+
+
+@pytest.mark.parametrize("registry", [NETWORKS, ACTIVATIONS, SCHEDULES, OBJECTIVES, OPTIMIZERS, SAMPLERS, TIME_SAMPLINGS], ids=lambda r: r.variable)
+def test_every_entry_that_is_named_is_there_and_described(registry: Registry) -> None:
+    assert len(registry.names()) >= 2
+    for name, summary in registry.summaries().items():
+        assert summary, name
+        assert callable(registry.get(name))
+    with pytest.raises(UsageError, match=registry.kind):
+        registry.get("nothing of the sort")
+
+
+def test_a_name_is_given_once() -> None:
+    registry: Registry = Registry("PLANTED", "planted thing", "ddpmctl.nets")
+    registry.register("one")(object())
+    assert registry.names() == ("one",)
+    with pytest.raises(ValueError, match="one"):
+        registry.register("one")(object())

@@ -1,0 +1,208 @@
+"""What the network predicts, and the training loss: targets, times and dropped labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ddpmctl.config import Config, DiffusionConfig, TrainingConfig
+from ddpmctl.diffusion.denoiser import Diffusion, TrainingLoss
+from ddpmctl.diffusion.objectives import SMALLEST_SIGNAL
+from ddpmctl.diffusion.schedules import make_schedule
+from ddpmctl.registry import OBJECTIVES, SCHEDULES, TIME_SAMPLINGS
+
+CPU = torch.device("cpu")
+
+
+def pair(shape: tuple[int, ...] = (4, 3, 8, 8), dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(3)
+    return torch.rand(shape, generator=rng, dtype=dtype) * 2 - 1, torch.randn(shape, generator=rng, dtype=dtype)
+
+
+def scales(config: DiffusionConfig) -> list[tuple[float, float]]:
+    schedule = make_schedule(config)
+    return [(float(schedule.signal[t]), float(schedule.noise[t])) for t in range(1, schedule.timesteps + 1)]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.names())
+@pytest.mark.parametrize("objective", OBJECTIVES.names())
+def test_the_target_gives_both_ends_back_at_every_noise_level(objective: str, schedule: str) -> None:
+    entry, (x0, eps) = OBJECTIVES.get(objective), pair()
+    for signal, noise in scales(DiffusionConfig(schedule=schedule, timesteps=200)):
+        x_t = signal * x0 + noise * eps
+        target = entry.target(x0, eps, torch.tensor(signal, dtype=x0.dtype), torch.tensor(noise, dtype=x0.dtype))
+        found = entry.prediction(target, x_t, signal, noise)
+        torch.testing.assert_close(found.eps, eps, rtol=1e-9, atol=1e-9)
+        if signal >= SMALLEST_SIGNAL:
+            torch.testing.assert_close(found.x0, x0, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.names())
+def test_a_wrong_output_is_never_blown_up_without_bound(objective: str) -> None:
+    x0, eps = pair()
+    for signal, noise in [(0.0, 1.0), (1e-9, 1.0), (1.0, 1e-9), (1.0, 0.0)]:
+        out = OBJECTIVES.get(objective).prediction(x0, eps, signal, noise)
+        for end in out:
+            assert end.abs().max() <= 2 * 10 / SMALLEST_SIGNAL
+
+
+@pytest.mark.parametrize("signal", [0.999, 0.6, 0.05])
+def test_all_objectives_agree_on_a_wrong_guess_too(signal: float) -> None:
+    """A guess (x0, eps) that fits x_t is the same guess under every parametrisation."""
+    noise, (x_t, x0) = math.sqrt(1 - signal**2), pair()
+    eps = (x_t - signal * x0) / noise
+    for name in OBJECTIVES.names():
+        entry = OBJECTIVES.get(name)
+        found = entry.prediction(entry.target(x0, eps, torch.tensor(signal), torch.tensor(noise)), x_t, signal, noise)
+        torch.testing.assert_close(found.x0, x0, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.eps, eps, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [("eps", lambda x0, eps, a, b: eps), ("x0", lambda x0, eps, a, b: x0), ("v", lambda x0, eps, a, b: a * eps - b * x0)],
+)
+def test_targets(name: str, target: Callable[..., Tensor]) -> None:
+    x0, eps = pair()
+    signal, noise = (torch.tensor(s, dtype=x0.dtype) for s in (0.8, 0.6))
+    torch.testing.assert_close(OBJECTIVES.get(name).target(x0, eps, signal, noise), target(x0, eps, 0.8, 0.6))
+
+
+# The loss
+
+
+class Watcher(nn.Module):
+    """Remembers what it was called with and answers by a function of it."""
+
+    def __init__(self, answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x_t: Tensor, labels: Tensor, time: Tensor) -> Tensor:
+        self.x_t, self.labels, self.time = x_t, labels, time
+        return self.answer(x_t, labels, time)
+
+
+def loss_of(**settings: object) -> tuple[TrainingLoss, Diffusion]:
+    config = Config().replace(**settings)
+    diffusion = Diffusion.of(config.diffusion)
+    return TrainingLoss(diffusion, config.training, CPU), diffusion
+
+
+def steps_of(net: Watcher, diffusion: Diffusion) -> Tensor:
+    t = net.time.double() * diffusion.schedule.timesteps
+    torch.testing.assert_close(t, t.round(), rtol=0, atol=1e-3)
+    return t.round().long()
+
+
+@pytest.mark.parametrize("time_sampling", TIME_SAMPLINGS.names())
+@pytest.mark.parametrize("objective", OBJECTIVES.names())
+def test_the_exact_target_has_no_loss(objective: str, time_sampling: str) -> None:
+    loss, diffusion = loss_of(objective=objective, time_sampling=time_sampling)
+    x0, _ = pair((16, 3, 8, 8), torch.float32)
+
+    def answer(x_t: Tensor, labels: Tensor, time: Tensor) -> Tensor:
+        t = (time.double() * 400).round().long().numpy()
+        signal, noise = (torch.tensor(s[t], dtype=torch.float32).view(-1, 1, 1, 1) for s in (diffusion.schedule.signal, diffusion.schedule.noise))
+        return diffusion.objective.target(x0, (x_t - signal * x0) / noise, signal, noise)
+
+    net = Watcher(answer)
+    assert loss(net, x0, torch.ones(16, 24), torch.Generator().manual_seed(0)).item() < 1e-8
+    assert loss(Watcher(lambda *given: answer(*given) + 0.5), x0, torch.ones(16, 24), torch.Generator().manual_seed(0)).item() == pytest.approx(0.25, rel=1e-4)
+
+
+def test_the_reports_loss_on_a_batch_by_hand() -> None:
+    loss, diffusion = loss_of()
+    x0, _ = pair((6, 3, 8, 8), torch.float32)
+    labels = torch.eye(6, 24)
+    net = Watcher(lambda x_t, labels, time: 0.3 * x_t + labels.sum(1).view(-1, 1, 1, 1) * time.view(-1, 1, 1, 1))
+    value = loss(net, x0, labels, torch.Generator().manual_seed(11))
+
+    t = steps_of(net, diffusion)
+    assert len(set(t.tolist())) > 1, "t is drawn image by image"
+    log_alphas = [math.log(1 - ((0.02 - 1e-4) * s / 400 + 1e-4)) for s in range(401)]
+    squares = []
+    for i in range(6):
+        alpha_bar = math.exp(math.fsum(log_alphas[: int(t[i]) + 1]))
+        eps = (net.x_t[i].double() - math.sqrt(alpha_bar) * x0[i].double()) / math.sqrt(1 - alpha_bar)
+        assert eps.mean().abs() < 0.4
+        assert 0.8 < eps.std() < 1.2, "what was added is standard normal noise"
+        eps_hat = 0.3 * net.x_t[i].double() + float(t[i]) / 400
+        squares.append(((eps - eps_hat) ** 2).mean().item())
+    assert value.item() == pytest.approx(sum(squares) / 6, rel=1e-4)
+    torch.testing.assert_close(net.labels, labels)
+
+
+def test_the_loss_is_a_pure_function_of_the_generators_seed() -> None:
+    loss, _ = loss_of(label_dropout=0.5)
+    x0, _ = pair(dtype=torch.float32)
+    net = Watcher(lambda x_t, labels, time: x_t * labels.sum(1).view(-1, 1, 1, 1))
+    values = [loss(net, x0, torch.ones(4, 24), torch.Generator().manual_seed(seed)).item() for seed in (1, 1, 2)]
+    assert values[0] == values[1] != values[2]
+
+
+# Times
+
+
+def times(count: int, **settings: object) -> Tensor:
+    config = Config().replace(**settings)
+    return TIME_SAMPLINGS.get(config.training.time_sampling)(count, config.diffusion.timesteps, config.training, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("timesteps", [2, 400])
+@pytest.mark.parametrize("mean", [-10.0, 0.0, 10.0])
+@pytest.mark.parametrize("name", TIME_SAMPLINGS.names())
+def test_times_stay_between_1_and_the_last(name: str, mean: float, timesteps: int) -> None:
+    t = times(5_000, time_sampling=name, time_mean=mean, time_std=5.0, timesteps=timesteps)
+    assert t.shape == (5_000,)
+    assert t.dtype == torch.int64
+    assert (t.min().item(), t.max().item()) == (1, timesteps)
+
+
+def test_uniform_times_cover_1_to_the_last_evenly() -> None:
+    counts = torch.bincount(times(100_000, timesteps=10), minlength=11)
+    assert counts[0] == 0
+    # Each count is binomial with mean 10,000 and standard deviation 95.
+    assert (counts[1:] - 10_000).abs().max() < 5 * 95
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.8, 1.0), (-1.5, 0.4)])
+def test_logit_normal_times(mean: float, std: float) -> None:
+    t = times(50_000, time_sampling="logit-normal", time_mean=mean, time_std=std, timesteps=10_000)
+    logits = torch.logit((t.double() - 0.5) / 10_000)
+    assert logits.mean().item() == pytest.approx(mean, abs=0.02)
+    assert logits.std().item() == pytest.approx(std, abs=0.02)
+
+
+# Dropped labels
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+def test_label_dropout_hides_that_share_of_the_label_sets(share: float) -> None:
+    loss, _ = loss_of(label_dropout=share)
+    labels = torch.zeros(4_000, 24)
+    labels[:, :3] = 1
+    net = Watcher(lambda x_t, labels, time: x_t)
+    loss(net, torch.zeros(4_000, 1, 1, 1), labels, torch.Generator().manual_seed(0))
+    kept = net.labels.sum(1)
+    assert set(kept.tolist()) <= {0.0, 3.0}, "an image keeps all of its labels or none"
+    torch.testing.assert_close(net.labels[kept > 0], labels[kept > 0])
+    assert (kept == 0).float().mean().item() == pytest.approx(share, abs=5 * math.sqrt(share * (1 - share) / 4_000))
+
+
+def test_dropped_labels_are_drawn_apart_from_noise_and_times() -> None:
+    """The same seed gives the same x_t and t with and without dropout, so recipes can be compared."""
+    seen = []
+    for share in (0.0, 0.5):
+        net = Watcher(lambda x_t, labels, time: x_t)
+        loss_of(label_dropout=share)[0](net, pair(dtype=torch.float32)[0], torch.ones(4, 24), torch.Generator().manual_seed(0))
+        seen.append((net.x_t, net.time))
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+
+
+def test_dropout_of_the_report_is_none() -> None:
+    assert TrainingConfig().label_dropout == 0

@@ -1,0 +1,271 @@
+"""The optimizers, the learning rate over a run, and the average of the weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from ddpmctl.config import Config, TrainingConfig
+from ddpmctl.data.dataset import Dataset
+from ddpmctl.engine.machine import Machine
+from ddpmctl.engine.optimizers import ADAMW_LR_RATIO, MatrixMuon, make_optimizers, set_lr
+from ddpmctl.engine.trainer import Trainer, ema_average, make_network
+from ddpmctl.registry import OPTIMIZERS
+
+LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+LR = {"adam": 3e-3, "adamw": 3e-3, "muon": 0.02}
+
+
+class Tiny(nn.Module):
+    """Kernels between feature maps, a linear layer and vectors, as in the networks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, padding=1)
+        self.body = nn.Sequential(nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 1), nn.ReLU())
+        self.head = nn.Linear(64, 32)
+        self.out = nn.Linear(32, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(self.head(self.body(self.stem(x)).mean((2, 3)))))
+
+
+def tiny(layout: torch.memory_format = torch.contiguous_format) -> Tiny:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Tiny().to(memory_format=layout)
+
+
+def loss_of(net: nn.Module, seed: int = 0) -> Tensor:
+    x = torch.randn((8, 3, 6, 6), generator=torch.Generator().manual_seed(seed))
+    return F.mse_loss(net(x), x.mean((1, 2, 3))[:, None] * 4)
+
+
+def step(net: nn.Module, optimizers: list[torch.optim.Optimizer], seed: int = 0) -> float:
+    loss = loss_of(net, seed)
+    net.zero_grad()
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    return loss.item()
+
+
+def optimizers_of(net: nn.Module, name: str) -> list[torch.optim.Optimizer]:
+    return make_optimizers(net, Config().replace(optimizer=name, lr=LR.get(name, 3e-3)).training)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_every_optimizer_lowers_the_loss_and_moves_every_weight(name: str, layout: torch.memory_format) -> None:
+    net = tiny(layout)
+    before, optimizers = copy.deepcopy(net.state_dict()), optimizers_of(net, name)
+    losses = [step(net, optimizers) for _ in range(25)]
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(not torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_every_weight_has_exactly_one_optimizer(name: str) -> None:
+    net = tiny()
+    optimizers = optimizers_of(net, name)
+    # Muon holds matrix views of its kernels: what they share with the network is their memory.
+    held = [p.data_ptr() for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(p.data_ptr() for p in net.parameters())
+
+
+def test_the_reports_optimizer_is_torchs_adam() -> None:
+    ours, theirs = tiny(), tiny()
+    pairs = [(ours, make_optimizers(ours, Config().training)), (theirs, [torch.optim.Adam(theirs.parameters(), lr=1e-4)])]
+    for seed in range(3):
+        for net, optimizers in pairs:
+            step(net, optimizers, seed)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+# Muon
+
+
+KERNELS = ("body.1.weight", "body.3.weight", "head.weight")
+
+
+def by_hand(net: nn.Module, lr: float) -> tuple[dict[str, nn.Parameter], torch.optim.Muon]:
+    """Return copies of the kernels between feature maps as matrices (out, in * height * width), and torch's Muon on them."""
+    matrices = {name: nn.Parameter(p.detach().contiguous().flatten(1).clone()) for name, p in net.named_parameters() if name in KERNELS}
+    return matrices, torch.optim.Muon(matrices.values(), lr=lr, momentum=0.95, weight_decay=0.0)
+
+
+@LAYOUTS
+def test_muon_updates_each_kernel_as_one_matrix(layout: torch.memory_format) -> None:
+    net = tiny(layout)
+    matrices, reference = by_hand(net, LR["muon"])
+    optimizers = optimizers_of(net, "muon")
+    # Newton-Schulz runs in bfloat16: another order of columns rounds otherwise.
+    tolerance = {"rtol": 0, "atol": 0} if layout is torch.contiguous_format else {"rtol": 0, "atol": 0.02 * LR["muon"]}
+    start = {name: matrix.detach().clone() for name, matrix in matrices.items()}
+    for seed in range(2):
+        step(net, optimizers, seed)
+        for name, p in net.named_parameters():
+            if name in KERNELS:
+                matrices[name].grad = p.grad.contiguous().flatten(1).clone()
+        reference.step()
+    for name, p in net.named_parameters():
+        if name in KERNELS:
+            torch.testing.assert_close(p.detach().contiguous().flatten(1), matrices[name].detach(), **tolerance)
+            assert (matrices[name] - start[name]).abs().max() > 0.1 * LR["muon"]
+    assert net.body[1].weight.is_contiguous(memory_format=layout)
+
+
+def test_muon_leaves_the_ends_and_vectors_to_adamw() -> None:
+    net, theirs = tiny(), tiny()
+    muon, beside = optimizers_of(net, "muon")
+    assert isinstance(muon, MatrixMuon)
+    assert isinstance(beside, torch.optim.AdamW)
+    others = [p for name, p in theirs.named_parameters() if name not in KERNELS]
+    step(theirs, [torch.optim.AdamW(others, lr=LR["muon"] * ADAMW_LR_RATIO, betas=(0.9, 0.99), weight_decay=0.0)])
+    step(net, [muon, beside])
+    for (name, a), b in zip(net.named_parameters(), theirs.parameters(), strict=True):
+        if name not in KERNELS:
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_muon_on_a_net_too_small_for_matrices_is_adamw_alone() -> None:
+    assert [type(optimizer) for optimizer in optimizers_of(nn.Linear(3, 1), "muon")] == [torch.optim.AdamW]
+
+
+def test_muon_refuses_memory_that_is_no_matrix() -> None:
+    strange = nn.Parameter(torch.zeros(3, 40, 40, 3).permute(1, 0, 3, 2))
+    with pytest.raises(ValueError, match="channels_last"):
+        MatrixMuon([strange], lr=0.1)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_a_restored_optimizer_goes_on_as_if_never_stopped(name: str, layout: torch.memory_format) -> None:
+    straight = tiny(layout)
+    optimizers = optimizers_of(straight, name)
+    for seed in range(3):
+        step(straight, optimizers, seed)
+    saved = copy.deepcopy((straight.state_dict(), [optimizer.state_dict() for optimizer in optimizers]))
+
+    resumed = tiny(layout)
+    restored = optimizers_of(resumed, name)
+    resumed.load_state_dict(saved[0])
+    for optimizer, state in zip(restored, saved[1], strict=True):
+        optimizer.load_state_dict(state)
+    for seed in range(3, 6):
+        step(straight, optimizers, seed)
+        step(resumed, restored, seed)
+    for key, value in straight.state_dict().items():
+        assert torch.equal(resumed.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize("name", ["context-unet", "unet"])
+def test_muon_takes_kernels_of_our_networks(name: str) -> None:
+    config = Config().replace(net=name, width=32, optimizer="muon")
+    net = make_network(config).to(memory_format=torch.channels_last)
+    muon, _ = make_optimizers(net, config.training)
+    held = {p.data_ptr() for group in muon.param_groups for p in group["params"]}
+    taken = {n for n, p in net.named_parameters() if p.data_ptr() in held}
+    assert len(taken) >= 5
+    assert not [n for n in taken if n.startswith(("stem.", "out.", "init_conv."))]
+
+
+# The learning rate
+
+
+def rates(count: int, fraction: Callable[[int], float], **settings: object) -> list[float]:
+    config: TrainingConfig = Config().replace(**settings).training
+    optimizers = make_optimizers(tiny(), config)
+    returned = [set_lr(optimizers, config, step, fraction(step)) for step in range(count)]
+    assert returned[-1] == optimizers[0].param_groups[0]["lr"]
+    return returned
+
+
+def test_the_learning_rate_stays_without_decay() -> None:
+    assert rates(5, lambda step: step / 5, lr=0.1) == [0.1] * 5
+
+
+def test_linear_decay_is_lr_times_the_budget_that_is_left() -> None:
+    assert rates(5, lambda step: step / 4, lr=0.1, lr_decay="linear") == pytest.approx([0.1, 0.075, 0.05, 0.025, 0.0])
+    assert rates(1, lambda step: 1.5, lr=0.1, lr_decay="linear") == [0.0], "never below zero when the clock overruns"
+
+
+def test_warm_up_rises_evenly_to_the_full_rate() -> None:
+    assert rates(6, lambda step: 0.0, lr=0.1, warmup=4) == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
+    assert rates(4, lambda step: step / 4, lr=0.1, warmup=2, lr_decay="linear") == pytest.approx([0.05, 0.075, 0.05, 0.025])
+
+
+def test_every_group_keeps_its_own_peak() -> None:
+    config = Config().replace(optimizer="muon", lr=0.1, lr_decay="linear").training
+    muon, beside = make_optimizers(tiny(), config)
+    for _ in range(2):  # a second call starts from the peak and not from the first one's rate
+        set_lr([muon, beside], config, 10, 0.5)
+    assert [o.param_groups[0]["lr"] for o in (muon, beside)] == pytest.approx([0.05, 0.05 * ADAMW_LR_RATIO])
+
+
+def trainer_of(**settings: object) -> Trainer:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (4, 3, 64, 64), dtype=np.uint8)
+    data = Dataset("four pictures", "", images, np.eye(4, 24, dtype=np.uint8), {}, None)
+    return Trainer(Config().replace(**{"width": 8, "batch_size": 2, **settings}), Machine(torch.device("cpu"), "fp32"), data)
+
+
+def test_a_run_decays_by_whole_epochs_as_in_the_report() -> None:
+    trainer = trainer_of(epochs=4, lr=1e-3, lr_decay="linear")
+    used = []
+    while not trainer.done:
+        used += [trainer.step() for _ in range(trainer.batches_per_epoch)]
+        trainer.end_epoch(trainer.mean_loss("epoch"))
+    assert used == pytest.approx([1e-3 * (1 - epoch / 4) for epoch in range(4) for _ in range(2)])
+
+
+# The average
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 80, 10_000])
+def test_the_decay_of_the_average_rises_to_its_value(count: int) -> None:
+    averaged = [torch.zeros(3), torch.full((2, 2), 4.0)]
+    ema_average(0.95)(averaged, [torch.ones(3), torch.zeros(2, 2)], count)
+    decay = min(0.95, (1 + count) / (10 + count))
+    torch.testing.assert_close(averaged, [torch.full((3,), 1 - decay), torch.full((2, 2), 4 * decay)])
+
+
+def averaged_by_hand(states: list[dict[str, Tensor]], decay: float) -> dict[str, Tensor]:
+    average = states[0]  # the first step's weights, not the random start
+    for n, state in enumerate(states[1:], 1):
+        d = min(decay, (1 + n) / (10 + n))
+        average = {key: d * average[key] + (1 - d) * value if value.is_floating_point() else value for key, value in state.items()}
+    return average
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("net", ["unet", "context-unet"])
+def test_the_average_of_a_run_is_the_one_made_by_hand(net: str, decay: float) -> None:
+    trainer, states = trainer_of(net=net, ema=decay, lr=1e-2, batch_size=4), []
+    for _ in range(4):
+        trainer.step()
+        states.append(copy.deepcopy(trainer.net.state_dict()))
+        trainer.end_epoch(trainer.mean_loss("epoch"))
+    kept, expected = trainer.weights(), averaged_by_hand(states, decay)
+    assert kept.keys() == expected.keys()
+    for key, value in kept.items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-5, atol=1e-6)
+    differs = {key for key, value in kept.items() if not torch.equal(value, states[-1][key])}
+    assert bool(differs) == (decay > 0)
+    assert isinstance(trainer.average, AveragedModel)
+    assert trainer.sampling_network() is trainer.average.module
+
+
+def test_without_an_average_the_weights_are_the_networks() -> None:
+    trainer = trainer_of()
+    trainer.step()
+    assert trainer.average is None
+    assert all(torch.equal(value, trainer.net.state_dict()[key]) for key, value in trainer.weights().items())

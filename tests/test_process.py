@@ -1,0 +1,100 @@
+"""What only a process of its own can show: exit codes, signals, start-up, streams."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from .conftest import TINY
+
+PYTHON = [sys.executable, "-m", "ddpmctl"]
+
+
+def help_and_modules(*arguments: str) -> tuple[str, set[str]]:
+    """Return what a help text says, unfolded, and the modules that were loaded to say it."""
+    lines = [
+        f"import sys; sys.argv = ['ddpmctl', *{arguments!r}]", "from ddpmctl.cli.app import main", "try: main()", "except SystemExit: pass",
+        "print('loaded:', *sorted(sys.modules))",
+    ]  # fmt: skip
+    environment = {**os.environ, "COLUMNS": "200", "TERMINAL_WIDTH": "200"}
+    out = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True, env=environment).stdout
+    text, _, modules = out.partition("loaded:")
+    return text, set(modules.split())
+
+
+def test_help_loads_no_torch_and_names_every_command() -> None:
+    out, loaded = help_and_modules("--help")
+    assert not {"torch", "torchvision", "matplotlib", "numpy", "PIL"} & loaded
+    for command in ("train", "sample", "evaluate", "denoise-grid", "compare", "data", "evaluator"):
+        assert command in out
+
+
+def test_help_of_train_names_every_registered_entry_without_loading_torch() -> None:
+    out, loaded = help_and_modules("train", "--help")
+    assert "torch" not in loaded
+    from ddpmctl import registry
+
+    for kind in vars(registry).values():
+        if isinstance(kind, registry.Registry):
+            assert kind.names()
+            for name in kind.names():
+                assert name in out, name
+
+
+def test_results_go_to_stdout_and_narration_to_stderr(run: Path, tmp_path: Path) -> None:
+    done = subprocess.run([*PYTHON, "sample", run, "-l", "red cube", "-o", tmp_path], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(tmp_path / "000-red-cube-seed0-000.png"), str(tmp_path / "grid.png")]
+    assert "ddpm, 6 steps" in done.stderr
+
+
+@pytest.mark.parametrize(("environment", "coloured"), [({"NO_COLOR": "1", "FORCE_COLOR": "1"}, False), ({"FORCE_COLOR": "1"}, True)])
+def test_no_color_is_respected_and_forced_colour_brings_no_live_bars(environment: dict[str, str], coloured: bool, tmp_path: Path) -> None:
+    done = subprocess.run([*PYTHON, "sample", tmp_path / "x", "-l", "red cube"], capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    assert done.returncode == 2
+    assert ("\x1b[" in done.stderr and "31m" in done.stderr) == coloured
+    assert "\x1b[2K" not in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGINT to a child is POSIX")
+def test_ctrl_c_keeps_what_is_done_and_resume_goes_on(tmp_path: Path) -> None:
+    start = [*PYTHON, "train", *TINY, "--epochs", "100000", "--save-every", "100000", "--scenes", "64", "--runs-dir", tmp_path, "--name", "r"]
+    with subprocess.Popen(start, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("epoch 2 "):
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(60) == 130
+    assert "--resume" in rest
+    assert "Traceback" not in rest
+    assert (tmp_path / "r" / "state.pt").is_file()
+    again = [*PYTHON, "train", "--resume", str(tmp_path / "r")]
+    with subprocess.Popen(again, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        epochs: list[int] = []
+        for line in process.stderr:
+            if line.startswith("epoch "):
+                epochs.append(int(line.split()[1]))
+                break
+        process.send_signal(signal.SIGINT)
+        process.stderr.read()
+        assert process.wait(60) == 130
+    assert epochs[0] >= 3
+
+
+def test_a_reader_that_goes_away_is_no_error(run: Path, tmp_path: Path) -> None:
+    with subprocess.Popen([*PYTHON, "evaluate", run, "--steps", "1", "--json", "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        deadline = time.monotonic() + 120
+        assert "Traceback" not in process.stderr.read()
+        assert time.monotonic() < deadline
+        process.wait(60)
