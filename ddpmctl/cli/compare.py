@@ -47,15 +47,14 @@ def compare(
 
 
 def _table(terminal: Terminal, comparison: Comparison, file: str) -> None:
-    columns = ["run", f"at epoch {comparison.epoch}", "loss", "last", "loss", "best", "loss", f"mean of last {comparison.last}", "sd"]
+    at_epoch = [f"at epoch {comparison.epoch}", "loss"] if comparison.epoch is not None else []
+    columns = ["run", *at_epoch, "last", "loss", "best", "loss", f"mean of last {comparison.last}", "sd"]
     rows = []
     for arm in comparison.arms:
-        at = arm.at(comparison.epoch)
-        assert at is not None
         mean, deviation = arm.last_mean(file, comparison.last)
         cells = [arm.name]
-        for point, expected in ((at, comparison.epoch), (arm.points[-1], None), (arm.best(file), None)):
-            cells += [_accuracy(point, file, expected), _number(point.loss, 6)]
+        for point, expected in ((arm.at(comparison.epoch), comparison.epoch), (arm.points[-1], None), (arm.best(file), None)):
+            cells += [] if point is None else [_accuracy(point, file, expected), _number(point.loss, 6)]
         rows.append([*cells, _number(mean, 4), _number(deviation, 4)])
     terminal.table(f"accuracy on {file}", columns, rows)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 E = TypeVar("E")
 R = TypeVar("R")
 DAY = 24 * 3600
+PIPE_WIDTH = 200
 
 
 class Terminal:
@@ -29,7 +30,8 @@ class Terminal:
         # FORCE_COLOR alone would bring bars to life in CI logs.
         plain: dict[str, Any] = {"highlight": False, "emoji": False}  # what files and people say is shown as it is
         self.err = Console(stderr=True, force_interactive=sys.stderr.isatty(), **plain)
-        self.out = Console(**plain)
+        # A pipe has no width; a table folded at 80 columns would be of no use to its reader.
+        self.out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, **plain)
 
     def error(self, text: str) -> None:
         """Say in one line what went wrong."""
@@ -54,8 +56,7 @@ class Terminal:
             table.add_column(escape(column), justify="left" if number == 0 else "right", overflow="fold")
         for number, row in enumerate(rows):
             table.add_row(*map(escape, row), style="bold green" if number == marked else None)
-        # A pipe has no width; a table folded at 80 columns would be of no use to its reader.
-        self.out.print(table, width=None if self.out.is_terminal else max(self.out.width, 160))
+        self.out.print(table)
 
     def plan(self, plan: Plan) -> None:
         """Say what training will do before it begins."""

@@ -42,8 +42,10 @@ class Arm:
     points: tuple[Point, ...]
     evaluators: frozenset[str]
 
-    def at(self, epoch: int) -> Point | None:
-        """Return the last evaluation at or before an epoch."""
+    def at(self, epoch: int | None) -> Point | None:
+        """Return the last evaluation at or before an epoch; None where there is none, or no epoch."""
+        if epoch is None:
+            return None
         before = [point for point in self.points if point.epoch <= epoch]
         return before[-1] if before else None
 
@@ -63,14 +65,14 @@ class Comparison:
 
     Attributes:
         differing: {setting: one value per arm} for every setting that is not the same everywhere.
-        epoch: the common epoch at which the arms are set side by side.
+        epoch: the common epoch at which the arms are set side by side; None where there is none.
         last: evaluations that the mean is taken over.
         warnings: why a difference may mean less than it seems.
     """
 
     arms: tuple[Arm, ...]
     differing: dict[str, tuple[Value, ...]]
-    epoch: int
+    epoch: int | None
     last: int
     warnings: tuple[str, ...]
 
@@ -92,11 +94,14 @@ def compare(paths: Sequence[Path], *, at_epoch: int | None = None, last: int = 1
     if len({path.resolve() for path in paths}) < len(paths):
         raise UsageError("compare: the same folder is named twice")
     arms = tuple(load_arm(path, name) for path, name in zip(paths, _short_names(paths), strict=True))
-    epoch = at_epoch if at_epoch is not None else min(arm.points[-1].epoch for arm in arms)
     for arm in arms:
-        if arm.at(epoch) is None:
-            raise UsageError(f"--at-epoch {epoch}: the first evaluation of {arm.name} is at epoch {arm.points[0].epoch}")
-    return Comparison(arms, _differing(arms), epoch, last, _warnings(arms))
+        if at_epoch is not None and arm.at(at_epoch) is None:
+            raise UsageError(f"--at-epoch {at_epoch}: the first evaluation of {arm.name} is at epoch {arm.points[0].epoch}")
+    common: int | None = min(arm.points[-1].epoch for arm in arms)
+    warnings = _warnings(arms)
+    if at_epoch is None and any(arm.at(common) is None for arm in arms):
+        common, warnings = None, (*warnings, "the runs were never scored at a common epoch, so there is none to compare them at")
+    return Comparison(arms, _differing(arms), at_epoch if at_epoch is not None else common, last, warnings)
 
 
 def load_arm(path: Path, name: str) -> Arm:
