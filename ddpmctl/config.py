@@ -273,13 +273,13 @@ PRESETS: dict[str, dict[str, Value]] = {
         "lr_decay": "linear",
         "warmup": 50,
         "time_sampling": "logit-normal",
-        "time_mean": 0.8,
-        "time_std": 1.0,
+        "time_mean": 0.0,
+        "time_std": 1.2,
         "label_dropout": 0.1,
         "ema": 0.99,
         "sampler": "dpm++2m",
         "steps": 20,
-        "guidance": 1.0,
+        "guidance": 2.0,
     },
 }
 

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ddpmctl.cli.options import assumed, overrides
 from ddpmctl.cli.terminal import Terminal
+from ddpmctl.config import Config, Value
 from ddpmctl.data.labels import CLASSES, class_index
 from ddpmctl.errors import UsageError
 from ddpmctl.files import cannot_write
 
 if TYPE_CHECKING:
     from ddpmctl.engine.checkpoint import Checkpoint
+    from ddpmctl.engine.generate import Painter
     from ddpmctl.evaluator.classifiers import Evaluator
 
 
@@ -65,7 +68,7 @@ def prepare_output(path: Path, flag: str, *, folder: bool) -> None:
         raise UsageError(f"{flag}: {cannot_write(target, error)}") from None
 
 
-def chosen_checkpoint(named: Path | None, runs_dir: Path, assume: dict[str, str | int | float | bool | None], terminal: Terminal) -> Checkpoint:
+def chosen_checkpoint(named: Path | None, runs_dir: Path, assume: dict[str, Value], terminal: Terminal) -> Checkpoint:
     """Return the checkpoint that was named (a run's best, for a run), or the best of the newest run, saying so."""
     from ddpmctl.engine.checkpoint import load_checkpoint
     from ddpmctl.engine.runs import Run, newest_best
@@ -87,6 +90,26 @@ def chosen_checkpoint(named: Path | None, runs_dir: Path, assume: dict[str, str 
             f"schedule {config.diffusion.schedule}, T = {config.diffusion.timesteps}; change that with --assume act=relu and the like"
         )
     return checkpoint
+
+
+def ready_painter(
+    named: Path | None, runs_dir: Path, given: dict[str, str], config_file: Path | None, assume: list[str] | None, terminal: Terminal
+) -> Painter:
+    """Return what makes pictures from the checkpoint chosen, with the sampling settings given, after saying what it is.
+
+    Raises:
+        UsageError, DataError: a setting or the checkpoint cannot be used.
+    """
+    changes, assumptions = overrides(given, "sampling", config_file=config_file), assumed(assume)
+    machine_settings = overrides(given, "machine", config_file=config_file)
+
+    from ddpmctl.engine.evaluate import painter_for
+    from ddpmctl.engine.machine import make_machine
+
+    checkpoint = chosen_checkpoint(named, runs_dir, assumptions, terminal)
+    painter = painter_for(checkpoint, changes, make_machine(Config().replace(**machine_settings).machine))
+    terminal.say(painter.describe())
+    return painter
 
 
 def describe_evaluator(evaluator: Evaluator) -> str:

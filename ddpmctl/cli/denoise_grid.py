@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ddpmctl.cli.common import chosen_checkpoint, parse_labels, prepare_output
-from ddpmctl.cli.options import RUNS, Assume, ConfigFile, RunsDir, assumed, command, overrides
+from ddpmctl.cli.common import parse_labels, prepare_output, ready_painter
+from ddpmctl.cli.options import RUNS, Assume, ConfigFile, RunsDir, command
 from ddpmctl.cli.terminal import Terminal
 
 OUT = Path("denoise-grid.png")
@@ -31,21 +31,14 @@ def denoise_grid(
     """Show how pictures come out of the noise: rows are label sets, columns are moments."""
     terminal = Terminal()
     label_sets = parse_labels(labels)
-    changes, assumptions = overrides(given, "sampling", config_file=config), assumed(assume)
-    machine_settings = overrides(given, "machine", config_file=config)
     prepare_output(out, "--out", folder=False)
     if gif:
         prepare_output(gif, "--gif", folder=False)
 
-    from ddpmctl.config import Config
-    from ddpmctl.engine.evaluate import painter_for
     from ddpmctl.engine.generate import record, requests_for
-    from ddpmctl.engine.machine import make_machine
     from ddpmctl.report.denoising import save_denoise_gif, save_denoise_grid
 
-    chosen = chosen_checkpoint(checkpoint, runs_dir, assumptions, terminal)
-    painter = painter_for(chosen, changes, make_machine(Config().replace(**machine_settings).machine))
-    terminal.say(painter.describe())
+    painter = ready_painter(checkpoint, runs_dir, given, config, assume, terminal)
     moments = terminal.finish(record(painter, requests_for("sample", label_sets, seed=seed)))
     titles = [", ".join(names) for names in label_sets]
     terminal.result(str(save_denoise_grid(out, moments, titles, columns=columns, with_x0=x0)))

@@ -46,29 +46,15 @@ def evaluate(
     terminal = Terminal()
     changes, assumptions = overrides(given, "sampling", config_file=config), assumed(assume)
     machine_settings = overrides(given, "machine", config_file=config)
-    if grid:
-        prepare_output(grid, "--grid", folder=True)
-    for flag, file in (("--json", json_file), ("--csv", csv_file)):
-        if file and str(file) != "-":
-            prepare_output(file, flag, folder=False)
+    _prepare(grid, json_file, csv_file)
 
     from ddpmctl.config import Config
-    from ddpmctl.data.dataset import load_conditions
-    from ddpmctl.data.lab import read_conditions
     from ddpmctl.engine.evaluate import Task
     from ddpmctl.engine.machine import make_machine
-    from ddpmctl.engine.runs import find_checkpoints, newest_best
     from ddpmctl.evaluator.classifiers import load_evaluator
 
-    known = load_conditions(data, scenes=scenes)
-    files = {file.stem: read_conditions(file) for file in conditions} if conditions else known.conditions
-    if conditions and len(files) < len(conditions):
-        raise UsageError("--conditions: two files have the same name; their columns could not be told apart")
-    if paths:
-        checkpoints = [file for path in paths for file in find_checkpoints(path)]
-    else:
-        checkpoints = [newest_best(runs_dir)]
-        terminal.say(f"checkpoint: {checkpoints[0]} (the newest run's best)")
+    files = _conditions(conditions, data, scenes)
+    checkpoints = _checkpoints(paths, runs_dir, terminal)
     machine = make_machine(Config().replace(**machine_settings).machine)
     judge = load_evaluator(evaluator, data, machine.device)
     task = Task(files, judge, machine, seed, repeats, changes, assumptions, grid)
@@ -84,6 +70,37 @@ def evaluate(
         _write_csv(csv_file, result)
     if failures:
         raise DataError(f"{len(failures)} of {len(checkpoints)} checkpoints could not be scored; the reasons stand above")
+
+
+def _prepare(grid: Path | None, json_file: Path | None, csv_file: Path | None) -> None:
+    if grid:
+        prepare_output(grid, "--grid", folder=True)
+    for flag, file in (("--json", json_file), ("--csv", csv_file)):
+        if file and str(file) != "-":
+            prepare_output(file, flag, folder=False)
+
+
+def _conditions(files: list[Path] | None, data: Path | None, scenes: int | None) -> dict[str, list[tuple[str, ...]]]:
+    """Return the conditions by the name of their file: those named, else those of the data."""
+    from ddpmctl.data.dataset import load_conditions
+    from ddpmctl.data.lab import read_conditions
+
+    if not files:
+        return load_conditions(data, scenes=scenes).conditions
+    named = {file.stem: read_conditions(file) for file in files}
+    if len(named) < len(files):
+        raise UsageError("--conditions: two files have the same name; their columns could not be told apart")
+    return named
+
+
+def _checkpoints(paths: list[Path] | None, runs_dir: Path, terminal: Terminal) -> list[Path]:
+    from ddpmctl.engine.runs import find_checkpoints, newest_best
+
+    if paths:
+        return [file for path in paths for file in find_checkpoints(path)]
+    newest = newest_best(runs_dir)
+    terminal.say(f"checkpoint: {newest} (the newest run's best)")
+    return [newest]
 
 
 def _collect(terminal: Terminal, checkpoints: list[Path], task: Any) -> tuple[list[Judged], list[Any]]:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ddpmctl.cli.common import chosen_checkpoint, parse_labels, prepare_output
-from ddpmctl.cli.options import RUNS, Assume, ConfigFile, RunsDir, assumed, command, overrides
+from ddpmctl.cli.common import parse_labels, prepare_output, ready_painter
+from ddpmctl.cli.options import RUNS, Assume, ConfigFile, RunsDir, command
 from ddpmctl.cli.terminal import Terminal
 
 OUT = Path("out")
@@ -29,19 +29,12 @@ def sample(
     """Make pictures of the labels asked for."""
     terminal = Terminal()
     label_sets = parse_labels(labels)
-    changes, assumptions = overrides(given, "sampling", config_file=config), assumed(assume)
-    machine_settings = overrides(given, "machine", config_file=config)
     prepare_output(out, "--out", folder=True)
 
-    from ddpmctl.config import Config
-    from ddpmctl.engine.evaluate import painter_for
     from ddpmctl.engine.generate import pictures, requests_for
-    from ddpmctl.engine.machine import make_machine
     from ddpmctl.report.grids import save_grid, save_pictures
 
-    chosen = chosen_checkpoint(checkpoint, runs_dir, assumptions, terminal)
-    painter = painter_for(chosen, changes, make_machine(Config().replace(**machine_settings).machine))
-    terminal.say(painter.describe())
+    painter = ready_painter(checkpoint, runs_dir, given, config, assume, terminal)
     requests = requests_for("sample", label_sets, seed=seed, repeats=count)
     made = terminal.finish(pictures(painter, requests))
     names = [f"{index // count:03d}-{'+'.join(r.labels).replace(' ', '-')}-seed{seed}-{index % count:03d}.png" for index, r in enumerate(requests)]

@@ -29,7 +29,7 @@ from ddpmctl.evaluator.scores import Score, score
 SEEN_SEEDS = 2**32
 CHECK_SEEDS = 2 * 2**32
 
-SCENES, STEPS, BATCH = 12_000, 2_800, 128
+SCENES, STEPS, BATCH = 12_000, 2_400, 128
 CHECK_SCENES = 2_000
 LEARNING_RATE = 3e-3
 WARM_UP = 100  # steps
@@ -73,7 +73,7 @@ def train_evaluator(
 ) -> Iterator[EvaluatorEvent]:
     """Train a classifier on fresh renders, write it to ``out``, and check it on others.
 
-    The defaults are those of the file that comes with the program: some eight minutes on two cores.
+    The defaults are those of the file that comes with the program: some fifteen minutes on two cores.
 
     Args:
         out: the file to write.

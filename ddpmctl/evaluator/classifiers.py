@@ -23,7 +23,7 @@ BUILT_IN = "built-in"
 FORMAT = "ddpmctl evaluator 1"
 LAB_FILE = "checkpoint.pth"  # the name under which the lab hands its classifier out
 BATCH = 32  # images to a call of the network; a fixed shape, so that an image's answer does not depend on its neighbours
-STEM, MIDDLE, TOP = 48, 96, 160  # channels at 32x32, 16x16 and 8x8
+STEM, MIDDLE, TOP = 48, 80, 192  # channels at 32x32, 16x16 and 8x8
 PRIOR = -4.0  # the logit that a cell of the grid starts with: most classes are absent
 
 
@@ -75,7 +75,7 @@ class CompactClassifier(nn.Module):
         """Draw new weights from torch's global generator."""
         super().__init__()
         self.stem = ConvNorm(3, STEM, 5, stride=2)
-        self.blocks = nn.Sequential(Block(STEM, MIDDLE, stride=2), Block(MIDDLE, TOP, stride=2))
+        self.blocks = nn.Sequential(Block(STEM, MIDDLE, stride=2), Block(MIDDLE, MIDDLE), Block(MIDDLE, TOP, stride=2))
         self.head = nn.Conv2d(TOP, len(CLASSES), 1)
         nn.init.constant_(self.head.bias, PRIOR)  # type: ignore[arg-type]
         with torch.no_grad():

@@ -19,7 +19,7 @@ from ddpmctl.registry import ACTIVATIONS, NETWORKS
 CLASSES = 24
 PATCH = 2
 GROUP = 8  # channels per normalisation group
-HEAD = 32  # channels per attention head
+HEAD = 32  # channels per attention head, or the largest power of two below that divides
 
 
 class TimeEmbedding(nn.Module):
@@ -61,37 +61,50 @@ class ResidualBlock(nn.Module):
 
 
 class LabelAttention(nn.Module):
-    """Every position looks at all positions and at one token for each requested object."""
+    """Every position looks at one token for each requested object and, with ``places``, at all positions.
 
-    def __init__(self, channels: int) -> None:
+    The two have softmaxes of their own, so that positions and objects do not compete: each position
+    must always choose an object.
+    """
+
+    def __init__(self, channels: int, token_channels: int, *, places: bool) -> None:
         """Build it as the identity: the projection starts at zero."""
         super().__init__()
-        self.heads = channels // HEAD
+        self.heads = channels // math.gcd(channels, HEAD)
         self.norm = nn.GroupNorm(channels // GROUP, channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.label_kv = nn.Linear(channels, 2 * channels)
+        self.query = nn.Linear(channels, channels)
+        self.label_kv = nn.Linear(token_channels, 2 * channels)
+        self.place_kv = nn.Linear(channels, 2 * channels) if places else None
         self.project = nn.Linear(channels, channels)
         nn.init.zeros_(self.project.weight)
 
     def forward(self, x: Tensor, tokens: Tensor, present: Tensor) -> Tensor:
-        """Map x (B, C, H, W), tokens (B, 1 + 24, C) and which of them count, (B, 1 + 24), to (B, C, H, W)."""
-        batch, channels, height, width = x.shape
+        """Map x (B, C, H, W), tokens (B, 1 + 24, K) and which of them count, (B, 1 + 24), to (B, C, H, W)."""
         here = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
-        q, k, v = self.qkv(here).chunk(3, 2)
-        label_k, label_v = self.label_kv(tokens).chunk(2, 2)
-        k, v = torch.cat((k, label_k), 1), torch.cat((v, label_v), 1)  # (B, HW + 25, C)
-        visible = torch.cat((present.new_ones(batch, height * width), present), 1)[:, None, None, :]  # (B, 1, 1, HW + 25)
-        q, k, v = (z.unflatten(2, (self.heads, -1)).transpose(1, 2) for z in (q, k, v))
-        # Written out: at 64 positions this is faster on a CPU than the fused kernel, whose backward pass is slow there.
-        weights = (q @ k.transpose(2, 3) / math.sqrt(HEAD)).masked_fill(~visible, -torch.inf).softmax(3)
-        out = weights @ v  # (B, heads, HW, C / heads)
-        out = self.project(out.transpose(1, 2).flatten(2))
-        return x + out.transpose(1, 2).reshape(batch, channels, height, width)  # type: ignore[no-any-return]
+        query = self.query(here)
+        out = attend(query, self.label_kv(tokens), self.heads, present)
+        if self.place_kv is not None:
+            out = out + attend(query, self.place_kv(here), self.heads)
+        return x + self.project(out).transpose(1, 2).reshape(x.shape)  # type: ignore[no-any-return]
+
+
+def attend(query: Tensor, key_value: Tensor, heads: int, visible: Tensor | None = None) -> Tensor:
+    """Return multi-head attention of queries (B, N, C) to keys and values side by side, (B, M, 2 C), as (B, N, C).
+
+    Written out (Vaswani et al. 2017, eq. 1): at so few positions this is faster on a CPU than the
+    fused kernel, whose backward pass is slow there. ``visible`` (B, M) hides the others.
+    """
+    key, value = key_value.chunk(2, 2)
+    q, k, v = (z.unflatten(2, (heads, -1)).transpose(1, 2) for z in (query, key, value))  # (B, heads, N or M, C / heads)
+    logits = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
+    if visible is not None:
+        logits = logits.masked_fill(~visible[:, None, None, :], -torch.inf)
+    return (logits.softmax(3) @ v).transpose(1, 2).flatten(2)
 
 
 @NETWORKS.register("unet")
 class UNet(nn.Module):
-    """ours: residual blocks with adaptive norm, label tokens in attention at 8x8."""
+    """ours: residual blocks with adaptive norm, label tokens in attention at 16x16 and 8x8."""
 
     def __init__(self, config: ModelConfig) -> None:
         """Build it with ``width``, 2 and 4 times ``width`` channels at 32x32, 16x16 and 8x8."""
@@ -101,15 +114,23 @@ class UNet(nn.Module):
         condition = w3
         self.time = nn.Sequential(TimeEmbedding(64), nn.Linear(64, condition), act(), nn.Linear(condition, condition))
         self.label_set = nn.Linear(CLASSES, condition)
-        self.tokens = nn.Parameter(torch.randn(1 + CLASSES, w3) / math.sqrt(w3))  # the first stands for "no object"
+        self.tokens = nn.Parameter(torch.randn(1 + CLASSES, w3))  # the first stands for "no object"
         self.act = act()
         self.stem = nn.Conv2d(3 * PATCH**2, w1, 3, padding=1)
         self.down = nn.ModuleList(ResidualBlock(w, w, condition, act) for w in (w1, w2, w3))
         self.shrink = nn.ModuleList([nn.Conv2d(w1, w2, 3, stride=2, padding=1), nn.Conv2d(w2, w3, 3, stride=2, padding=1)])
-        self.middle = nn.ModuleList([LabelAttention(w3), ResidualBlock(w3, w3, condition, act), LabelAttention(w3)])
+        self.block = ResidualBlock(w3, w3, condition, act)
         self.up = nn.ModuleList(ResidualBlock(2 * w, w, condition, act) for w in (w3, w2, w1))
-        self.attention = LabelAttention(w3)
-        self.grow = nn.ModuleList([nn.Conv2d(w3, w2, 1), nn.Conv2d(w2, w1, 1)])
+        self.look = nn.ModuleDict(
+            {
+                "down 16": LabelAttention(w2, w3, places=False),
+                "down 8": LabelAttention(w3, w3, places=True),
+                "middle 8": LabelAttention(w3, w3, places=True),
+                "up 8": LabelAttention(w3, w3, places=True),
+                "up 16": LabelAttention(w2, w3, places=False),
+            }
+        )
+        self.grow = nn.ModuleList(nn.Sequential(nn.Conv2d(2 * w, w, 1), nn.Upsample(scale_factor=2)) for w in (w2, w1))
         self.out = nn.Sequential(nn.GroupNorm(w1 // GROUP, w1), act(), nn.Conv2d(w1, 3 * PATCH**2, 3, padding=1))
         nn.init.zeros_(self.out[-1].weight)  # type: ignore[arg-type]
 
@@ -119,19 +140,14 @@ class UNet(nn.Module):
         present = torch.cat((labels.new_ones(len(labels), 1), labels), 1) > 0
         tokens = self.tokens.expand(len(labels), -1, -1)
 
-        x = self.stem(F.pixel_unshuffle(x_t, PATCH))  # (B, w1, 32, 32)
-        skips = []
-        for level, block in enumerate(self.down):
-            x = block(x, condition)
-            skips.append(x)
-            if level < len(self.shrink):
-                x = self.shrink[level](x)
-        look, block, look_again = self.middle
-        x = look_again(block(look(x, tokens, present), condition), tokens, present)  # (B, w3, 8, 8)
-        for level, block in enumerate(self.up):
-            x = block(torch.cat((x, skips.pop()), 1), condition)
-            if level == 0:
-                x = self.attention(x, tokens, present)
-            if level < len(self.grow):
-                x = F.interpolate(self.grow[level](x), scale_factor=2.0, mode="nearest")
+        def look(x: Tensor, where: str) -> Tensor:
+            return self.look[where](x, tokens, present)  # type: ignore[no-any-return]
+
+        x32 = self.down[0](self.stem(F.pixel_unshuffle(x_t, PATCH)), condition)  # (B, w1, 32, 32)
+        x16 = look(self.down[1](self.shrink[0](x32), condition), "down 16")  # (B, w2, 16, 16)
+        x8 = self.down[2](self.shrink[1](x16), condition)  # (B, w3, 8, 8)
+        x = look(self.block(look(x8, "down 8"), condition), "middle 8")
+        x = look(self.up[0](torch.cat((x, x8), 1), condition), "up 8")
+        x = look(self.up[1](torch.cat((self.grow[0](x), x16), 1), condition), "up 16")  # (B, w2, 16, 16)
+        x = self.up[2](torch.cat((self.grow[1](x), x32), 1), condition)  # (B, w1, 32, 32)
         return F.pixel_shuffle(self.out(x), PATCH)
