@@ -279,7 +279,7 @@ PRESETS: dict[str, dict[str, Value]] = {
         "ema": 0.99,
         "sampler": "dpm++2m",
         "steps": 20,
-        "guidance": 2.0,
+        "guidance": 3.0,
     },
 }
 
