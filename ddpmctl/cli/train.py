@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,10 @@ from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import PRESET_HELP
 from ddpmctl.config_toml import dump_toml
 from ddpmctl.errors import UsageError
+
+if TYPE_CHECKING:
+    from ddpmctl.engine.events import Evaluated
+    from ddpmctl.engine.runs import Run
 
 PRESETS = "; ".join(f"{name}: {text}" for name, text in PRESET_HELP.items())
 
@@ -79,15 +83,14 @@ def _train(
 
     config = resolved.config
     if resume:
-        kept = resumed_data(open_run(resume))
-        data = data if data is not None or kept["data"] is None else Path(str(kept["data"]))
-        scenes = int(str(kept["scenes"])) if kept["scenes"] is not None else scenes
+        folder, scenes = resumed_data(open_run(resume))
+        data = data or folder  # the lab's folder may have moved; its content is checked against the run's
     machine = make_machine(config.machine)
     if dry_run:
         conditions = load_conditions(data, scenes=scenes)
         judge = load_evaluator(evaluator_file, data)
-        folder = resume or runs_dir / (name or name_for(config))
-        terminal.plan(make_plan(config, folder, conditions.name, conditions.images, machine, describe_evaluator(judge)))
+        place = resume or runs_dir / (name or name_for(config))
+        terminal.plan(make_plan(config, place, conditions.name, conditions.images, machine, describe_evaluator(judge)))
         terminal.result(dump_toml(config, resolved.origins).rstrip())
         return
     judge = load_evaluator(evaluator_file, data, machine.device)
@@ -128,13 +131,9 @@ def _stop_request() -> Iterator[threading.Event]:
             signal.signal(signal.SIGINT, before)
 
 
-def _summary(terminal: Terminal, run: object, evaluated: object) -> None:
+def _summary(terminal: Terminal, run: Run, evaluated: Evaluated | None) -> None:
     """Print the final table and where the pictures are."""
-    from ddpmctl.engine.events import Evaluated
-    from ddpmctl.engine.runs import Run
-
-    assert isinstance(run, Run)
-    if not isinstance(evaluated, Evaluated):
+    if evaluated is None:
         terminal.say(f"{run.folder}: its budget was used up already; nothing was left to do")
         return
     rows = [[name, f"{s.accuracy:.4f}", f"{s.hits}/{s.labels}", f"{s.exact_match:.4f}", f"{s.exact}/{s.images}"] for name, s in evaluated.scores.items()]

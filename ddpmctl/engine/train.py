@@ -8,7 +8,7 @@ import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-from ddpmctl.config import Config, Value
+from ddpmctl.config import Config
 from ddpmctl.data.dataset import Dataset
 from ddpmctl.engine.checkpoint import load_tensors, save_checkpoint, save_tensors
 from ddpmctl.engine.events import EpochDone, Evaluated, Event, Finished, Plan, Saved, Started, StepDone, Ticked
@@ -158,14 +158,14 @@ def _score_and_save(trainer: Trainer, run: Run, evaluator: Evaluator) -> Iterato
     yield Saved(run.state_file)
 
 
-def resumed_data(run: Run) -> dict[str, Value]:
-    """Return what ``data.json`` records of a run's data: folder (None: the embedded benchmark) and scenes.
+def resumed_data(run: Run) -> tuple[Path | None, int | None]:
+    """Return the data that ``data.json`` records: the lab's folder, or the scenes of the embedded benchmark.
 
     Raises:
         DataError: the file is missing or damaged.
     """
     try:
         content = json.loads(run.data_file.read_text(encoding="utf-8"))
-        return {"data": content["data"], "scenes": content["scenes"]}
+        return (None, int(content["scenes"])) if content["data"] is None else (Path(content["data"]), None)
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{run.data_file}: missing or damaged, so the run's data are unknown") from None
