@@ -95,11 +95,12 @@ def attend(query: Tensor, key_value: Tensor, heads: int, visible: Tensor | None 
     fused kernel, whose backward pass is slow there. ``visible`` (B, M) hides the others.
     """
     key, value = key_value.chunk(2, 2)
-    q, k, v = (z.unflatten(2, (heads, -1)).transpose(1, 2) for z in (query, key, value))  # (B, heads, N or M, C / heads)
+    q, k, v = (z.reshape(*z.shape[:2], heads, -1).transpose(1, 2) for z in (query, key, value))  # (B, heads, N or M, C / heads)
     logits = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
     if visible is not None:
         logits = logits.masked_fill(~visible[:, None, None, :], -torch.inf)
-    return (logits.softmax(3) @ v).transpose(1, 2).flatten(2)
+    out: Tensor = logits.softmax(3) @ v
+    return out.transpose(1, 2).flatten(2)
 
 
 @NETWORKS.register("unet")
