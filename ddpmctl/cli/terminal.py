@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class _Live:
         self.accuracies = ""
 
     def follow(self, events: Iterator[Any]) -> Iterator[Any]:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
         with Progress(*columns, console=self.console, transient=True) as progress:
             for event in events:
                 self._show(progress, event)
@@ -138,14 +138,14 @@ class _Live:
             case e.Progress():
                 self._bar(progress, event.stage, event.done, event.total, "")
             case e.Ticked():
-                speed = f"{event.images_per_second:.0f} images/s  {human_seconds(event.seconds_left)} left"
-                self._bar(progress, "training", round(1000 * event.fraction), 1000, f"epoch {event.epoch}  loss {event.loss:.5f}  {speed}  {self.accuracies}")
+                note = f"epoch {event.epoch}  loss {event.loss:.5f}  {event.images_per_second:.0f} images/s  {self.accuracies}"
+                self._bar(progress, "training", event.fraction, 1, note)
             case e.Evaluated():
                 self.accuracies = "  ".join(f"{name} {score.accuracy:.3f}" for name, score in event.scores.items())
         if line := describe(event):
             progress.console.print(escape(line), soft_wrap=True)
 
-    def _bar(self, progress: Progress, stage: str, done: int, total: int, note: str) -> None:
+    def _bar(self, progress: Progress, stage: str, done: float, total: float, note: str) -> None:
         if stage not in self.bars:
             self.bars[stage] = progress.add_task(escape(stage), note="")
         progress.update(self.bars[stage], completed=done, total=total, note=escape(note))

@@ -12,8 +12,7 @@ from ddpmctl.registry import OBJECTIVES
 if TYPE_CHECKING:
     from torch import Tensor
 
-SMALLEST_SIGNAL = 1e-3  # below, x0 cannot be recovered from eps: the division would only amplify rounding
-SMALLEST_NOISE = 1e-6  # only against division by zero: where nothing was added, eps is of no consequence
+SMALLEST_SIGNAL = 1e-3  # below, x0 cannot be recovered from eps, nor eps from x0: the division would only amplify errors
 
 
 class Prediction(NamedTuple):
@@ -62,7 +61,7 @@ class X0:
     @staticmethod
     def prediction(out: Tensor, x_t: Tensor, signal: float, noise: float) -> Prediction:
         """Return the output itself, and eps_hat by solving x_t for eps."""
-        return Prediction(out, (x_t - signal * out) / max(noise, SMALLEST_NOISE))
+        return Prediction(out, (x_t - signal * out) / max(noise, SMALLEST_SIGNAL))
 
 
 @OBJECTIVES.register("v")

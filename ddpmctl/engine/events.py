@@ -55,7 +55,6 @@ class Ticked:
     loss: float
     images_per_second: float
     fraction: float
-    seconds_left: float
 
 
 @dataclass(frozen=True)

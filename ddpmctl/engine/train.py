@@ -122,10 +122,10 @@ def _end_epoch(trainer: Trainer, lr: float) -> EpochDone:
 
 
 def _tick(trainer: Trainer) -> Ticked:
-    counters, fraction = trainer.counters, trainer.fraction
-    left = counters.seconds / max(fraction, 1e-9) * (1 - fraction)
+    counters = trainer.counters
     rate = counters.images_seen / max(counters.seconds, 1e-9)
-    return Ticked(counters.step, counters.epoch + 1, trainer.mean_loss("epoch"), rate, fraction, left)
+    loss = trainer.mean_loss("epoch") if counters.epoch_images else counters.last_loss
+    return Ticked(counters.step, counters.epoch + 1, loss, rate, trainer.fraction)
 
 
 def _check_finite(loss: float, step: int, lr: float) -> None:
