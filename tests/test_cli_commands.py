@@ -140,6 +140,16 @@ class TestEvaluate:
         assert [Path(row["path"]).name for row in content["checkpoints"]] == ["good.pth"]
         assert [Path(row["path"]).name for row in content["failed"]] == ["broken.pth"]
 
+    def test_checkpoints_of_one_name_keep_their_grids_apart(self, run: Path, tmp_path: Path) -> None:
+        for folder in ("a", "b"):
+            (tmp_path / folder).mkdir()
+            shutil.copy(checkpoint_of(run), tmp_path / folder / "same.pth")
+        result = ddpmctl("evaluate", tmp_path / "a", tmp_path / "b", "--steps", 2, "--grid", tmp_path / "grids")
+        assert result.exit_code == 0, result.output
+        made = {path.name for path in (tmp_path / "grids").iterdir()}
+        assert made == {f"{folder}-same_{name}.png" for folder in "ab" for name in ("test", "new_test", "heldout")}
+        assert "a-same" in result.stdout
+
     def test_conditions_of_ones_own(self, run: Path, tmp_path: Path) -> None:
         (tmp_path / "mine.json").write_text(json.dumps([["red cube"], ["blue sphere", "gray cylinder"]]))
         result = ddpmctl("evaluate", checkpoint_of(run), "--conditions", tmp_path / "mine.json", "--json", "-")

@@ -182,3 +182,33 @@ def test_text_from_files_is_no_markup(tmp_path: Path) -> None:
     file = tmp_path / "[red]x[bold].pth"
     file.write_bytes(b"no checkpoint")
     assert "[red]x[bold].pth" in refused(3, "sample", file, "--labels", "red cube", "-o", tmp_path / "out")
+
+
+def test_resume_with_another_evaluator(run: Path, tmp_path: Path) -> None:
+    from torchvision.models import resnet18
+
+    net = resnet18(weights=None)
+    net.fc = torch.nn.Sequential(torch.nn.Linear(512, 24), torch.nn.Sigmoid())
+    torch.save({"model": net.state_dict()}, tmp_path / "lab.pth")
+    assert "name the file with --evaluator" in refused(2, "train", "--resume", run, "--evaluator", tmp_path / "lab.pth")
+
+
+@pytest.mark.parametrize("size", ["8x8", "320", "\u00b2x9", "1e3x2", "99999x99999"])
+def test_sizes_that_are_none(size: str, tmp_path: Path) -> None:
+    assert "--size" in refused(2, "data", "render", tmp_path / "d", "--size", size)
+    assert not (tmp_path / "d").exists()
+
+
+TORN = b"epoch,loss,test,new_test,test_exact,new_test_exact,evaluator\n1,2,36,0.5,0,0,x\n"
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"epoch,loss\n1,2\n", TORN])
+def test_a_damaged_results_file(content: bytes, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "config.toml").write_bytes((run / "config.toml").read_bytes())
+    (tmp_path / "r" / "results.csv").write_bytes(content)
+    assert "results.csv" in refused(3, "compare", run, tmp_path / "r", "-o", tmp_path / "c.png")
+
+
+def test_one_file_for_two_outputs(run: Path, tmp_path: Path) -> None:
+    assert "overwrite" in refused(2, "evaluate", run, "--json", tmp_path / "x", "--csv", tmp_path / "x")

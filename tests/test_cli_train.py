@@ -171,3 +171,14 @@ def test_off_a_terminal_there_is_one_plain_line_an_epoch(tmp_path: Path) -> None
     assert "\x1b" not in result.stderr
     assert "accuracy" in result.stdout
     assert "picture:" in result.stdout
+
+
+def test_a_torn_last_row_is_dropped_and_no_row_is_glued_to_it(run: Path, tmp_path: Path) -> None:
+    from ddpmctl.engine.runs import Run, RunLog
+
+    for name in ("results.csv", "metrics.jsonl"):
+        (tmp_path / name).write_bytes((run / name).read_bytes()[:-7])
+    RunLog(Run(tmp_path))
+    for name in ("results.csv", "metrics.jsonl"):
+        whole = (run / name).read_bytes().splitlines(keepends=True)
+        assert (tmp_path / name).read_bytes() == b"".join(whole[:-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,6 @@ from ddpmctl.cli.terminal import Terminal
 from ddpmctl.errors import DataError, UsageError
 
 app = typer.Typer(help="The embedded benchmark as a folder, and checks of a folder.", no_args_is_help=True)
-LARGEST_SIDE = 4096
 
 
 @app.command("render")
@@ -60,7 +60,10 @@ def verify(folder: Annotated[Path, typer.Argument(help="A folder in the lab's la
 
 
 def _size(text: str) -> tuple[int, int]:
-    width, cross, height = text.lower().partition("x")
-    if not cross or not width.isdigit() or not height.isdigit() or not all(8 <= int(side) <= LARGEST_SIDE for side in (width, height)):
-        raise UsageError(f"--size: {text!r} is no size; give width x height in pixels, e.g. 320x240, each from 8 to {LARGEST_SIDE}")
-    return int(width), int(height)
+    from ddpmctl.data.writer import SIDES
+
+    match = re.fullmatch(r"([0-9]{1,5})[xX]([0-9]{1,5})", text)
+    sides = [int(side) for side in match.groups()] if match else []
+    if not match or not all(SIDES[0] <= side <= SIDES[1] for side in sides):
+        raise UsageError(f"--size: {text!r} is no size; give width x height in pixels, e.g. 320x240, each from {SIDES[0]} to {SIDES[1]}")
+    return sides[0], sides[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,13 +58,14 @@ def evaluate(
     checkpoints = _checkpoints(paths, runs_dir, terminal)
     machine = make_machine(Config().replace(**machine_settings).machine)
     judge = load_evaluator(evaluator, data, machine.device)
-    task = Task(files, judge, machine, seed, repeats, changes, assumptions, grid)
+    task = Task(files, judge, machine, seed, repeats, changes, assumptions, grid, _titles(checkpoints))
     rows, failures = _collect(terminal, checkpoints, task)
     result = _as_dict(rows, failures, task)
     if str(json_file) == "-":
         terminal.result(json.dumps(result, indent=2))
     else:
-        _table(terminal, rows, list(files), f"evaluator {describe_evaluator(judge)}; {_pictures(repeats)}")
+        title = f"evaluator {describe_evaluator(judge)}; {_pictures(repeats)}; {machine.device.type}, {machine.precision}"
+        _table(terminal, rows, list(files), title, task.titles)
         if json_file:
             _write(json_file, json.dumps(result, indent=2) + "\n")
     if csv_file:
@@ -73,6 +75,8 @@ def evaluate(
 
 
 def _prepare(grid: Path | None, json_file: Path | None, csv_file: Path | None) -> None:
+    if json_file and json_file == csv_file:
+        raise UsageError(f"--json and --csv: both name {json_file}, and one would overwrite the other")
     if grid:
         prepare_output(grid, "--grid", folder=True)
     for flag, file in (("--json", json_file), ("--csv", csv_file)):
@@ -125,7 +129,14 @@ def _mean(row: Judged) -> float:
     return sum(accuracies) / len(accuracies)
 
 
-def _table(terminal: Terminal, rows: list[Judged], files: list[str], title: str) -> None:
+def _titles(checkpoints: list[Path]) -> dict[Path, str]:
+    """Return names that tell the checkpoints apart, for those that share a file name: run and file."""
+    names = [path.name for path in checkpoints]
+    folders = {path: path.parent.parent if path.parent.name == "checkpoints" else path.parent for path in checkpoints}
+    return {path: f"{folders[path].resolve().name}-{path.stem}" for path in checkpoints if names.count(path.name) > 1}
+
+
+def _table(terminal: Terminal, rows: list[Judged], files: list[str], title: str, titles: Mapping[Path, str]) -> None:
     if not rows:
         return
     recorded = [name for name in files if any(name in row.recorded for row in rows)]
@@ -134,7 +145,7 @@ def _table(terminal: Terminal, rows: list[Judged], files: list[str], title: str)
     columns += [text for name in files for text in (name, f"{name} exact")]
     lines = []
     for row in rows:
-        line = [row.path.name, "" if row.epoch is None else str(row.epoch)]
+        line = [titles.get(row.path, row.path.name), "" if row.epoch is None else str(row.epoch)]
         line += [("" if row.loss is None else f"{row.loss:.6f}")] if with_loss else []
         line += [f"{row.recorded[name]:.4f}" if name in row.recorded else "" for name in recorded]
         line += [text for name in files for text in (f"{row.scores[name].accuracy:.4f}", f"{row.scores[name].exact_match:.4f}")]
@@ -143,13 +154,15 @@ def _table(terminal: Terminal, rows: list[Judged], files: list[str], title: str)
     samplings = {(row.sampling.sampler, row.sampling.steps, row.sampling.guidance) for row in rows}
     used = "; ".join(f"{sampler}, {steps or 'all'} steps, guidance {w:g}" for sampler, steps, w in sorted(samplings, key=str))
     kept = sum(row.kept for row in rows)
-    marked = f"best by mean accuracy: {rows[best].path.name}; {used}; {kept} of {len(rows)} from kept results"
+    marked = f"best by mean accuracy: {lines[best][0]}; {used}; {kept} of {len(rows)} from kept results"
     terminal.table(title, columns, lines, marked=best, caption=marked)
 
 
 def _as_dict(rows: list[Judged], failures: list[Any], task: Any) -> dict[str, Any]:
     return {
         "evaluator": {"name": task.evaluator.name, "sha256": task.evaluator.sha256},
+        "device": task.machine.device.type,
+        "precision": task.machine.precision,
         "seed": task.seed,
         "repeats": task.repeats,
         "checkpoints": [
@@ -167,7 +180,8 @@ def _write_csv(path: Path, result: dict[str, Any]) -> None:
     rows = [
         {
             "path": row["path"], "epoch": row["epoch"], "loss": row["loss"], "conditions": name, **score, "recorded": row["recorded"].get(name),
-            **row["sampling"], "seed": result["seed"], "repeats": result["repeats"], "evaluator": result["evaluator"]["sha256"],
+            **row["sampling"], "seed": result["seed"], "repeats": result["repeats"], "precision": result["precision"],
+            "evaluator": result["evaluator"]["sha256"],
         }
         for row in result["checkpoints"]
         for name, score in row["scores"].items()

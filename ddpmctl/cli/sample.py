@@ -12,6 +12,7 @@ from ddpmctl.cli.options import RUNS, Assume, ConfigFile, RunsDir, command
 from ddpmctl.cli.terminal import Terminal
 
 OUT = Path("out")
+LONGEST = 150  # characters of the labels in a file name: systems allow 255 in all
 
 
 @command("sampling", "machine")
@@ -37,7 +38,7 @@ def sample(
     painter = ready_painter(checkpoint, runs_dir, given, config, assume, terminal)
     requests = requests_for("sample", label_sets, seed=seed, repeats=count)
     made = terminal.finish(pictures(painter, requests))
-    names = [f"{index // count:03d}-{'+'.join(r.labels).replace(' ', '-')}-seed{seed}-{index % count:03d}.png" for index, r in enumerate(requests)]
+    names = [f"{index // count:03d}-{'+'.join(r.labels).replace(' ', '-')[:LONGEST]}-seed{seed}-{index % count:03d}.png" for index, r in enumerate(requests)]
     for path in save_pictures(out, made, names):
         terminal.result(str(path))
     terminal.result(str(save_grid(out / "grid.png", made, [", ".join(r.labels) for r in requests])))

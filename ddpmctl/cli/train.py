@@ -45,6 +45,8 @@ def train(
     Makes runs/<name>/ with settings, metrics, scored checkpoints and sample grids. Ctrl-C keeps what is done: go on with --resume.
     """
     only_one_source(data, scenes)
+    if resume and scenes is not None:
+        raise UsageError("--scenes: a resumed run keeps its data")
     terminal = Terminal()
     resolved = _resumed(resume, given, config, name) if resume else resolve(given, config, preset)
     if print_config:
@@ -77,15 +79,21 @@ def _train(
     from ddpmctl.engine import events
     from ddpmctl.engine.machine import make_machine
     from ddpmctl.engine.runs import Run, create_run, name_for, open_run
-    from ddpmctl.engine.train import make_plan, resumed_data
+    from ddpmctl.engine.train import make_plan, resumed_sources
     from ddpmctl.engine.train import train as training
-    from ddpmctl.evaluator.classifiers import load_evaluator
+    from ddpmctl.evaluator.classifiers import BUILT_IN, load_evaluator
 
     config = resolved.config
     if resume:
-        folder, scenes = resumed_data(open_run(resume))
-        data = data or folder  # the lab's folder may have moved; its content is checked against the run's
+        sources = resumed_sources(open_run(resume))
+        scenes, evaluator_file = sources.scenes, evaluator_file or sources.evaluator
+        if data is not None and sources.data is None:
+            raise UsageError("--data: the run trains on the embedded benchmark, and a resumed run keeps its data")
+        data = data or sources.data  # the lab's folder may have moved; its content is checked against the run's
+        if data is not None and not data.is_dir():
+            raise UsageError(f"{data}: the run's data are no longer there; name their new place with --data DIR")
     machine = make_machine(config.machine)
+    config = config.replace(precision=machine.precision)  # what auto came to is the run's from now on: a resumed run must not change it
     if dry_run:
         conditions = load_conditions(data, scenes=scenes)
         judge = load_evaluator(evaluator_file, data)
@@ -94,11 +102,17 @@ def _train(
         terminal.result(dump_toml(config, resolved.origins).rstrip())
         return
     judge = load_evaluator(evaluator_file, data, machine.device)
+    if resume and judge.sha256 != sources.evaluator_sha256:
+        theirs = sources.evaluator_sha256[:12]
+        raise UsageError(f"--resume {resume}: its scores are by evaluator {theirs}, not by {describe_evaluator(judge)}; name the file with --evaluator")
     if resume is None:
         prepare_output(runs_dir, "--runs-dir", folder=True)
     dataset = terminal.finish(load_dataset(data, scenes=scenes))
     size = scene_count(scenes) if data is None else None
-    source: dict[str, object] = {"data": None if data is None else str(data.resolve()), "scenes": size, "key": dataset.key}
+    source: dict[str, object] = {
+        "data": None if data is None else str(data.resolve()), "scenes": size, "key": dataset.key,
+        "evaluator": None if judge.name == BUILT_IN else str(Path(judge.name).resolve()), "evaluator_sha256": judge.sha256,
+    }  # fmt: skip
     run = Run(resume) if resume else create_run(runs_dir, name, config, source)
     plan = make_plan(config, run.folder, dataset.name, len(dataset.images), machine, describe_evaluator(judge))
     terminal.plan(plan)

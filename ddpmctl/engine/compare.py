@@ -86,7 +86,7 @@ def compare(paths: Sequence[Path], *, at_epoch: int | None = None, last: int = 1
         last: evaluations that mean and standard deviation are taken over.
 
     Raises:
-        UsageError: fewer than two paths, the same path twice, or an epoch that an arm never reached.
+        UsageError: fewer than two paths, the same path twice, or an epoch before an arm's first evaluation.
         DataError: a folder holds no evaluation.
     """
     if len(paths) < 2:
@@ -101,6 +101,8 @@ def compare(paths: Sequence[Path], *, at_epoch: int | None = None, last: int = 1
     warnings = _warnings(arms)
     if at_epoch is None and any(arm.at(common) is None for arm in arms):
         common, warnings = None, (*warnings, "the runs were never scored at a common epoch, so there is none to compare them at")
+    if at_epoch is not None and (short := [arm.name for arm in arms if arm.points[-1].epoch < at_epoch]):
+        warnings = (*warnings, f"the last evaluation before epoch {at_epoch} is an earlier one in {', '.join(short)}; its epoch stands beside it")
     return Comparison(arms, _differing(arms), at_epoch if at_epoch is not None else common, last, warnings)
 
 
@@ -114,7 +116,7 @@ def load_arm(path: Path, name: str) -> Arm:
     run = Run(path)
     if run.config_file.is_file():
         rows = run.results()
-        points = [_point(path, row) for row in rows]
+        points = [_point(path, row) for row in rows]  # checks every row
         # A run may have scored an epoch twice (stopped and resumed): the later row stands.
         unique = {point.epoch: point for point in points}
         settings: dict[str, Value] | None = run.config().flat()
@@ -132,7 +134,10 @@ def _point(path: Path, row: dict[str, str]) -> Point:
     try:
         accuracy = {name: float(row[name]) for name in FILES}
         exact = {name: float(row[f"{name}_exact"]) for name in FILES}
-        return Point(int(row["epoch"]), float(row["loss"]), accuracy, exact)
+        point = Point(int(row["epoch"]), float(row["loss"]), accuracy, exact)
+        if point.epoch < 1 or not all(0 <= value <= 1 for value in accuracy.values()) or None in row or not row["evaluator"]:
+            raise ValueError
+        return point
     except (KeyError, TypeError, ValueError):
         raise DataError(f"{path / 'results.csv'}: a row is not in the form that train writes: {row}") from None
 

@@ -35,6 +35,7 @@ class Task:
         assume: flat settings for checkpoints that carry none.
         repeats: pictures a condition.
         grids: folder for sample grids, or None.
+        titles: names for checkpoints whose file names are not unique.
     """
 
     conditions: Mapping[str, Sequence[tuple[str, ...]]]
@@ -45,12 +46,13 @@ class Task:
     sampling: Mapping[str, Value] = field(default_factory=dict)
     assume: Mapping[str, Value] = field(default_factory=dict)
     grids: Path | None = None
+    titles: Mapping[Path, str] = field(default_factory=dict)
 
     def key(self, sha256: str, config: Config) -> str:
         """Return the hash of everything that the scores depend on."""
         content = [
-            __version__, sha256, config.to_dict()["diffusion"], config.model.act, asdict(config.sampling), dict(self.conditions), self.evaluator.sha256,
-            self.machine.precision, self.machine.device.type, self.seed, self.repeats,
+            __version__, sha256, asdict(config.model), asdict(config.diffusion), asdict(config.sampling), dict(self.conditions),
+            self.evaluator.sha256, self.machine.precision, self.machine.device.type, self.seed, self.repeats,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -93,7 +95,8 @@ def _judge_one(checkpoint: Checkpoint, task: Task) -> Iterator[Event]:
         for name, judgement in judged.items() if task.grids else ():
             assert task.grids is not None
             captions = [", ".join(r.labels) for r in judgement.requests]
-            save_grid(task.grids / f"{checkpoint.path.stem}_{name}.png", judgement.pictures, captions, columns=max(8, task.repeats))
+            title = task.titles.get(checkpoint.path, checkpoint.path.stem)
+            save_grid(task.grids / f"{title}_{name}.png", judgement.pictures, captions, columns=max(8, task.repeats))
     yield Judged(checkpoint.path, checkpoint.epoch, checkpoint.loss, checkpoint.recorded, scores, config.sampling, kept)
 
 

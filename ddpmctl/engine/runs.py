@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,11 +72,18 @@ class Run:
         return Config.from_flat(load_toml(self.config_file))
 
     def results(self) -> list[dict[str, str]]:
-        """Return the rows of results.csv, as text; none before the first evaluation."""
+        """Return the rows of results.csv, as text; none before the first evaluation.
+
+        Raises:
+            DataError: the file is no CSV.
+        """
         if not self.results_file.is_file():
             return []
-        with self.results_file.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        try:
+            with self.results_file.open(newline="", encoding="utf-8") as file:
+                return list(csv.DictReader(file))
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"{self.results_file}: cannot be read as CSV ({error})") from None
 
     def pointer(self, name: str) -> Path | None:
         """Return the checkpoint that ``best.json`` or ``latest.json`` points to, or None."""
@@ -197,8 +203,10 @@ class RunLog:
     """The reader of the event stream that writes metrics.jsonl and results.csv."""
 
     def __init__(self, run: Run) -> None:
-        """Append to the run's files."""
+        """Append to the run's files; a last line that a crash cut short is dropped, so that no row is glued to it."""
         self.run = run
+        for file in (run.metrics_file, run.results_file):
+            _drop_torn_line(file)
 
     def read(self, event: Event) -> None:
         """Append an event that belongs in the log; others are passed over."""
@@ -217,7 +225,7 @@ class RunLog:
             file.write(json.dumps(record) + "\n")
 
     def _append_result(self, event: Evaluated) -> None:
-        new = not self.run.results_file.exists()
+        new = not self.run.results_file.exists() or self.run.results_file.stat().st_size == 0
         with self.run.results_file.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, RESULT_COLUMNS)
             if new:
@@ -232,18 +240,9 @@ class RunLog:
             )
 
 
-def read_metrics(run: Run) -> Iterator[dict[str, object]]:
-    """Yield the records of metrics.jsonl.
-
-    Raises:
-        DataError: a line is no JSON object.
-    """
-    if not run.metrics_file.is_file():
+def _drop_torn_line(file: Path) -> None:
+    if not file.exists():
         return
-    with run.metrics_file.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                raise DataError(f"{run.metrics_file}: line {number} is no JSON object") from None
-            yield record
+    with file.open("rb+") as handle:
+        content = handle.read()
+        handle.truncate(content.rfind(b"\n") + 1)

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from ddpmctl.config import Config
 from ddpmctl.data.dataset import Dataset
@@ -158,14 +159,25 @@ def _score_and_save(trainer: Trainer, run: Run, evaluator: Evaluator) -> Iterato
     yield Saved(run.state_file)
 
 
-def resumed_data(run: Run) -> tuple[Path | None, int | None]:
-    """Return the data that ``data.json`` records: the lab's folder, or the scenes of the embedded benchmark.
+class Sources(NamedTuple):
+    """What a run was made from: the lab's folder or the scenes of the embedded benchmark, and the evaluator's file and hash."""
+
+    data: Path | None
+    scenes: int | None
+    evaluator: Path | None
+    evaluator_sha256: str
+
+
+def resumed_sources(run: Run) -> Sources:
+    """Return what ``data.json`` records of a run's data and evaluator.
 
     Raises:
         DataError: the file is missing or damaged.
     """
     try:
         content = json.loads(run.data_file.read_text(encoding="utf-8"))
-        return (None, int(content["scenes"])) if content["data"] is None else (Path(content["data"]), None)
+        data, scenes = (None, int(content["scenes"])) if content["data"] is None else (Path(content["data"]), None)
+        evaluator = None if content["evaluator"] is None else Path(content["evaluator"])
+        return Sources(data, scenes, evaluator, str(content["evaluator_sha256"]))
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{run.data_file}: missing or damaged, so the run's data are unknown") from None
