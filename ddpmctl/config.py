@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddpmctl.errors import UsageError
-from ddpmctl.registry import ACTIVATIONS, NETWORKS, OBJECTIVES, OPTIMIZERS, SAMPLERS, SCHEDULES, TIME_SAMPLINGS, Registry
+from ddpmctl.registry import ACTIVATIONS, NETWORKS, OBJECTIVES, OPTIMIZERS, SAMPLERS, SCHEDULES, SPACINGS, TIME_SAMPLINGS, Registry
 
 Value = str | int | float | bool | None
 
@@ -28,9 +28,10 @@ def setting(
     high: float | None = None,
     above: float | None = None,
     choices: Registry[Any] | tuple[str, ...] | None = None,
+    unset: str = "none",
 ) -> Any:
-    """Declare a hyperparameter: default, help text, inclusive range (``above``: exclusive) or choices."""
-    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "above": above, "choices": choices})
+    """Declare a hyperparameter: default, help text, inclusive range (``above``: exclusive) or choices; ``unset`` is what None is called."""
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "above": above, "choices": choices, "unset": unset})
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,15 @@ class SamplingConfig:
     """How pictures are made from the network."""
 
     sampler: str = setting("ddpm", "Sampler.", choices=SAMPLERS)
-    steps: int | None = setting(None, "Sampler steps (none: all T).", low=1)
+    steps: int | None = setting(None, "Sampler steps; auto: all T for ddpm, else the fewest that were measured to be enough.", low=1, unset="auto")
+    spacing: str = setting("even", "How the steps are spaced where they are fewer than T.", choices=SPACINGS)
     guidance: float = setting(0.0, "Classifier-free guidance w; 0 is the plain conditional model, more doubles the network calls.", low=0, high=100)
+    guidance_from: float = setting(0.0, "Guide only where t / T is at least this.", low=0, high=1)
+    guidance_to: float = setting(1.0, "Guide only where t / T is at most this.", low=0, high=1)
     eta: float = setting(0.0, "Share of ancestral noise (ddim).", low=0, high=1)
+
+
+COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,7 @@ class MachineConfig:
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.")
     precision: str = setting("auto", "Arithmetic of the network; auto takes bf16 where it is measurably faster.", choices=("auto", "fp32", "bf16"))
     threads: int | None = setting(None, "CPU threads (none: torch decides).", low=1, high=1024)
+    compile: str = setting("none", "torch.compile of the training step's network, by mode; reduce-overhead takes CUDA graphs.", choices=COMPILE_MODES)
 
 
 @dataclass(frozen=True)
@@ -160,6 +168,7 @@ class Setting:
     high: float | None
     above: float | None
     choices: Registry[Any] | tuple[str, ...] | None
+    unset: str
 
     @property
     def flag(self) -> str:
@@ -180,7 +189,7 @@ class Setting:
         Raises:
             UsageError: the value has the wrong type or lies out of range.
         """
-        if value is None or (isinstance(value, str) and value.lower() == "none" and self.optional):
+        if value is None or (isinstance(value, str) and value.lower() in ("none", self.unset) and self.optional):
             if not self.optional:
                 raise UsageError(f"{self.flag}: a value is needed")
             return None
@@ -239,7 +248,7 @@ def settings(section: str | None = None) -> Iterator[Setting]:
                 kind=next(kind for kind in kinds if kind is not type(None)),
                 optional=type(None) in kinds,
                 default=typing.cast("Value", field.default),
-                **{key: field.metadata[key] for key in ("help", "low", "high", "above", "choices")},
+                **{key: field.metadata[key] for key in ("help", "low", "high", "above", "choices", "unset")},
             )
 
 
@@ -251,6 +260,8 @@ def _check_together(config: Config) -> None:
         raise UsageError(f"--beta-2: {diffusion.beta_2:g} is below --beta-1 {diffusion.beta_1:g}")
     if sampling.steps is not None and sampling.steps > diffusion.timesteps:
         raise UsageError(f"--steps: {sampling.steps} is more than the model's {diffusion.timesteps} timesteps")
+    if sampling.guidance_to < sampling.guidance_from:
+        raise UsageError(f"--guidance-to: {sampling.guidance_to:g} is below --guidance-from {sampling.guidance_from:g}")
     if config.model.width % 8:
         raise UsageError(f"--width: {config.model.width} is no multiple of 8, which group norm needs")
 

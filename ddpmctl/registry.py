@@ -101,6 +101,7 @@ class Registry(Generic[T]):
 SCHEDULES: Registry[Any] = Registry("SCHEDULES", "schedule", "ddpmctl.diffusion")
 OBJECTIVES: Registry[Any] = Registry("OBJECTIVES", "objective", "ddpmctl.diffusion")
 SAMPLERS: Registry[Any] = Registry("SAMPLERS", "sampler", "ddpmctl.diffusion")
+SPACINGS: Registry[Any] = Registry("SPACINGS", "spacing", "ddpmctl.diffusion")
 TIME_SAMPLINGS: Registry[Any] = Registry("TIME_SAMPLINGS", "time sampling", "ddpmctl.diffusion")
 NETWORKS: Registry[Any] = Registry("NETWORKS", "network", "ddpmctl.nets")
 ACTIVATIONS: Registry[Any] = Registry("ACTIVATIONS", "activation", "ddpmctl.nets")

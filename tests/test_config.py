@@ -40,6 +40,11 @@ def config_of(toml: str) -> Config:
     return Config.from_flat({name: value for section in tomllib.loads(toml).values() for name, value in section.items()})
 
 
+def test_steps_have_a_word_for_the_samplers_own_choice() -> None:
+    assert Config().replace(steps="auto").sampling.steps is None
+    assert Config().replace(steps="none").sampling.steps is None
+
+
 # The recipe
 
 
@@ -49,7 +54,7 @@ def test_the_defaults_are_the_reports_recipe() -> None:
         "schedule": "linear", "timesteps": 400, "beta_1": 1e-4, "beta_2": 0.02, "period": 50.0, "objective": "eps",
         "epochs": 600, "minutes": None, "optimizer": "adam", "lr": 1e-4, "lr_decay": "none", "warmup": 0,
         "time_sampling": "uniform", "label_dropout": 0.0, "ema": None, "save_every": 5,
-        "sampler": "ddpm", "steps": None, "guidance": 0.0,
+        "sampler": "ddpm", "steps": None, "spacing": "even", "guidance": 0.0, "guidance_from": 0.0, "guidance_to": 1.0,
     }  # fmt: skip
     assert {name: value for name, value in Config().flat().items() if name in report} == report
     assert resolve({}, None, "report", {}).config == Config()
@@ -96,6 +101,7 @@ def configs(draw: st.DrawFn) -> Config:
     flat = {name: draw(values_of(setting)) for name, setting in SETTINGS.items()}
     flat["width"] = draw(st.integers(1, 128)) * 8
     flat["beta_1"], flat["beta_2"] = sorted((flat["beta_1"], flat["beta_2"]))
+    flat["guidance_from"], flat["guidance_to"] = sorted((flat["guidance_from"], flat["guidance_to"]))
     flat["steps"] = draw(st.none() | st.integers(1, flat["timesteps"]))
     flat["epochs"], flat["minutes"] = draw(st.sampled_from([(flat["epochs"] or 1, None), (None, flat["minutes"] or 1.0)]))
     return Config.from_flat(flat)
@@ -145,7 +151,7 @@ def test_the_command_line_follows_the_same_order(tmp_path: Path, strongest: int)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_is_read_from_its_variable(name: str) -> None:
     setting = SETTINGS[name]
-    values = {"epochs": "7", "minutes": "7.5", "width": "64", "steps": "3", "beta_2": "0.5", "device": "cpu", "seed": "5", "threads": "2", "ema": "0.9"}
+    values = {"epochs": "7", "minutes": "7.5", "width": "64", "steps": "3", "beta_2": "0.5", "device": "cpu", "seed": "5", "threads": "2", "ema": "0.9", "guidance_to": "0.5"}
     if isinstance(setting.choices, Registry):
         value = setting.choices.names()[-1]
     elif setting.choices is not None:
@@ -250,7 +256,7 @@ def test_every_setting_has_one_flag_with_its_default_and_range(setting: Setting)
     parameter = parameters()[setting.flag]
     assert setting.flag == "--" + setting.name.replace("_", "-")
     assert parameter.opts == [setting.flag]
-    assert parameter.show_default == ("none" if setting.default is None else str(setting.default))
+    assert parameter.show_default == (setting.unset if setting.default is None else str(setting.default))
     assert setting.help in parameter.help
     assert setting.range_text() in parameter.help
 
@@ -340,6 +346,7 @@ def test_an_unknown_choice_is_told_with_all(name: str, value: str) -> None:
     [
         ({"beta_1": 0.5, "beta_2": 0.1}, "--beta-2"),
         ({"steps": 401}, "--steps"),
+        ({"guidance_from": 0.6, "guidance_to": 0.5}, "--guidance-to"),
         ({"timesteps": 10, "steps": 11}, "--steps"),
         ({"width": 12}, "--width"),
     ],

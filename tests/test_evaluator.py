@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpmctl.data.dataset import Progress
-from ddpmctl.engine.evaluator_training import EvaluatorStep, EvaluatorTrained, augment, check_evaluator, train_evaluator
+from ddpmctl.engine.evaluator_training import NETWORKS, EvaluatorStep, EvaluatorTrained, augment, check_evaluator, train_evaluator
 from ddpmctl.engine.machine import Machine
 from ddpmctl.errors import DataError, UsageError
 from ddpmctl.evaluator.classifiers import BUILT_IN, CompactClassifier, Evaluator, evaluator_of, load_evaluator
@@ -207,9 +207,10 @@ class TestScores:
 
 
 class TestRetraining:
-    def test_a_few_steps_lower_the_loss_and_write_a_usable_file(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("network", NETWORKS)
+    def test_a_few_steps_lower_the_loss_and_write_a_usable_file(self, network: str, tmp_path: Path) -> None:
         path = tmp_path / "own.pt"
-        events = list(train_evaluator(path, steps=60, scenes=64, batch=16, check_scenes=8, machine=CPU))
+        events = list(train_evaluator(path, network=network, steps=60, scenes=64, batch=16, check_scenes=8, machine=CPU))
         logged = [event for event in events if isinstance(event, EvaluatorStep)]
         last = events[-1]
         assert [event.step for event in logged] == [50, 60]
@@ -219,6 +220,15 @@ class TestRetraining:
         stages = {event.stage: event for event in events if isinstance(event, Progress)}
         assert set(stages) == {"rendering", "training"}
         assert all(event.done == event.total for event in stages.values())
+
+    def test_the_second_opinion_is_in_the_labs_own_format(self, tmp_path: Path) -> None:
+        path = tmp_path / "second.pth"
+        list(train_evaluator(path, network="resnet18", steps=1, scenes=4, batch=4, check_scenes=1, machine=CPU))
+        lab = lab_network()
+        lab.load_state_dict(torch.load(path, weights_only=True)["model"])
+        images = random_images(3)
+        with torch.no_grad():
+            torch.testing.assert_close(load_evaluator(path)(images), lab.eval()(images), rtol=1e-4, atol=1e-5)
 
     def test_is_a_function_of_the_seed(self, tmp_path: Path) -> None:
         def loss(seed: int) -> float:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ddpmctl.config import Config, DiffusionConfig, TrainingConfig
+from ddpmctl.data.benchmark import render_benchmark
 from ddpmctl.diffusion.denoiser import Diffusion, TrainingLoss
-from ddpmctl.diffusion.objectives import SMALLEST_SIGNAL
+from ddpmctl.diffusion.objectives import DATA_MEAN, DATA_STD, SMALLEST_SIGNAL
 from ddpmctl.diffusion.schedules import make_schedule
 from ddpmctl.registry import OBJECTIVES, SCHEDULES, TIME_SAMPLINGS
 
@@ -70,6 +72,26 @@ def test_targets(name: str, target: Callable[..., Tensor]) -> None:
     x0, eps = pair()
     signal, noise = (torch.tensor(s, dtype=x0.dtype) for s in (0.8, 0.6))
     torch.testing.assert_close(OBJECTIVES.get(name).target(x0, eps, signal, noise), target(x0, eps, 0.8, 0.6))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.names())
+def test_edms_target_has_unit_variance_for_data_of_the_stated_mean_and_deviation(schedule: str) -> None:
+    rng = torch.Generator().manual_seed(0)
+    x0 = DATA_MEAN + DATA_STD * torch.randn(200_000, generator=rng, dtype=torch.float64)
+    eps = torch.randn(200_000, generator=rng, dtype=torch.float64)
+    for signal, noise in scales(DiffusionConfig(schedule=schedule, timesteps=200))[::25]:
+        target = OBJECTIVES.get("edm").target(x0, eps, torch.tensor(signal), torch.tensor(noise))
+        # And nothing of x_t is left in it: a network that knows nothing does best to answer 0, as it does at its start.
+        x_t = signal * x0 + noise * eps
+        assert target.mean().item() == pytest.approx(0, abs=0.01)
+        assert target.std().item() == pytest.approx(1, abs=0.01)
+        assert torch.corrcoef(torch.stack((target, x_t)))[0, 1].abs().item() < 0.01
+
+
+def test_the_stated_mean_and_deviation_are_those_of_the_embedded_benchmark() -> None:
+    images = np.concatenate(list(render_benchmark(100))) / 127.5 - 1
+    assert images.mean() == pytest.approx(DATA_MEAN, abs=0.01)
+    assert images.std() == pytest.approx(DATA_STD, abs=0.01)
 
 
 # The loss

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ddpmctl.config import Config
-from ddpmctl.diffusion.denoiser import Diffusion
+from ddpmctl.diffusion.denoiser import Diffusion, Guidance
 from ddpmctl.diffusion.objectives import Prediction
-from ddpmctl.diffusion.samplers import Frame, spaced_times
+from ddpmctl.diffusion.samplers import Frame, sampler_times
 from ddpmctl.diffusion.schedules import Schedule, make_schedule
-from ddpmctl.registry import OBJECTIVES, SAMPLERS
+from ddpmctl.registry import OBJECTIVES, SAMPLERS, SCHEDULES, SPACINGS
 
 CPU = torch.device("cpu")
 # A name of --sampler and an --eta: every registered sampler, and ancestral noise where it is not the default.
@@ -54,8 +54,8 @@ def normal(shape: tuple[int, ...], seed: int = 0) -> Callable[[], Tensor]:
 
 def sample(diffusion: Diffusion, net: nn.Module, sampler: str, eta: float, *, steps: int | None, count: int = 8, guidance: float = 0.0) -> Tensor:
     noise = normal((count, 3, 32, 32))
-    denoise = diffusion.denoiser(net, torch.ones(count, 24), guidance)
-    times = spaced_times(diffusion.schedule.timesteps, steps)
+    denoise = diffusion.denoiser(net, torch.ones(count, 24), Guidance(guidance))
+    times = sampler_times("ddpm", "even", diffusion.schedule, steps)
     frames = list(SAMPLERS.get(sampler)(denoise, noise(), times, diffusion.schedule, noise, eta))
     assert [frame.t for frame in frames] == times[1:]
     assert not any(frame.pure_noise for frame in frames)
@@ -101,28 +101,57 @@ def test_x0_hat_and_not_only_x_t_is_shown(sampler: str) -> None:
     diffusion = diffusion_of(timesteps=40, beta_2=0.4)
     noise = normal((2, 3, 8, 8))
     denoise = diffusion.denoiser(Gaussian(diffusion, 0.3, 0.0), torch.ones(2, 24))
-    for frame in SAMPLERS.get(sampler)(denoise, noise(), spaced_times(40, 8), diffusion.schedule, noise, 0.0):
+    for frame in SAMPLERS.get(sampler)(denoise, noise(), sampler_times("ddpm", "even", diffusion.schedule, 8), diffusion.schedule, noise, 0.0):
         torch.testing.assert_close(frame.x0_hat, torch.full_like(frame.x0_hat, 0.3), rtol=0, atol=1e-3)
 
 
 # Times
 
 
-@given(timesteps=st.integers(2, 10_000), data=st.data())
-def test_spaced_times_fall_evenly_from_the_last_to_clean(timesteps: int, data: st.DataObject) -> None:
+def schedule_of(name: str, timesteps: int) -> Schedule:
+    return make_schedule(Config().replace(schedule=name, timesteps=timesteps).diffusion)
+
+
+@given(name=st.sampled_from(SCHEDULES.names()), spacing=st.sampled_from(SPACINGS.names()), timesteps=st.integers(2, 1_000), data=st.data())
+def test_every_spacing_falls_from_the_last_time_to_clean_and_visits_none_twice(name: str, spacing: str, timesteps: int, data: st.DataObject) -> None:
     steps = data.draw(st.integers(1, min(timesteps, 300)))
-    times = spaced_times(timesteps, steps)
-    gaps = -np.diff(times)
+    times = sampler_times("dpm++2m", spacing, schedule_of(name, timesteps), steps)
     assert len(times) == steps + 1
     assert (times[0], times[-1]) == (timesteps, 0)
-    assert gaps.min() >= 1
-    assert np.abs(gaps - timesteps / steps).max() <= 1
+    assert all(isinstance(t, int) for t in times)
+    assert np.diff(times).max() <= -1
+
+
+@given(timesteps=st.integers(2, 1_000), data=st.data())
+def test_even_times_are_even(timesteps: int, data: st.DataObject) -> None:
+    steps = data.draw(st.integers(1, min(timesteps, 300)))
+    times = sampler_times("ddpm", "even", schedule_of("linear", timesteps), steps)
     assert np.abs(np.array(times) - np.linspace(timesteps, 0, steps + 1)).max() <= 0.5 + 1e-9
 
 
-@given(timesteps=st.integers(2, 2_000), more=st.integers(0, 100))
-def test_no_steps_named_walks_through_every_t(timesteps: int, more: int) -> None:
-    assert spaced_times(timesteps, None) == spaced_times(timesteps, timesteps + more) == list(range(timesteps, -1, -1))
+@pytest.mark.parametrize(("spacing", "power"), [("log-snr", None), ("karras", 1 / 7)])
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_spacings_by_snr_are_even_in_what_they_say(name: str, spacing: str, power: float | None) -> None:
+    # So many t that rounding to a whole one moves the times little.
+    schedule = schedule_of(name, 10_000)
+    times = sampler_times("dpm++2m", spacing, schedule, 10)[1:-1]
+    sigma = np.exp(-schedule.log_snr[times] / 2)
+    scale = np.log(sigma) if power is None else sigma**power
+    gaps = -np.diff(scale)
+    np.testing.assert_allclose(gaps, gaps.mean(), rtol=0.05)
+
+
+@given(timesteps=st.integers(2, 1_000), more=st.integers(0, 100), spacing=st.sampled_from(SPACINGS.names()))
+def test_t_steps_or_more_walk_through_every_t(timesteps: int, more: int, spacing: str) -> None:
+    schedule = schedule_of("linear", timesteps)
+    assert sampler_times("dpm++2m", spacing, schedule, timesteps + more) == list(range(timesteps, -1, -1))
+
+
+def test_auto_is_every_t_for_the_reports_sampler_and_few_for_the_others() -> None:
+    schedule = schedule_of("linear", 400)
+    counts = {name: len(sampler_times(name, "even", schedule, None)) - 1 for name in SAMPLERS.names()}
+    assert counts.pop("ddpm") == 400
+    assert all(count <= 50 for count in counts.values())
 
 
 # Guidance
@@ -151,7 +180,7 @@ def test_guidance_is_eq_6_of_ho_and_salimans(w: float, objective: str) -> None:
     x_t, conditional, unconditional = torch.randn((3, 5, 3, 8, 8), generator=rng)
     net = TwoMinds(conditional[0], unconditional[0])
     labels = torch.eye(5, 24)
-    guided = diffusion.denoiser(net, labels, guidance=w)(x_t, 250)
+    guided = diffusion.denoiser(net, labels, Guidance(w))(x_t, 250)
     assert net.evaluations == (10 if w else 5)
     assert net.without_labels == (5 if w else 0)
 
@@ -160,6 +189,15 @@ def test_guidance_is_eq_6_of_ho_and_salimans(w: float, objective: str) -> None:
     eps = (1 + w) * eps_c - w * eps_u
     torch.testing.assert_close(guided.eps, eps, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(guided.x0, (x_t - noise * eps) / signal, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("time", "guided"), [(249, False), (250, True), (300, True), (350, True), (351, False)])
+def test_guidance_acts_in_its_interval_alone(time: int, guided: bool) -> None:
+    diffusion, labels = diffusion_of(timesteps=1000), torch.eye(2, 24)
+    net = TwoMinds(torch.ones(3, 8, 8), torch.zeros(3, 8, 8))
+    found = diffusion.denoiser(net, labels, Guidance(2.0, 0.25, 0.35))(torch.zeros(2, 3, 8, 8), time)
+    assert found.eps.mean().item() == pytest.approx(3.0 if guided else 1.0)  # (1 + w) * 1 - w * 0
+    assert net.evaluations == (4 if guided else 2)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.names())
@@ -211,7 +249,8 @@ def in_float64(scheduler: object, schedule: Schedule) -> object:
 @pytest.mark.parametrize("schedule_name", ["linear", "cosine"])
 @pytest.mark.parametrize("steps", [None, 12])
 def test_ddpm_equals_diffusers(schedulers: ModuleType, steps: int | None, schedule_name: str) -> None:
-    schedule, times = reference_schedule(schedule_name), spaced_times(60, steps)
+    schedule = reference_schedule(schedule_name)
+    times = sampler_times("ddpm", "even", schedule, steps)
     theirs = schedulers.DDPMScheduler(num_train_timesteps=61, trained_betas=schedule.beta, variance_type="fixed_large", clip_sample=False)
     in_float64(theirs, schedule).set_timesteps(timesteps=times)
     x, draws, frames = run("ddpm", schedule, times)
@@ -232,7 +271,8 @@ def test_ddpm_equals_diffusers(schedulers: ModuleType, steps: int | None, schedu
 @pytest.mark.parametrize("steps", [60, 12])
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_ddim_equals_diffusers(schedulers: ModuleType, eta: float, steps: int, schedule_name: str) -> None:
-    schedule, times = reference_schedule(schedule_name), spaced_times(60, steps)
+    schedule = reference_schedule(schedule_name)
+    times = sampler_times("ddpm", "even", schedule, steps)
     theirs = schedulers.DDIMScheduler(num_train_timesteps=61, trained_betas=schedule.beta, clip_sample=False, set_alpha_to_one=True)
     in_float64(theirs, schedule).set_timesteps(steps)  # theirs steps by 61 // steps, which is our 60 / steps
     x, draws, frames = run("ddim", schedule, times, eta)
@@ -247,7 +287,8 @@ def test_ddim_equals_diffusers(schedulers: ModuleType, eta: float, steps: int, s
 @pytest.mark.parametrize(("schedule_name", "objective", "prediction_type"), [("linear", "eps", "epsilon"), ("cosine", "v", "v_prediction")])
 @pytest.mark.parametrize("steps", [40, 12, 5, 1])
 def test_dpm_plus_plus_equals_diffusers(schedulers: ModuleType, steps: int, schedule_name: str, objective: str, prediction_type: str) -> None:
-    schedule, times = reference_schedule(schedule_name), spaced_times(60, steps)
+    schedule = reference_schedule(schedule_name)
+    times = sampler_times("ddpm", "even", schedule, steps)
     theirs = schedulers.DPMSolverMultistepScheduler(
         num_train_timesteps=61, trained_betas=schedule.beta, solver_order=2, prediction_type=prediction_type, final_sigmas_type="zero"
     )

@@ -23,11 +23,12 @@ app = typer.Typer(help="The classifier that scores images on the embedded benchm
 def train(
     given: dict[str, str],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path("evaluator.pt"),
+    network: Annotated[str, typer.Option(help="compact, or resnet18: the lab's network, for a second opinion.")] = "compact",
     steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer.")] = 2400,
     scenes: Annotated[int, typer.Option(min=1, help="Fresh scenes to train on, three images each.")] = 12_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of scenes, weights and order.")] = 0,
 ) -> None:
-    """Train the built-in classifier anew, from fresh renders alone."""
+    """Train the built-in classifier anew, or another, from fresh renders alone."""
     from ddpmctl.config import Config
     from ddpmctl.engine.evaluator_training import EvaluatorStep, EvaluatorTrained, train_evaluator
     from ddpmctl.engine.machine import make_machine
@@ -35,7 +36,7 @@ def train(
     terminal = Terminal()
     prepare_output(out, "--out", folder=False)
     machine = make_machine(Config().replace(**overrides(given, "machine")).machine)
-    for event in terminal.follow(train_evaluator(out, steps=steps, scenes=scenes, seed=seed, machine=machine)):
+    for event in terminal.follow(train_evaluator(out, network=network, steps=steps, scenes=scenes, seed=seed, machine=machine)):
         if isinstance(event, EvaluatorStep):
             terminal.say(f"step {event.step}  loss {event.loss:.5f}  {event.seconds:.0f} s")
         if isinstance(event, EvaluatorTrained):

@@ -86,7 +86,7 @@ def _parameter(setting: Setting) -> inspect.Parameter:
         setting.flag,
         metavar="NAME" if setting.choices is not None else metavar,
         help=f"{setting.help}{f' ({permitted})' if permitted else ''}",
-        show_default="none" if setting.default is None else str(setting.default),
+        show_default=setting.unset if setting.default is None else str(setting.default),
         rich_help_panel=f"{setting.section.capitalize()} settings",
     )
     return inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option])

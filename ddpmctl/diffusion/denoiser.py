@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,23 @@ from ddpmctl.config import DiffusionConfig, TrainingConfig
 from ddpmctl.diffusion.objectives import Objective, Prediction
 from ddpmctl.diffusion.schedules import Schedule, make_schedule
 from ddpmctl.registry import OBJECTIVES, TIME_SAMPLINGS
+
+
+class Guidance(NamedTuple):
+    """Classifier-free guidance, eps = (1 + w) eps_c - w eps_u (Ho & Salimans 2022, eq. 6), in an interval (Kynkaanniemi et al. 2024).
+
+    Attributes:
+        w: the weight.
+        low, high: guided are the t / T between them, both included.
+    """
+
+    w: float = 0.0
+    low: float = 0.0
+    high: float = 1.0
+
+    def at(self, time: float) -> float:
+        """Return the weight at t / T; where it is 0, the network is called once and not twice."""
+        return self.w if self.low <= time <= self.high else 0.0
 
 
 @dataclass(frozen=True)
@@ -27,24 +45,26 @@ class Diffusion:
         """Return the diffusion that a config names."""
         return Diffusion(make_schedule(config), OBJECTIVES.get(config.objective))
 
-    def denoiser(self, net: nn.Module, labels: Tensor, guidance: float = 0.0) -> Callable[[Tensor, int], Prediction]:
+    def denoiser(self, net: nn.Module, labels: Tensor, guidance: Guidance | None = None) -> Callable[[Tensor, int], Prediction]:
         """Return a sampler's view of a network: (x_t, t) -> x0_hat, eps_hat.
 
         Args:
             net: (x_t, labels, t / T) -> the objective's quantity.
             labels: (B, 24), multi-hot.
-            guidance: w of eps = (1 + w) eps_c - w eps_u (Ho & Salimans 2022, eq. 6); 0 calls the network once a step.
+            guidance: how much, and where; None for none.
         """
+        guidance = guidance or Guidance()
 
         def denoise(x_t: Tensor, t: int) -> Prediction:
             time = torch.full((len(x_t),), t / self.schedule.timesteps, device=x_t.device)
-            if guidance == 0:
+            w = guidance.at(t / self.schedule.timesteps)
+            if w == 0:
                 out = net(x_t, labels, time).float()
             else:
                 both = net(x_t.repeat(2, 1, 1, 1), torch.cat((labels, torch.zeros_like(labels))), time.repeat(2))
                 conditional, unconditional = both.float().chunk(2)
                 # Linear in the output for every objective, so this equals eq. 6 in eps.
-                out = (1 + guidance) * conditional - guidance * unconditional
+                out = (1 + w) * conditional - w * unconditional
             return self.objective.prediction(out, x_t, float(self.schedule.signal[t]), float(self.schedule.noise[t]))
 
         return denoise
@@ -60,7 +80,7 @@ class TrainingLoss:
         self.noise = torch.tensor(diffusion.schedule.noise, dtype=torch.float32, device=device)
         self.draw_times: Callable[[int, int, TrainingConfig, torch.Generator], Tensor] = TIME_SAMPLINGS.get(config.time_sampling)
 
-    def __call__(self, net: nn.Module, x0: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
+    def __call__(self, net: Callable[[Tensor, Tensor, Tensor], Tensor], x0: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
         """Return the mean loss of a batch, a scalar.
 
         Args:

@@ -1,4 +1,4 @@
-"""Samplers: each a short generator that walks from pure noise to a clean image.
+"""Samplers: each a short generator that walks from pure noise to a clean image; and the spacings of their steps.
 
 ``times`` falls from T to 0. A sampler yields a ``Frame`` for every time but the first, so the
 last has t = 0 and holds the finished images.
@@ -9,11 +9,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
 
 from ddpmctl.diffusion.objectives import Prediction
 from ddpmctl.diffusion.schedules import Schedule
-from ddpmctl.registry import SAMPLERS
+from ddpmctl.registry import SAMPLERS, SPACINGS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,18 +41,82 @@ class Frame(NamedTuple):
 Sampler = Callable[[Denoise, "Tensor", Sequence[int], Schedule, Noise, float], Iterator[Frame]]
 
 
-def spaced_times(timesteps: int, steps: int | None) -> list[int]:
-    """Return steps + 1 times from T down to 0, evenly spaced ("trailing", Lin et al. 2023, table 2).
+Spacing = Callable[[Schedule, int], list[int]]
+"""(schedule, steps) -> steps + 1 times that fall from T to 0."""
+S = TypeVar("S", bound=Callable[..., Iterator[Frame]])
+
+
+def sampler_times(sampler: str, spacing: str, schedule: Schedule, steps: int | None) -> list[int]:
+    """Return the times that a sampler visits, from T down to 0, each once.
 
     Args:
-        timesteps: T of the schedule.
-        steps: network evaluations per image; None walks through every t.
+        sampler: its name, which decides where ``steps`` is None.
+        spacing: name of the spacing.
+        schedule: what is walked through; T is its length.
+        steps: network evaluations per image before guidance; T or more walks through every t.
     """
-    count = timesteps if steps is None else min(steps, timesteps)
-    return [round(timesteps * (count - i) / count) for i in range(count + 1)]
+    if steps is None:
+        steps = SAMPLERS.get(sampler).auto_steps
+    if steps is None or steps >= schedule.timesteps:
+        return list(range(schedule.timesteps, -1, -1))
+    times: list[int] = SPACINGS.get(spacing)(schedule, steps)
+    return times
+
+
+@SPACINGS.register("even")
+def even(schedule: Schedule, steps: int) -> list[int]:
+    """evenly in t, "trailing"; Lin et al. 2023, table 2."""
+    return [round(schedule.timesteps * (steps - i) / steps) for i in range(steps + 1)]
+
+
+@SPACINGS.register("log-snr")
+def even_in_log_snr(schedule: Schedule, steps: int) -> list[int]:
+    """evenly in log SNR; Lu et al. 2022, section 3.4."""
+    return _nearest(schedule, np.linspace(_first_log_snr(schedule), schedule.log_snr[1], steps))
+
+
+@SPACINGS.register("karras")
+def karras(schedule: Schedule, steps: int) -> list[int]:
+    """evenly in (noise / signal)^(1/7); Karras et al. 2022, eq. 5."""
+    largest, smallest = (math.exp(-log_snr / 2) for log_snr in (_first_log_snr(schedule), float(schedule.log_snr[1])))
+    sigma = np.linspace(largest ** (1 / 7), smallest ** (1 / 7), steps) ** 7
+    return _nearest(schedule, -2 * np.log(sigma))
+
+
+LOWEST_LOG_SNR = -10.0  # of spacings by SNR: a schedule may end in pure noise, where log SNR has no lower end
+
+
+def _first_log_snr(schedule: Schedule) -> float:
+    return max(float(schedule.log_snr[-1]), LOWEST_LOG_SNR)
+
+
+def _nearest(schedule: Schedule, log_snr: np.ndarray) -> list[int]:
+    """Return T, then the times whose log SNR is nearest to the others, then 0; as many, each once.
+
+    Args:
+        schedule: its log SNR falls with t from 1 to T.
+        log_snr: (steps,), rising, the first being that of T.
+    """
+    times = [schedule.timesteps]
+    for index, wanted in enumerate(log_snr[1:], 1):
+        highest, lowest = times[-1] - 1, len(log_snr) - index  # what is left must still fit in below
+        nearest = 1 + int(np.abs(schedule.log_snr[1:] - wanted).argmin())
+        times.append(min(max(nearest, lowest), highest))
+    return [*times, 0]
+
+
+def auto_steps(count: int | None) -> Callable[[S], S]:
+    """Return a decorator that gives a sampler its own number of steps, None for all T."""
+
+    def mark(sampler: S) -> S:
+        sampler.auto_steps = count  # type: ignore[attr-defined]
+        return sampler
+
+    return mark
 
 
 @SAMPLERS.register("ddpm")
+@auto_steps(None)
 def ddpm(denoise: Denoise, x: Tensor, times: Sequence[int], schedule: Schedule, noise: Noise, eta: float) -> Iterator[Frame]:
     """ancestral sampling with variance beta_t; Ho et al. 2020, algorithm 2."""
     bar = schedule.alpha_bar
@@ -64,6 +130,7 @@ def ddpm(denoise: Denoise, x: Tensor, times: Sequence[int], schedule: Schedule, 
 
 
 @SAMPLERS.register("ddim")
+@auto_steps(50)
 def ddim(denoise: Denoise, x: Tensor, times: Sequence[int], schedule: Schedule, noise: Noise, eta: float) -> Iterator[Frame]:
     """implicit sampling, --eta of ancestral noise; Song et al. 2021, eq. 12 and 16."""
     for t, s in itertools.pairwise(times):
@@ -77,6 +144,7 @@ def ddim(denoise: Denoise, x: Tensor, times: Sequence[int], schedule: Schedule, 
 
 
 @SAMPLERS.register("dpm++2m")
+@auto_steps(20)
 def dpm_plus_plus_2m(denoise: Denoise, x: Tensor, times: Sequence[int], schedule: Schedule, noise: Noise, eta: float) -> Iterator[Frame]:
     """second-order multistep solver of the probability flow; Lu et al. 2022b, algorithm 2."""
     x0_before, h_before = None, 0.0

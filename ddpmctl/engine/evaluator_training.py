@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddpmctl.config import MachineConfig
 from ddpmctl.data.dataset import Progress
@@ -22,7 +22,8 @@ from ddpmctl.data.scenes import OBJECTS, SIDE, Scenes, draw_scenes
 from ddpmctl.diffusion.randomness import derived_seed, generator
 from ddpmctl.engine.checkpoint import save_tensors
 from ddpmctl.engine.machine import Machine, make_machine
-from ddpmctl.evaluator.classifiers import FORMAT, CompactClassifier, Evaluator, evaluator_of
+from ddpmctl.errors import UsageError
+from ddpmctl.evaluator.classifiers import FORMAT, CompactClassifier, Evaluator, lab_network, load_evaluator
 from ddpmctl.evaluator.scores import Score, score
 
 # The embedded benchmark is seed 0; the scenes seen here and those of the check come from seeds of their own, 2^32 apart.
@@ -31,7 +32,8 @@ CHECK_SEEDS = 2 * 2**32
 
 SCENES, STEPS, BATCH = 12_000, 2_400, 128
 CHECK_SCENES = 2_000
-LEARNING_RATE = 3e-3
+LEARNING_RATE = {"compact": 3e-3, "resnet18": 1e-3}  # by network
+NETWORKS = tuple(LEARNING_RATE)
 WARM_UP = 100  # steps
 WEIGHT_DECAY = 0.01
 LOG_EVERY = 50  # steps
@@ -69,14 +71,16 @@ EvaluatorEvent = Progress | EvaluatorStep | EvaluatorTrained
 
 
 def train_evaluator(
-    out: Path, *, steps: int = STEPS, scenes: int = SCENES, batch: int = BATCH, check_scenes: int = CHECK_SCENES, seed: int = 0, machine: Machine | None = None
-) -> Iterator[EvaluatorEvent]:
+    out: Path, *, network: str = "compact", steps: int = STEPS, scenes: int = SCENES, batch: int = BATCH,
+    check_scenes: int = CHECK_SCENES, seed: int = 0, machine: Machine | None = None,
+) -> Iterator[EvaluatorEvent]:  # fmt: skip
     """Train a classifier on fresh renders, write it to ``out``, and check it on others.
 
     The defaults are those of the file that comes with the program: some fifteen minutes on two cores.
 
     Args:
         out: the file to write.
+        network: "compact", or "resnet18" for a second opinion: the lab's network, written in the lab's format.
         steps: of the optimiser; the learning rate warms up and falls to nothing over them.
         scenes: rendered once, three images each (12,288 bytes an image).
         batch: images to a step.
@@ -85,8 +89,10 @@ def train_evaluator(
         machine: where the training happens; None for what is there.
 
     Raises:
-        UsageError: ``out`` cannot be written to.
+        UsageError: ``out`` cannot be written to, or no such network.
     """
+    if network not in NETWORKS:
+        raise UsageError(f"--network: {network!r} is none of {', '.join(NETWORKS)}")
     machine = machine or make_machine(MachineConfig())
     start = time.perf_counter()
     drawn = draw_scenes(scenes, seed=SEEN_SEEDS + seed % SEEN_SEEDS, triples="any")
@@ -94,18 +100,29 @@ def train_evaluator(
     labels = _labels(drawn)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "evaluator weights"))
-        net = CompactClassifier()
+        net = _new_network(network)
     net = net.to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     loss = math.nan
-    for event in _fit(net, images, labels, steps=steps, batch=batch, seed=seed, machine=machine):
+    for event in _fit(net, images, labels, lr=LEARNING_RATE[network], steps=steps, batch=batch, seed=seed, machine=machine):
         yield event
         loss = event.loss if isinstance(event, EvaluatorStep) else loss
-    net = net.cpu().eval()
-    weights = {name: value.half() if value.ndim == 4 else value for name, value in net.state_dict().items()}
-    known = {"steps": steps, "scenes": scenes, "batch": batch, "seed": seed, "loss": loss}
-    save_tensors(out, {"format": FORMAT, "known": known, "weights": weights})
-    net.load_state_dict(weights)
-    yield EvaluatorTrained(out, loss, time.perf_counter() - start, check_evaluator(evaluator_of(net), check_scenes, seed=seed))
+    weights = {name: value.half() if value.ndim == 4 else value for name, value in net.cpu().state_dict().items()}
+    known = {"network": network, "steps": steps, "scenes": scenes, "batch": batch, "seed": seed, "loss": loss}
+    if network == "compact":
+        save_tensors(out, {"format": FORMAT, "known": known, "weights": weights})
+    else:
+        save_tensors(out, {"model": weights, "known": known})
+    yield EvaluatorTrained(out, loss, time.perf_counter() - start, check_evaluator(load_evaluator(out), check_scenes, seed=seed))
+
+
+def _new_network(name: str) -> nn.Module:
+    """Return a network from images to logits, with random weights."""
+    if name == "compact":
+        return CompactClassifier()
+    net = lab_network()
+    # The loss takes logits. Sigmoids have no weights, so the file fits the lab's network all the same.
+    net.fc = nn.Sequential(nn.Linear(512, len(CLASSES)), nn.Identity())
+    return net
 
 
 def check_evaluator(evaluator: Evaluator, scenes: int = CHECK_SCENES, *, seed: int = 0) -> dict[int, Score]:
@@ -138,9 +155,11 @@ def _labels(scenes: Scenes) -> Tensor:
     return added.cumsum(dim=1).flatten(0, 1).float()
 
 
-def _fit(net: CompactClassifier, images: Tensor, labels: Tensor, *, steps: int, batch: int, seed: int, machine: Machine) -> Iterator[Progress | EvaluatorStep]:
+def _fit(
+    net: nn.Module, images: Tensor, labels: Tensor, *, lr: float, steps: int, batch: int, seed: int, machine: Machine
+) -> Iterator[Progress | EvaluatorStep]:
     """Train in place: AdamW on the binary cross-entropy."""
-    optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2)
     random = generator(seed, "evaluator training")
     start, losses = time.perf_counter(), torch.zeros((), device=machine.device)
@@ -201,4 +220,4 @@ def _centred(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-__all__ = ["EvaluatorEvent", "EvaluatorStep", "EvaluatorTrained", "augment", "check_evaluator", "train_evaluator"]
+__all__ = ["NETWORKS", "EvaluatorEvent", "EvaluatorStep", "EvaluatorTrained", "augment", "check_evaluator", "train_evaluator"]

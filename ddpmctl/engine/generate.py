@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ddpmctl.config import SamplingConfig
 from ddpmctl.data.dataset import Progress
 from ddpmctl.data.labels import multi_hot
-from ddpmctl.diffusion.denoiser import Diffusion
+from ddpmctl.diffusion.denoiser import Diffusion, Guidance
 from ddpmctl.diffusion.randomness import ImageNoise, Key
-from ddpmctl.diffusion.samplers import Frame, Sampler, spaced_times
+from ddpmctl.diffusion.samplers import Frame, Sampler, sampler_times
 from ddpmctl.engine.machine import Machine
 from ddpmctl.registry import SAMPLERS
 from ddpmctl.report.denoising import Moment
@@ -55,17 +55,22 @@ class Painter:
 
     @property
     def nfe(self) -> int:
-        """Network calls per image: guidance doubles them."""
-        return self.steps * (2 if self.sampling.guidance > 0 else 1)
+        """Network calls per image: a guided step has two."""
+        guidance, last = self._guidance(), self.diffusion.schedule.timesteps
+        return self.steps + sum(guidance.at(t / last) > 0 for t in self._times()[:-1])
 
     def describe(self) -> str:
         """Return sampler, steps, guidance and network calls in words."""
         s = self.sampling
-        doubled = " (two a step for guidance)" if s.guidance > 0 else ""
-        return f"{s.sampler}, {self.steps} steps, guidance {s.guidance:g}: {self.nfe} network calls an image{doubled}"
+        partly = f" from {s.guidance_from:g} to {s.guidance_to:g} of T" if s.guidance > 0 and (s.guidance_from, s.guidance_to) != (0, 1) else ""
+        doubled = " (two in a guided step)" if s.guidance > 0 else ""
+        return f"{s.sampler}, {self.steps} steps, guidance {s.guidance:g}{partly}: {self.nfe} network calls an image{doubled}"
 
     def _times(self) -> list[int]:
-        return spaced_times(self.diffusion.schedule.timesteps, self.sampling.steps)
+        return sampler_times(self.sampling.sampler, self.sampling.spacing, self.diffusion.schedule, self.sampling.steps)
+
+    def _guidance(self) -> Guidance:
+        return Guidance(self.sampling.guidance, self.sampling.guidance_from, self.sampling.guidance_to)
 
     def frames(self, requests: Sequence[Request]) -> Iterator[Frame]:
         """Yield the batch's states from pure noise (t = T, where x0_hat is the noise itself) to the images (t = 0).
@@ -78,7 +83,7 @@ class Painter:
         times, sampler = self._times(), self._sampler()
         x = noise().contiguous(memory_format=torch.channels_last)
         yield Frame(times[0], x, x, pure_noise=True)
-        denoise = self.diffusion.denoiser(self.net, labels, self.sampling.guidance)
+        denoise = self.diffusion.denoiser(self.net, labels, self._guidance())
         steps = sampler(denoise, x, times, self.diffusion.schedule, noise, self.sampling.eta)
         while True:
             # Entered anew for each step: a generator must not leave its caller in inference mode.

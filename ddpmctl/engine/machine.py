@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
 from ddpmctl.config import MachineConfig
 from ddpmctl.errors import UsageError
@@ -18,6 +20,13 @@ class Machine:
 
     device: torch.device
     precision: str
+    compile_mode: str = "none"
+
+    def compiled(self, net: nn.Module) -> Callable[..., Tensor]:
+        """Return the network as a function to train through, compiled where the machine is told to."""
+        if self.compile_mode == "none":
+            return net
+        return torch.compile(net, mode=None if self.compile_mode == "default" else self.compile_mode)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Return the context in which a network is called."""
@@ -44,7 +53,7 @@ def make_machine(config: MachineConfig) -> Machine:
         torch.set_num_threads(config.threads)
     device = _device(config.device)
     precision = config.precision if config.precision != "auto" else ("bf16" if _bf16_is_faster(device) else "fp32")
-    return Machine(device, precision)
+    return Machine(device, precision, config.compile)
 
 
 def _device(name: str) -> torch.device:

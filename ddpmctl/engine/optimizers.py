@@ -19,13 +19,13 @@ SMALLEST_MATRIX = 32  # below, a matrix is an embedding of labels, time or pixel
 @OPTIMIZERS.register("adam")
 def adam(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     """Kingma & Ba 2015."""
-    return [torch.optim.Adam(net.parameters(), lr=lr, foreach=True)]
+    return [torch.optim.Adam(net.parameters(), lr=lr, fused=True)]
 
 
 @OPTIMIZERS.register("adamw")
 def adamw(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     """Loshchilov & Hutter 2019."""
-    return [torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01, foreach=True)]
+    return [torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)]
 
 
 @OPTIMIZERS.register("muon")
@@ -35,7 +35,7 @@ def muon(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     inner = [p for p in net.parameters() if p.ndim in (2, 4) and min(p.shape[:2]) >= SMALLEST_MATRIX and id(p) not in ends]
     chosen = {id(p) for p in inner}
     rest = [p for p in net.parameters() if id(p) not in chosen]
-    beside = torch.optim.AdamW(rest, lr=lr * ADAMW_LR_RATIO, betas=(0.9, 0.99), weight_decay=0.0, foreach=True)
+    beside = torch.optim.AdamW(rest, lr=lr * ADAMW_LR_RATIO, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     return [MatrixMuon(inner, lr=lr), beside] if inner else [beside]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from ddpmctl.engine.optimizers import make_optimizers, set_lr
 from ddpmctl.errors import DataError
 from ddpmctl.registry import NETWORKS
 
+STEPS_AHEAD = 4  # that a GPU may have queued
 STATE_FORMAT = "ddpmctl training state 1"
 
 
@@ -90,6 +92,7 @@ class Trainer:
         """Build everything on the device."""
         device, training = self.machine.device, self.config.training
         self.net = make_network(self.config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.forward = self.machine.compiled(self.net)
         self.optimizers = make_optimizers(self.net, training)
         self.average = None
         if training.ema is not None:
@@ -100,6 +103,7 @@ class Trainer:
         self.labels = torch.from_numpy(self.dataset.labels).to(device)
         self._order: tuple[int, Tensor] | None = None
         self._sums = {name: torch.zeros((), device=device) for name in ("epoch_loss", "logged_loss")}
+        self._queued: collections.deque[torch.cuda.Event] = collections.deque()
 
     @property
     def batches_per_epoch(self) -> int:
@@ -149,7 +153,7 @@ class Trainer:
         lr = set_lr(self.optimizers, training, counters.step, self._decay_fraction())
         self.net.train()
         with self.machine.autocast():
-            loss = self.loss(self.net, x0, labels, rng)
+            loss = self.loss(self.forward, x0, labels, rng)
         self.net.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         for optimizer in self.optimizers:
@@ -157,6 +161,7 @@ class Trainer:
         if self.average is not None:
             self.average.update_parameters(self.net)
         torch._foreach_add_(list(self._sums.values()), loss.detach() * len(chosen))  # stays on the device: reading it would wait for the step
+        self._wait_for_earlier_steps()
         counters.step += 1
         counters.batch += 1
         counters.images_seen += len(chosen)
@@ -165,6 +170,16 @@ class Trainer:
         counters.seconds += time.perf_counter() - start
         counters.epoch_seconds += time.perf_counter() - start
         return lr
+
+    def _wait_for_earlier_steps(self) -> None:
+        """Let a GPU be at most a few steps behind, so that a budget in minutes counts its work and not the launching of it."""
+        if self.machine.device.type != "cuda":
+            return
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record()
+        self._queued.append(done)
+        if len(self._queued) > STEPS_AHEAD:
+            self._queued.popleft().synchronize()
 
     def _decay_fraction(self) -> float:
         training = self.config.training

@@ -137,7 +137,9 @@ def load_evaluator(path: Path | None = None, root: Path | None = None, device: t
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever a damaged file provokes
         raise DataError(f"{name}: is no classifier file, or a damaged one ({type(error).__name__})") from None
-    net = _network(name, content).eval().requires_grad_(requires_grad=False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with torch.random.fork_rng(devices=[]):  # a new network draws weights, which the file's replace
+        net = _network(name, content)
+    net = net.eval().requires_grad_(requires_grad=False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Evaluator(name, hashlib.sha256(data).hexdigest(), net)
 
 
@@ -166,13 +168,14 @@ def _network(name: str, content: Any) -> nn.Module:
         _fill(net, content.get("weights"), name, "ddpmctl classifier")
         return evaluator_of(net).net
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        lab = _lab_network()
+        lab = lab_network()
         _fill(lab, content["model"], name, "lab's ResNet18 classifier")
         return lab
     raise DataError(f'{name}: holds neither the lab\'s classifier (a state dict under "model") nor a ddpmctl one')
 
 
-def _lab_network() -> nn.Module:
+def lab_network() -> nn.Module:
+    """Return the lab's classifier, torchvision's ResNet18 (He et al. 2016) under 24 sigmoids, with random weights."""
     from torchvision.models import resnet18
 
     net: nn.Module = resnet18(weights=None)
@@ -201,4 +204,4 @@ def _plain_float32(device: torch.device) -> contextlib.AbstractContextManager[ob
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
-__all__ = ["BUILT_IN", "FORMAT", "LAB_FILE", "CompactClassifier", "Evaluator", "evaluator_of", "load_evaluator"]
+__all__ = ["BUILT_IN", "FORMAT", "LAB_FILE", "CompactClassifier", "Evaluator", "evaluator_of", "lab_network", "load_evaluator"]
