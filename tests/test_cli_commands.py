@@ -108,6 +108,21 @@ class TestEvaluate:
         assert content["evaluator"]["sha256"][:12] in result.stdout
         assert "best by mean accuracy" in result.stdout
 
+    def test_what_auto_came_to_is_told_and_is_part_of_the_question(self, run: Path) -> None:
+        asked = ("evaluate", checkpoint_of(run), "--sampler", "ddim", "--seed", 11)
+        (row,) = json.loads(ddpmctl(*asked, "--steps", "auto", "--json", "-").stdout)["checkpoints"]
+        assert row["sampling"]["steps"] == 6  # all of this model's T, being fewer than ddim's own choice
+        again = ddpmctl(*asked, "--steps", 6).stdout
+        assert "ddim, 6 steps, guidance 0;" in again
+        assert "1 of 1 from kept results" in again
+        guided = ("--steps", 3, "--guidance", 2, "--guidance-to", 0.7, "--spacing", "karras")
+        assert "ddim, 3 steps spaced by karras, guidance 2 for t / T from 0 to 0.7;" in ddpmctl(*asked, *guided).stdout
+
+    def test_a_guidance_interval_saves_network_calls(self, run: Path, tmp_path: Path) -> None:
+        asked = ("sample", run, "--labels", "red cube", "--sampler", "ddim", "--guidance", 2, "-o", tmp_path)
+        assert "12 network calls an image" in ddpmctl(*asked).stderr
+        assert "9 network calls an image" in ddpmctl(*asked, "--guidance-from", 0.5, "--guidance-to", 0.9).stderr  # t = 3, 4, 5 of 6
+
     def test_scores_agree_with_those_recorded_in_training(self, run: Path) -> None:
         result = ddpmctl("evaluate", checkpoint_of(run), "--precision", "fp32", "--json", "-")
         (row,) = json.loads(result.stdout)["checkpoints"]

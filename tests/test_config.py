@@ -151,7 +151,10 @@ def test_the_command_line_follows_the_same_order(tmp_path: Path, strongest: int)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_is_read_from_its_variable(name: str) -> None:
     setting = SETTINGS[name]
-    values = {"epochs": "7", "minutes": "7.5", "width": "64", "steps": "3", "beta_2": "0.5", "device": "cpu", "seed": "5", "threads": "2", "ema": "0.9", "guidance_to": "0.5"}
+    values = {
+        "epochs": "7", "minutes": "7.5", "width": "64", "steps": "3", "beta_2": "0.5", "guidance_to": "0.5",
+        "device": "cpu", "seed": "5", "threads": "2", "ema": "0.9",
+    }  # fmt: skip
     if isinstance(setting.choices, Registry):
         value = setting.choices.names()[-1]
     elif setting.choices is not None:

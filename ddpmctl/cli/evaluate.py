@@ -137,6 +137,8 @@ def _titles(checkpoints: list[Path]) -> dict[Path, str]:
 
 
 def _table(terminal: Terminal, rows: list[Judged], files: list[str], title: str, titles: Mapping[Path, str]) -> None:
+    from ddpmctl.engine.generate import in_words
+
     if not rows:
         return
     recorded = [name for name in files if any(name in row.recorded for row in rows)]
@@ -151,8 +153,7 @@ def _table(terminal: Terminal, rows: list[Judged], files: list[str], title: str,
         line += [text for name in files for text in (f"{row.scores[name].accuracy:.4f}", f"{row.scores[name].exact_match:.4f}")]
         lines.append(line)
     best = max(range(len(rows)), key=lambda index: _mean(rows[index]))
-    samplings = {(row.sampling.sampler, row.sampling.steps, row.sampling.guidance) for row in rows}
-    used = "; ".join(f"{sampler}, {steps or 'all'} steps, guidance {w:g}" for sampler, steps, w in sorted(samplings, key=str))
+    used = "; ".join(sorted({in_words(row.sampling) for row in rows}))
     kept = sum(row.kept for row in rows)
     marked = f"best by mean accuracy: {lines[best][0]}; {used}; {kept} of {len(rows)} from kept results"
     terminal.table(title, columns, lines, marked=best, caption=marked)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ddpmctl import __version__
 from ddpmctl.config import Config, Value
 from ddpmctl.data.cache import cache_folder
 from ddpmctl.diffusion.denoiser import Diffusion
+from ddpmctl.diffusion.schedules import make_schedule
 from ddpmctl.engine.checkpoint import Checkpoint, load_checkpoint
 from ddpmctl.engine.events import Event, Failed, Judged
-from ddpmctl.engine.generate import Painter
+from ddpmctl.engine.generate import Painter, settled
 from ddpmctl.engine.judge import judge
 from ddpmctl.engine.machine import Machine
 from ddpmctl.errors import DdpmctlError
@@ -62,12 +67,16 @@ def evaluate(paths: Sequence[Path], task: Task) -> Iterator[Event]:
 
     Unchanged files under an unchanged task are answered from the results kept in the cache.
     """
-    for path in paths:
-        try:
-            checkpoint = load_checkpoint(path, task.assume)
-            yield from _judge_one(checkpoint, task)
-        except DdpmctlError as error:
-            yield Failed(path, str(error).removeprefix(f"{path}: "))
+    with ThreadPoolExecutor(1, "load") as ahead:  # the next file is read and checked while this one's pictures are made
+        loading = [ahead.submit(load_checkpoint, path, task.assume) for path in paths[:1]]
+        for path, following in itertools.zip_longest(paths, paths[1:]):
+            current = loading.pop()
+            if following is not None:
+                loading.append(ahead.submit(load_checkpoint, following, task.assume))
+            try:
+                yield from _judge_one(current.result(), task)
+            except DdpmctlError as error:
+                yield Failed(path, str(error).removeprefix(f"{path}: "))
 
 
 def painter_for(checkpoint: Checkpoint, sampling: Mapping[str, Value], machine: Machine) -> Painter:
@@ -78,12 +87,13 @@ def painter_for(checkpoint: Checkpoint, sampling: Mapping[str, Value], machine: 
         UsageError: a sampling setting does not fit the model, such as more steps than T.
     """
     config = checkpoint.config.replace(**sampling)
-    net = checkpoint.network().to(machine.device)
+    net = checkpoint.network().to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Painter(net, Diffusion.of(config.diffusion), config.sampling, machine)
 
 
 def _judge_one(checkpoint: Checkpoint, task: Task) -> Iterator[Event]:
     config = checkpoint.config.replace(**task.sampling)
+    config = replace(config, sampling=settled(config.sampling, make_schedule(config.diffusion)))
     kept_file = cache_folder() / "results" / f"{task.key(checkpoint.sha256, config)}.json"
     scores = None if task.grids else _kept(kept_file)
     kept = scores is not None
@@ -115,5 +125,3 @@ def _keep(file: Path, scores: Mapping[str, Score]) -> None:
             temporary.write_text(json.dumps({"scores": {name: value.to_dict() for name, value in scores.items()}}), encoding="utf-8")
     except (OSError, DdpmctlError):
         pass  # a cache that cannot be written costs time at the next call, nothing else
-
-

@@ -105,7 +105,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Judged:
-    """A checkpoint has been scored, now or, where ``kept``, at an earlier call."""
+    """A checkpoint has been scored, now or, where ``kept``, at an earlier call; ``sampling`` has the number of steps taken."""
 
     path: Path
     epoch: int | None

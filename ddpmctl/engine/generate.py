@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from ddpmctl.data.labels import multi_hot
 from ddpmctl.diffusion.denoiser import Diffusion, Guidance
 from ddpmctl.diffusion.randomness import ImageNoise, Key
 from ddpmctl.diffusion.samplers import Frame, Sampler, sampler_times
+from ddpmctl.diffusion.schedules import Schedule
 from ddpmctl.engine.machine import Machine
 from ddpmctl.registry import SAMPLERS
 from ddpmctl.report.denoising import Moment
@@ -61,10 +62,8 @@ class Painter:
 
     def describe(self) -> str:
         """Return sampler, steps, guidance and network calls in words."""
-        s = self.sampling
-        partly = f" from {s.guidance_from:g} to {s.guidance_to:g} of T" if s.guidance > 0 and (s.guidance_from, s.guidance_to) != (0, 1) else ""
-        doubled = " (two in a guided step)" if s.guidance > 0 else ""
-        return f"{s.sampler}, {self.steps} steps, guidance {s.guidance:g}{partly}: {self.nfe} network calls an image{doubled}"
+        doubled = " (two in a guided step)" if self.sampling.guidance > 0 else ""
+        return f"{in_words(settled(self.sampling, self.diffusion.schedule))}: {self.nfe} network calls an image{doubled}"
 
     def _times(self) -> list[int]:
         return sampler_times(self.sampling.sampler, self.sampling.spacing, self.diffusion.schedule, self.sampling.steps)
@@ -110,6 +109,19 @@ class Painter:
                     yield frame.x_t.clamp(-1, 1)
 
 
+def settled(sampling: SamplingConfig, schedule: Schedule) -> SamplingConfig:
+    """Return the settings with the number of steps that auto comes to."""
+    return replace(sampling, steps=len(sampler_times(sampling.sampler, sampling.spacing, schedule, sampling.steps)) - 1)
+
+
+def in_words(sampling: SamplingConfig) -> str:
+    """Return settled settings as text, those that are not at their defaults included."""
+    spacing = "" if sampling.spacing == SamplingConfig.spacing else f" spaced by {sampling.spacing}"
+    guided = (sampling.guidance_from, sampling.guidance_to)
+    where = f" for t / T from {guided[0]:g} to {guided[1]:g}" if sampling.guidance > 0 and guided != (0, 1) else ""
+    return f"{sampling.sampler}, {sampling.steps} steps{spacing}, guidance {sampling.guidance:g}{where}"
+
+
 def pictures(painter: Painter, requests: Sequence[Request], batch_size: int = BATCH) -> Progressing[Tensor]:
     """Yield progress and return the finished pictures: uint8 (N, 3, 64, 64) on the CPU."""
     made = []
@@ -140,5 +152,3 @@ def to_uint8(images: Tensor) -> Tensor:
 def label_tensor(requests: Sequence[Request]) -> Tensor:
     """Return the requested labels, multi-hot float32, (B, 24)."""
     return torch.from_numpy(multi_hot([r.labels for r in requests])).float()
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -252,7 +253,7 @@ def probe_seconds_per_image(config: Config, machine: Machine) -> float:
     """Return the seconds that training takes per image, measured on the second of two small steps of a throwaway network."""
     count = min(config.training.batch_size, 8 if machine.device.type == "cpu" else 64)
     data = Dataset("probe", "", np.zeros((count, 3, 64, 64), np.uint8), np.zeros((count, 24), np.uint8), {}, None)
-    trainer = Trainer(config.replace(batch_size=count, warmup=0), machine, data)
+    trainer = Trainer(config.replace(batch_size=count, warmup=0), dataclasses.replace(machine, compile_mode="none"), data)
     trainer.step()
     trainer.end_epoch(trainer.mean_loss("epoch"))  # reading the loss waits for the device
     start = time.perf_counter()

@@ -1,0 +1,272 @@
+"""How fast, and how good how soon: ours beside what a user would pick instead, in one command.
+
+    python -m tests.benchmarks.fast [--quick] [--out FOLDER] [--only NAME ...]
+
+Every measurement runs in a process of its own, one after the other, and leaves a JSON file in FOLDER; one that is there
+already is not made again, so an interrupted benchmark goes on where it was. At the end: a table of targets and a table of
+contenders (``table.md``), everything as JSON (``fast.json``) and accuracy over minutes (``accuracy.png``).
+Nothing else should run on the machine meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Figures = dict[str, Any]
+Tell = Callable[..., tuple[str, str, bool]]
+PEERS = ("report", "diffusers", "lucidrains")
+# The report's network and schedule, at a width and with an optimizer that give a usable checkpoint in minutes.
+REPORT_STYLE = {"width": 32, "batch_size": 32, "optimizer": "muon", "lr": 0.02, "lr_decay": "linear", "warmup": 50, "ema": 0.99, "sampler": "dpm++2m"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One measurement: the file it leaves, the function in ``jobs.py`` and its arguments."""
+
+    name: str
+    function: str
+    arguments: Figures = field(default_factory=dict)
+
+
+def jobs(out: Path, *, quick: bool) -> Iterator[Job]:
+    """Yield every measurement in the order in which it runs."""
+    long, short, seeds = (0.2, 0.1, 1) if quick else (30.0, 5.0, 3)
+    peers = PEERS[1:]
+    yield Job("speed", "speed", {"seconds": 0.5 if quick else 6.0, "peers": ["report", *peers]})
+    yield Job("quick-30", "accuracy", {"name": "ours", "minutes": long, "seed": 0, "out": str(out / "quick-30.pth"), "repeats": 1 if quick else 8})
+    for seed in range(seeds):
+        arguments = {"name": "ours", "minutes": short, "seed": seed, "out": str(out / f"quick-5-{seed}.pth"), "repeats": 1 if quick else 8}
+        yield Job(f"quick-5-{seed}", "accuracy", arguments)
+    report = {"name": "ours", "preset": "report", "settings": REPORT_STYLE, "minutes": 0.2 if quick else 8.0, "seed": 0, "out": str(out / "report-style.pth")}
+    yield Job("report-style", "accuracy", {**report, "repeats": 1})
+    checkpoint = str(out / "report-style.pth")
+    amounts = {"ancestral_repeats": 0 if quick else 2, "repeats": 1 if quick else 8, "timed_steps": 2 if quick else 20}
+    yield Job("sampling", "sampling", {"checkpoint": checkpoint, **amounts})
+    yield Job("folder", "folder", {"count": 1 if quick else 4, "of": 20})
+    classifier = str(out / "resnet18.pth")
+    yield Job("second-classifier", "second_classifier", {"out": classifier, "steps": 5 if quick else 1000, "scenes": 50 if quick else 8000})
+    yield Job("second-opinion", "second_opinion", {"classifier": classifier, "pictures": [str(out / "quick-30.npz"), str(out / "quick-5-0.npz")]})
+    yield Job("start-up", "start_up")
+    for seed in range(seeds):
+        for peer in PEERS if not quick else PEERS[2:]:
+            yield Job(f"{peer}-5-{seed}", "accuracy", {"name": peer, "minutes": short, "seed": seed, "out": ""})
+
+
+def run(job: Job, out: Path) -> None:
+    """Run one measurement in a fresh process, unless its file is there."""
+    path = out / f"{job.name}.json"
+    if path.exists():
+        return
+    print(f"{job.name} ...", flush=True)
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "tests.benchmarks.fast", "--job", json.dumps([str(path), job.function, job.arguments])], check=True)
+    print(f"{job.name}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def work(path: str, function: str, arguments: Figures) -> None:
+    """Do one measurement in this process and write its figures."""
+    from tests.benchmarks.jobs import JOBS, peak_memory
+
+    figures = JOBS[function](**arguments)
+    figures.setdefault("memory_gib", peak_memory())
+    temporary = Path(path + ".part")
+    temporary.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    temporary.replace(path)
+
+
+# The tables
+
+
+@dataclass(frozen=True)
+class Row:
+    """A target, what was measured, and how that stands to it."""
+
+    what: str
+    target: str
+    figure: str
+    ratio: str
+    met: bool | None
+
+
+def pooled(figures: Figures, kinds: tuple[str, ...] = ("test", "new_test"), hits: str = "hits", of: str = "labels") -> float:
+    """Return the pooled score over condition files."""
+    return sum(figures["scores"][kind][hits] for kind in kinds) / sum(figures["scores"][kind][of] for kind in kinds)
+
+
+def both(figures: Figures) -> tuple[float, float]:
+    """Return the accuracies on test and new_test."""
+    return figures["scores"]["test"]["accuracy"], figures["scores"]["new_test"]["accuracy"]
+
+
+def rows(found: dict[str, Figures], names: list[str]) -> Iterator[Row]:
+    """Yield the table of targets; a row whose measurement is missing says so."""
+
+    def row(what: str, target: str, needs: list[str], tell: Tell) -> Row:
+        missing = [name for name in needs if name not in found]
+        if missing:
+            return Row(what, target, f"not measured: {', '.join(missing)}", "", None)
+        return Row(what, target, *tell(*(found[name] for name in needs)))
+
+    def report_speed(f: Figures) -> tuple[str, str, bool]:
+        ours, plain = (f["contenders"][name]["images_per_second"] for name in ("ours: report", "report, plain loop"))
+        return f"{ours:.1f} against {plain:.1f} images/s", f"{ours / plain:.2f} x", ours / plain >= 2.5
+
+    def share(f: Figures) -> tuple[str, str, bool]:
+        speed, peak = f["contenders"]["ours: quick"]["gflops"], f["peak_gflops"]["bfloat16"]
+        return f"{speed:.0f} of {peak:.0f} GFLOP/s", f"{speed / peak:.0%}", speed / peak >= 0.4
+
+    def reach(*runs: Figures) -> tuple[str, str, bool]:
+        scores = [both(f) for f in runs]
+        met = all(a >= 0.625 and b >= 0.690 for a, b in scores)
+        return "; ".join(f"{a:.3f} / {b:.3f}" for a, b in scores), f"{min(min(a / 0.625, b / 0.69) for a, b in scores):.2f}", met
+
+    def long(f: Figures) -> tuple[str, str, bool]:
+        a, b = both(f)
+        return f"{a:.3f} / {b:.3f}", f"{min(a, b) / 0.93:.2f}", min(a, b) >= 0.93
+
+    def exact(f: Figures) -> tuple[str, str, bool]:
+        value = pooled(f, hits="exact", of="images")
+        return f"{value:.3f}", f"{value / 0.8:.2f}", value >= 0.8
+
+    def held_out(f: Figures) -> tuple[str, str, bool]:
+        seen, unseen = f["heldout"]["seen_triples"], f["heldout"]["heldout_triples"]
+        told = f"{unseen:.3f} against {seen:.3f} ({f['heldout']['seen_conditions']} seen triples)"
+        return told, f"{100 * (unseen - seen):+.1f} points", unseen >= seen - 0.05
+
+    def sampling(f: Figures) -> tuple[str, str, bool]:
+        ratio = f["baseline_seconds"] / f["ours_seconds"]
+        ours, theirs = (pooled({"scores": f[name]}) for name in ("ours_scores", "ancestral_scores"))
+        labels = min(sum(s["labels"] for s in f[name].values()) for name in ("ours_scores", "ancestral_scores"))
+        noise = 1.96 * math.sqrt(2 * theirs * (1 - theirs) / labels)
+        told = f"{f['ours_seconds']:.1f} s against {f['baseline_seconds']:.0f} s; accuracy {ours:.3f} against {theirs:.3f} (noise {noise:.3f})"
+        return told, f"{ratio:.0f} x", ratio >= 40 and ours >= theirs - noise
+
+    def folder(f: Figures) -> tuple[str, str, bool]:
+        return f"{f['minutes_for_all']:.1f} min (measured on {f['checkpoints']})", f"{12 / f['minutes_for_all']:.2f} x", f["minutes_for_all"] <= 12
+
+    def ahead(*runs: Figures) -> tuple[str, str, bool]:
+        ours = {f["seed"]: pooled(f) for f in runs if f["contender"].startswith("ours")}
+        theirs = [(f["contender"], f["seed"], pooled(f)) for f in runs if not f["contender"].startswith("ours")]
+        margin = min(ours[seed] - value for _, seed, value in theirs)
+        best = max(theirs, key=lambda item: item[2])
+        return f"ours {', '.join(f'{v:.3f}' for v in ours.values())}; best peer {best[2]:.3f} ({best[0]})", f"{100 * margin:+.0f} points at least", margin > 0
+
+    def second(f: Figures) -> tuple[str, str, bool]:
+        scores = [{judge: f[kind][judge][0]["accuracy"] for judge in ("built-in", "second")} for kind in ("test", "new_test")]
+        gap = max(abs(s["built-in"] - s["second"]) for s in scores)
+        return "; ".join(f"{s['built-in']:.3f} / {s['second']:.3f}" for s in scores), f"{100 * gap:.1f} points", gap <= 0.02
+
+    fives = [name for name in names if name.startswith("quick-5-")]
+    yield row("report's network, images/s against the plain float32 loop", "2.5 x", ["speed"], report_speed)
+    yield row("`quick` after 5 minutes, test / new_test, by seed", "0.625 / 0.690", fives, reach)
+    yield row("`quick` after 30 minutes, test / new_test", "0.93 / 0.93", ["quick-30"], long)
+    yield row("`quick`, FLOP/s as a share of the bf16 matrix product", "40 %", ["speed"], share)
+    peers = [name for name in names if name.split("-")[0] in PEERS and "-5-" in name]
+    yield row("accuracy at equal minutes against every peer, all seeds", "ahead", fives + peers, ahead)
+    yield row("64 conditions, report-style checkpoint, against 400 ancestral float32 steps", "40 x", ["sampling"], sampling)
+    yield row("20 report-style checkpoints of width 128 on both files", "12 min", ["folder"], folder)
+    yield row("exact match of `quick` after 30 minutes", "0.80", ["quick-30"], exact)
+    yield row("held-out triples against seen ones", "-5 points", ["quick-30"], held_out)
+    yield row("second classifier against the built-in one, test; new_test", "2 points", ["second-opinion"], second)
+
+
+def table(found: dict[str, Figures], names: list[str]) -> str:
+    """Return all tables in Markdown."""
+    lines = [f"{processor()}, {datetime.datetime.now(datetime.UTC):%Y-%m-%d}", ""]
+    lines += ["| target | at least | measured | ratio | met |", f"|{' --- |' * 5}"]
+    for r in rows(found, names):
+        lines.append(f"| {r.what} | {r.target} | {r.figure} | {r.ratio} | {'-' if r.met is None else 'yes' if r.met else 'no'} |")
+    if "speed" in found:
+        f = found["speed"]
+        lines += ["", "| training | parameters | GFLOP/image | images/s | GFLOP/s | of the bf16 peak |", "| --- | --- | --- | --- | --- | --- |"]
+        for name, c in f["contenders"].items():
+            rate, share = f"{c['images_per_second']:.1f} | {c['gflops']:.0f}", c["gflops"] / f["peak_gflops"]["bfloat16"]
+            lines.append(f"| {name} | {c['parameters'] / 1e6:.1f} M | {c['gflop_per_image']:.1f} | {rate} | {share:.0%} |")
+    runs = [found[name] for name in names if name in found and "contender" in found[name]]
+    lines += ["", "| trained | minutes | seed | images | test / new_test | exact | ms to sample an image | GiB |", f"|{' --- |' * 8}"]
+    for f in runs:
+        a, b = both(f)
+        exact = pooled(f, hits="exact", of="images")
+        lines.append(
+            f"| {f['contender']} | {f['minutes']:g} | {f['seed']} | {f['images_seen']:,} | {a:.3f} / {b:.3f} | {exact:.3f} "
+            f"| {f['sampling_ms_per_image']:.0f} | {f['memory_gib']:.1f} |"
+        )
+    if "start-up" in found:
+        lines += ["", "| start-up | |", "| --- | --- |", *(f"| {name} | {value:.2f} |" for name, value in found["start-up"].items() if name != "memory_gib")]
+    return "\n".join(lines) + "\n"
+
+
+def processor() -> str:
+    """Return the machine in words."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    info = Path("/proc/cpuinfo")
+    models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return f"{torch.get_num_threads()} cores of {models[0] if models else platform.processor()}, torch {torch.__version__}"
+
+
+def plot(found: dict[str, Figures], path: Path) -> None:
+    """Draw pooled accuracy over minutes of training, a point a run."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    points: dict[str, list[tuple[float, float]]] = {}
+    for f in found.values():
+        if "contender" in f and f["contender"] != "ours: report":
+            points.setdefault(f["contender"], []).append((f["minutes"], pooled(f)))
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for (name, runs), marker in zip(sorted(points.items()), "osD^v<>", strict=False):
+        minutes = sorted({m for m, _ in runs})
+        axes.scatter(*zip(*runs, strict=True), marker=marker, label=name)
+        axes.plot(minutes, [statistics.mean(a for m, a in runs if m == minute) for minute in minutes], linewidth=1)
+    axes.axhline(pooled({"scores": {"test": {"hits": 45, "labels": 72}, "new_test": {"hits": 58, "labels": 84}}}), color="grey", linestyle=":", linewidth=1)
+    axes.text(0.99, 0.665, "the report, 600 epochs", transform=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=8, color="grey")
+    axes.set(xlabel="minutes of training", ylabel="accuracy, test and new_test pooled", ylim=(0, 1))
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Run what is missing and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="everything in under five minutes, with figures that mean nothing")
+    parser.add_argument("--out", type=Path, default=None, help="where the figures are kept (benchmark, or benchmark-quick)")
+    parser.add_argument("--only", nargs="*", default=None, help="names of measurements to run, such as speed or quick-30")
+    parser.add_argument("--job", default=None, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.job:
+        work(*json.loads(given.job))
+        return
+    out = given.out or Path("benchmark-quick" if given.quick else "benchmark")
+    out.mkdir(parents=True, exist_ok=True)
+    todo = list(jobs(out, quick=given.quick))
+    for job in todo:
+        if given.only is None or job.name in given.only:
+            run(job, out)
+    names = [job.name for job in todo]
+    found = {name: json.loads((out / f"{name}.json").read_text(encoding="utf-8")) for name in names if (out / f"{name}.json").exists()}
+    text = table(found, names)
+    (out / "table.md").write_text(text, encoding="utf-8")
+    (out / "fast.json").write_text(json.dumps({"machine": processor(), **found}, indent=1), encoding="utf-8")
+    plot(found, out / "accuracy.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

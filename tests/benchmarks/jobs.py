@@ -1,0 +1,269 @@
+"""The measurements of the benchmark, each a function from plain arguments to plain figures, run in a process of its own."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpmctl.config import Config
+from ddpmctl.data.dataset import Dataset, load_conditions, load_dataset
+from ddpmctl.diffusion.denoiser import Diffusion
+from ddpmctl.engine.checkpoint import load_checkpoint, save_checkpoint
+from ddpmctl.engine.evaluate import Task, evaluate, painter_for
+from ddpmctl.engine.evaluator_training import EvaluatorTrained, train_evaluator
+from ddpmctl.engine.events import Judged
+from ddpmctl.engine.generate import Painter, label_tensor, requests_for
+from ddpmctl.engine.judge import Judgement, judge
+from ddpmctl.engine.machine import make_machine
+from ddpmctl.engine.trainer import Trainer
+from ddpmctl.evaluator.classifiers import Evaluator, load_evaluator
+from ddpmctl.evaluator.scores import Score, pooled, score
+from tests.benchmarks import startup
+from tests.benchmarks.contenders import Contender, diffusers_unet, lucidrains_unet, matmul_peak, ours, plain_report
+
+SCORED = ("test", "new_test")
+Figures = dict[str, Any]
+
+
+def finish(task: Generator[Any, None, Any]) -> Any:
+    """Run a generator to its end and return its value."""
+    while True:
+        try:
+            next(task)
+        except StopIteration as end:
+            return end.value
+
+
+def benchmark_data() -> Dataset:
+    data: Dataset = finish(load_dataset(None))
+    return data
+
+
+def peak_memory() -> float:
+    """Return the largest resident size of this process so far, in GiB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def contender(name: str, data: Dataset, seed: int = 0, *, equal_flops: bool = False) -> Contender:
+    """Return a peer; ``equal_flops``: at the size whose FLOPs per image are nearest to the report's network's (43 GFLOP)."""
+    if name == "report":
+        return plain_report(data, seed)
+    if name == "diffusers":
+        return diffusers_unet(data, seed, channels=(96, 96, 192, 192, 384, 384) if equal_flops else (128, 128, 256, 256, 512, 512))
+    return lucidrains_unet(data, seed, dim=64)
+
+
+# (a) Training speed
+
+
+def speed(seconds: float, peers: Sequence[str]) -> Figures:
+    """Time training steps in turn, contender after contender, round after round; each figure is the median over the rounds."""
+    data = benchmark_data()
+    runners = {"ours: report": ours("report", "report", data)[0], "ours: quick": ours("quick", "quick", data)[0]}
+    runners |= {contender(name, data).name: contender(name, data, equal_flops=True) for name in peers}
+    rates: dict[str, list[float]] = {name: [] for name in runners}
+    peaks: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    for runner in runners.values():
+        runner.step()
+    for _ in range(3):
+        for dtype in (torch.float32, torch.bfloat16):
+            peaks[str(dtype).removeprefix("torch.")].append(matmul_peak(dtype))
+        for name, runner in runners.items():
+            start, images = time.perf_counter(), 0
+            while images == 0 or time.perf_counter() - start < seconds:
+                images += runner.step()
+            rates[name].append(images / (time.perf_counter() - start))
+    flops = {name: runner.flops_per_image() for name, runner in runners.items()}
+    return {
+        "peak_gflops": {name: statistics.median(values) / 1e9 for name, values in peaks.items()},
+        "contenders": {
+            name: {
+                "images_per_second": (rate := statistics.median(rates[name])), "gflop_per_image": flops[name] / 1e9,
+                "gflops": rate * flops[name] / 1e9, "parameters": runner.parameters,
+            }
+            for name, runner in runners.items()
+        },
+    }  # fmt: skip
+
+
+# (b) Accuracy against time
+
+
+def accuracy(name: str, minutes: float, seed: int, out: str, repeats: int = 8, preset: str = "quick", settings: Mapping[str, Any] | None = None) -> Figures:
+    """Train from scratch for some minutes and score the pictures; those of ours are kept in ``out`` for a second classifier."""
+    data, evaluator = benchmark_data(), load_evaluator()
+    if name != "ours":
+        return _peer_accuracy(contender(name, data, seed), data, evaluator, minutes, seed)
+    runner, trainer = ours(name, preset, data, minutes=minutes, epochs=None, seed=seed, **(settings or {}))
+    while not trainer.done:
+        runner.step()
+    memory = peak_memory()
+    path = Path(out)
+    save_checkpoint(path, trainer.config, trainer.weights(), epoch=trainer.counters.epoch)
+    painter = Painter(trainer.sampling_network(), trainer.diffusion, trainer.config.sampling, trainer.machine)
+    start = time.perf_counter()
+    judged = finish(judge(painter, evaluator, data.conditions, seed=1000 + seed, repeats=repeats))
+    np.savez(path.with_suffix(".npz"), **{kind: judgement.pictures.numpy() for kind, judgement in judged.items()})
+    return {
+        "contender": f"ours: {preset}", "minutes": minutes, "seed": seed, "images_seen": trainer.counters.images_seen, "memory_gib": memory, "repeats": repeats,
+        "scores": {kind: judgement.score.to_dict() for kind, judgement in judged.items()}, "heldout": _held_out_against_seen(judged, repeats),
+        "sampling": painter.describe(), "sampling_ms_per_image": 1000 * (time.perf_counter() - start) / sum(len(j.requests) for j in judged.values()),
+    }  # fmt: skip
+
+
+def _held_out_against_seen(judged: Mapping[str, Judgement], repeats: int) -> Figures:
+    """Compare held-out label sets with the three-object ones of the lab's files that training showed."""
+    trained = load_conditions(None).trained_sets
+    seen = [(request, answer) for kind in SCORED for request, answer in zip(judged[kind].requests, judged[kind].probabilities, strict=True)
+            if len(request.labels) == 3 and frozenset(request.labels) in trained]  # fmt: skip
+    requests, answers = [request for request, _ in seen], [answer for _, answer in seen]
+    of_seen = score(torch.stack(answers), label_tensor(requests)).accuracy if seen else math.nan
+    return {"seen_triples": of_seen, "heldout_triples": judged["heldout"].score.accuracy, "seen_conditions": len(seen) // repeats}
+
+
+def _peer_accuracy(peer: Contender, data: Dataset, evaluator: Evaluator, minutes: float, seed: int) -> Figures:
+    trained, images = 0.0, 0
+    while trained < 60 * minutes:
+        start = time.perf_counter()
+        images += peer.step()
+        trained += time.perf_counter() - start
+    memory, start, scores = peak_memory(), time.perf_counter(), {}
+    for kind in SCORED:
+        labels = label_tensor(requests_for(kind, data.conditions[kind], seed=seed))
+        pictures = torch.cat([peer.sample(part, 1000 + seed) for part in labels.split(16)])
+        scores[kind] = score(evaluator(pictures), labels).to_dict()
+    count = sum(len(data.conditions[kind]) for kind in SCORED)
+    return {
+        "contender": peer.name, "minutes": minutes, "seed": seed, "images_seen": images, "memory_gib": memory, "repeats": 1, "scores": scores,
+        "sampling_ms_per_image": 1000 * (time.perf_counter() - start) / count,
+    }  # fmt: skip
+
+
+# (c) Sampling
+
+
+def sampling(checkpoint: str, ancestral_repeats: int, repeats: int, timed_steps: int) -> Figures:
+    """Compare 400 ancestral float32 steps on a doubled batch with our sampler, on one report-style checkpoint and 64 conditions.
+
+    A step of the baseline costs the same at every t, so ``timed_steps`` of them are timed; its accuracy is
+    that of all 400, by our own ancestral sampler, whose results equal diffusers' (tests/test_samplers.py).
+    """
+    conditions = {kind: load_conditions(None).conditions[kind] for kind in SCORED}
+    evaluator, machine = load_evaluator(), make_machine(Config().machine)
+    loaded = load_checkpoint(Path(checkpoint))
+    labels = label_tensor([request for kind in SCORED for request in requests_for(kind, conditions[kind], seed=0)])
+    net, x = loaded.network(), torch.randn(len(labels), 3, 64, 64)
+    diffusion = Diffusion.of(loaded.config.diffusion)
+    times = list(range(diffusion.schedule.timesteps, -1, -1))
+    with torch.inference_mode():
+        _doubled_step(net, diffusion, x, labels, times[0])
+        start = time.perf_counter()
+        for t in times[:timed_steps]:
+            x = _doubled_step(net, diffusion, x, labels, t)
+    baseline = (time.perf_counter() - start) / timed_steps * (len(times) - 1)
+    painter = painter_for(loaded, {"sampler": "dpm++2m", "steps": None, "guidance": 0.0}, machine)
+    finish(judge(painter, evaluator, conditions, seed=1))  # the first call of each shape chooses its kernels
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        finish(judge(painter, evaluator, conditions, seed=1))
+        seconds.append(time.perf_counter() - start)
+    ancestral = painter_for(loaded, {"sampler": "ddpm", "steps": None, "guidance": 0.0}, machine)
+    return {
+        "width": loaded.config.model.width, "baseline_seconds": baseline, "timed_steps": timed_steps, "ours_seconds": statistics.median(seconds),
+        "ours": painter.describe(), "ours_scores": _scores(painter, evaluator, conditions, repeats),
+        "ancestral_scores": _scores(ancestral, evaluator, conditions, ancestral_repeats),
+    }  # fmt: skip
+
+
+def _doubled_step(net: torch.nn.Module, diffusion: Diffusion, x: Tensor, labels: Tensor, t: int) -> Tensor:
+    """Take an ancestral step as the report's code does: both guidance branches in one batch whatever w (here 0)."""
+    schedule, count = diffusion.schedule, len(x)
+    both = net(x.repeat(2, 1, 1, 1), torch.cat((labels, torch.zeros_like(labels))), torch.full((2 * count,), t / schedule.timesteps))
+    w = 0.0
+    eps = (1 + w) * both[:count] - w * both[count:]
+    beta = float(schedule.beta[t])
+    mean = (x - eps * beta / float(schedule.noise[t])) / math.sqrt(1 - beta)
+    return mean + math.sqrt(beta) * torch.randn_like(x) if t > 1 else mean
+
+
+def _scores(painter: Painter, evaluator: Evaluator, conditions: Mapping[str, Sequence[tuple[str, ...]]], repeats: int) -> Figures:
+    judged = finish(judge(painter, evaluator, conditions, seed=2, repeats=repeats))
+    return {kind: judgement.score.to_dict() for kind, judgement in judged.items()}
+
+
+# (d) A folder of checkpoints
+
+
+def folder(count: int, of: int) -> Figures:
+    """Evaluate ``count`` report-style checkpoints of width 128 on both files, as ``ddpmctl evaluate FOLDER --sampler dpm++2m`` does; scale to ``of``.
+
+    The time does not depend on what the weights are, so they are random.
+    """
+    conditions = {kind: load_conditions(None).conditions[kind] for kind in SCORED}
+    with tempfile.TemporaryDirectory() as place:
+        paths = []
+        for seed in range(count):
+            torch.manual_seed(seed)
+            net = Trainer(Config(), make_machine(Config().machine), _no_data()).net
+            paths.append(Path(place) / f"epoch{5 * seed + 5}_0.1_0.1.pth")
+            torch.save(net.state_dict(), paths[-1])
+        os.environ["DDPMCTL_CACHE_DIR"] = place  # results of an earlier run must not answer
+        task = Task(conditions, load_evaluator(), make_machine(Config().machine), sampling={"sampler": "dpm++2m", "steps": None, "guidance": 0.0})
+        start = time.perf_counter()
+        judged = [event for event in evaluate(paths, task) if isinstance(event, Judged)]
+        seconds = time.perf_counter() - start
+    assert len(judged) == count
+    return {"checkpoints": count, "seconds": seconds, "minutes_for_all": seconds / count * of / 60, "of": of}
+
+
+def _no_data() -> Dataset:
+    return Dataset("none", "", np.zeros((1, 3, 64, 64), np.uint8), np.zeros((1, 24), np.uint8), {}, None)
+
+
+# A second opinion
+
+
+def second_opinion(classifier: str, pictures: Sequence[str]) -> Figures:
+    """Let another classifier score pictures that the built-in one has scored."""
+    second, conditions = load_evaluator(Path(classifier)), load_conditions(None).conditions
+    both: dict[str, dict[str, list[Score]]] = {}
+    for path in pictures:
+        with np.load(path) as content:
+            for kind in content.files:
+                images = torch.from_numpy(content[kind]).float() / 127.5 - 1
+                wanted = label_tensor(requests_for(kind, conditions[kind], seed=0, repeats=len(images) // len(conditions[kind])))
+                for judge_name, classifier_ in (("built-in", load_evaluator()), ("second", second)):
+                    both.setdefault(kind, {}).setdefault(judge_name, []).append(score(classifier_(images), wanted))
+    return {kind: {name: [s.to_dict() for s in scores] for name, scores in judges.items()} for kind, judges in both.items()}
+
+
+def second_classifier(out: str, steps: int, scenes: int) -> Figures:
+    """Train torchvision's ResNet18 apart: another network, another seed, other scenes."""
+    *_, last = train_evaluator(Path(out), network="resnet18", steps=steps, scenes=scenes, seed=1)
+    assert isinstance(last, EvaluatorTrained)
+    return {"file": out, "accuracy_on_renders": pooled(list(last.scores.values())).accuracy, "seconds": last.seconds}
+
+
+# (e) Start-up
+
+
+def start_up() -> Figures:
+    """Return the figures of ``startup.py``."""
+    return startup.measure()
+
+
+JOBS = {job.__name__: job for job in (speed, accuracy, sampling, folder, second_opinion, second_classifier, start_up)}
