@@ -23,7 +23,6 @@ from ddpmctl.engine.trainer import Trainer
 from ddpmctl.nets.context_unet import ContextUnet
 
 PEER_LR = 1e-4
-PEER_STEPS = 20  # of DDIM
 
 
 @dataclass
@@ -32,7 +31,7 @@ class Contender:
 
     Attributes:
         step: trains on the next batch and returns its size.
-        sample: (labels (B, 24), seed) -> images in [-1, 1], (B, 3, 64, 64).
+        sample: (labels (B, 24), seed, steps) -> images in [-1, 1], (B, 3, 64, 64).
         net: what is trained, for counting.
         forward: (x (1, 3, 64, 64)) -> any, one call of the network, for counting FLOPs.
     """
@@ -40,7 +39,7 @@ class Contender:
     name: str
     net: nn.Module
     step: Callable[[], int]
-    sample: Callable[[Tensor, int], Tensor]
+    sample: Callable[[Tensor, int, int], Tensor]
     forward: Callable[[Tensor], object]
 
     @property
@@ -84,7 +83,7 @@ def ours(name: str, preset: str, data: Dataset, **settings: object) -> tuple[Con
             trainer.end_epoch(trainer.mean_loss("epoch"))
         return trainer.counters.images_seen - before
 
-    def sample(labels: Tensor, seed: int) -> Tensor:
+    def sample(labels: Tensor, seed: int, steps: int) -> Tensor:
         raise NotImplementedError("ours are judged by the engine itself")
 
     return Contender(name, trainer.net, step, sample, lambda x: trainer.net(x, torch.zeros(1, 24), torch.ones(1))), trainer
@@ -162,10 +161,10 @@ def _peer(name: str, data: Dataset, seed: int, batch: int, net: nn.Module, sched
         optimizer.step()
         return len(x)
 
-    def sample(labels: Tensor, seed: int) -> Tensor:
+    def sample(labels: Tensor, seed: int, steps: int) -> Tensor:
         net.eval()
         scheduler = DDIMScheduler.from_config(schedule.config, clip_sample=True)
-        scheduler.set_timesteps(PEER_STEPS)
+        scheduler.set_timesteps(steps)
         x = torch.randn((len(labels), 3, 64, 64), generator=torch.Generator().manual_seed(seed))
         with torch.inference_mode():
             for t in scheduler.timesteps:
@@ -175,8 +174,8 @@ def _peer(name: str, data: Dataset, seed: int, batch: int, net: nn.Module, sched
     return Contender(name, net, step, sample, lambda x: call(x, torch.ones(1, dtype=torch.long), torch.zeros(1, 24)))
 
 
-def _ddim(net: nn.Module, diffusion: Diffusion, predict: Callable[[Tensor, int, Tensor], Tensor]) -> Callable[[Tensor, int], Tensor]:
-    def sample(labels: Tensor, seed: int) -> Tensor:
+def _ddim(net: nn.Module, diffusion: Diffusion, predict: Callable[[Tensor, int, Tensor], Tensor]) -> Callable[[Tensor, int, int], Tensor]:
+    def sample(labels: Tensor, seed: int, steps: int) -> Tensor:
         net.eval()
         schedule = diffusion.schedule
 
@@ -184,7 +183,7 @@ def _ddim(net: nn.Module, diffusion: Diffusion, predict: Callable[[Tensor, int, 
             return diffusion.objective.prediction(predict(x, t, labels), x, float(schedule.signal[t]), float(schedule.noise[t]))
 
         x = torch.randn((len(labels), 3, 64, 64), generator=torch.Generator().manual_seed(seed))
-        times = sampler_times("ddim", "even", schedule, PEER_STEPS)
+        times = sampler_times("ddim", "even", schedule, steps)
         with torch.inference_mode():
             *_, last = SAMPLERS.get("ddim")(denoise, x, times, schedule, lambda: torch.zeros_like(x), 0.0)
         net.train()

@@ -27,7 +27,7 @@ from ddpmctl.engine.events import Judged
 from ddpmctl.engine.generate import Painter, label_tensor, requests_for
 from ddpmctl.engine.judge import Judgement, judge
 from ddpmctl.engine.machine import make_machine
-from ddpmctl.engine.trainer import Trainer
+from ddpmctl.engine.trainer import make_network
 from ddpmctl.evaluator.classifiers import Evaluator, load_evaluator
 from ddpmctl.evaluator.scores import Score, pooled, score
 from tests.benchmarks import startup
@@ -69,16 +69,16 @@ def contender(name: str, data: Dataset, seed: int = 0, *, equal_flops: bool = Fa
 # (a) Training speed
 
 
-def speed(seconds: float, peers: Sequence[str]) -> Figures:
+def speed(seconds: float, rounds: int, peers: Sequence[str]) -> Figures:
     """Time training steps in turn, contender after contender, round after round; each figure is the median over the rounds."""
     data = benchmark_data()
     runners = {"ours: report": ours("report", "report", data)[0], "ours: quick": ours("quick", "quick", data)[0]}
-    runners |= {contender(name, data).name: contender(name, data, equal_flops=True) for name in peers}
+    runners |= {peer.name: peer for peer in (contender(name, data, equal_flops=True) for name in peers)}
     rates: dict[str, list[float]] = {name: [] for name in runners}
     peaks: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     for runner in runners.values():
         runner.step()
-    for _ in range(3):
+    for _ in range(rounds):
         for dtype in (torch.float32, torch.bfloat16):
             peaks[str(dtype).removeprefix("torch.")].append(matmul_peak(dtype))
         for name, runner in runners.items():
@@ -102,11 +102,13 @@ def speed(seconds: float, peers: Sequence[str]) -> Figures:
 # (b) Accuracy against time
 
 
-def accuracy(name: str, minutes: float, seed: int, out: str, repeats: int = 8, preset: str = "quick", settings: Mapping[str, Any] | None = None) -> Figures:
+def accuracy(
+    name: str, minutes: float, seed: int, out: str, repeats: int = 8, preset: str = "quick", settings: Mapping[str, Any] | None = None, peer_steps: int = 20
+) -> Figures:
     """Train from scratch for some minutes and score the pictures; those of ours are kept in ``out`` for a second classifier."""
     data, evaluator = benchmark_data(), load_evaluator()
     if name != "ours":
-        return _peer_accuracy(contender(name, data, seed), data, evaluator, minutes, seed)
+        return _peer_accuracy(contender(name, data, seed), data, evaluator, minutes, seed, peer_steps)
     runner, trainer = ours(name, preset, data, minutes=minutes, epochs=None, seed=seed, **(settings or {}))
     while not trainer.done:
         runner.step()
@@ -134,7 +136,7 @@ def _held_out_against_seen(judged: Mapping[str, Judgement], repeats: int) -> Fig
     return {"seen_triples": of_seen, "heldout_triples": judged["heldout"].score.accuracy, "seen_conditions": len(seen) // repeats}
 
 
-def _peer_accuracy(peer: Contender, data: Dataset, evaluator: Evaluator, minutes: float, seed: int) -> Figures:
+def _peer_accuracy(peer: Contender, data: Dataset, evaluator: Evaluator, minutes: float, seed: int, steps: int) -> Figures:
     trained, images = 0.0, 0
     while trained < 60 * minutes:
         start = time.perf_counter()
@@ -143,11 +145,12 @@ def _peer_accuracy(peer: Contender, data: Dataset, evaluator: Evaluator, minutes
     memory, start, scores = peak_memory(), time.perf_counter(), {}
     for kind in SCORED:
         labels = label_tensor(requests_for(kind, data.conditions[kind], seed=seed))
-        pictures = torch.cat([peer.sample(part, 1000 + seed) for part in labels.split(16)])
+        pictures = torch.cat([peer.sample(part, 1000 + seed, steps) for part in labels.split(16)])
         scores[kind] = score(evaluator(pictures), labels).to_dict()
     count = sum(len(data.conditions[kind]) for kind in SCORED)
     return {
         "contender": peer.name, "minutes": minutes, "seed": seed, "images_seen": images, "memory_gib": memory, "repeats": 1, "scores": scores,
+        "sampling": f"ddim, {steps} steps",
         "sampling_ms_per_image": 1000 * (time.perf_counter() - start) / count,
     }  # fmt: skip
 
@@ -217,8 +220,7 @@ def folder(count: int, of: int) -> Figures:
     with tempfile.TemporaryDirectory() as place:
         paths = []
         for seed in range(count):
-            torch.manual_seed(seed)
-            net = Trainer(Config(), make_machine(Config().machine), _no_data()).net
+            net = make_network(Config().replace(seed=seed))
             paths.append(Path(place) / f"epoch{5 * seed + 5}_0.1_0.1.pth")
             torch.save(net.state_dict(), paths[-1])
         os.environ["DDPMCTL_CACHE_DIR"] = place  # results of an earlier run must not answer
@@ -228,10 +230,6 @@ def folder(count: int, of: int) -> Figures:
         seconds = time.perf_counter() - start
     assert len(judged) == count
     return {"checkpoints": count, "seconds": seconds, "minutes_for_all": seconds / count * of / 60, "of": of}
-
-
-def _no_data() -> Dataset:
-    return Dataset("none", "", np.zeros((1, 3, 64, 64), np.uint8), np.zeros((1, 24), np.uint8), {}, None)
 
 
 # A second opinion
@@ -251,9 +249,9 @@ def second_opinion(classifier: str, pictures: Sequence[str]) -> Figures:
     return {kind: {name: [s.to_dict() for s in scores] for name, scores in judges.items()} for kind, judges in both.items()}
 
 
-def second_classifier(out: str, steps: int, scenes: int) -> Figures:
+def second_classifier(out: str, steps: int, scenes: int, check_scenes: int) -> Figures:
     """Train torchvision's ResNet18 apart: another network, another seed, other scenes."""
-    *_, last = train_evaluator(Path(out), network="resnet18", steps=steps, scenes=scenes, seed=1)
+    *_, last = train_evaluator(Path(out), network="resnet18", steps=steps, scenes=scenes, check_scenes=check_scenes, seed=1)
     assert isinstance(last, EvaluatorTrained)
     return {"file": out, "accuracy_on_renders": pooled(list(last.scores.values())).accuracy, "seconds": last.seconds}
 
