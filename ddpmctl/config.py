@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddpmctl.errors import UsageError
-from ddpmctl.registry import ACTIVATIONS, NETWORKS, OBJECTIVES, OPTIMIZERS, SAMPLERS, SCHEDULES, SPACINGS, TIME_SAMPLINGS, Registry
+from ddpmctl.registry import ACTIVATIONS, LOSS_WEIGHTS, NETWORKS, OBJECTIVES, OPTIMIZERS, SAMPLERS, SCHEDULES, SPACINGS, TIME_SAMPLINGS, Registry
 
 Value = str | int | float | bool | None
 
@@ -69,6 +69,8 @@ class TrainingConfig:
     time_sampling: str = setting("uniform", "Distribution from which t is drawn.", choices=TIME_SAMPLINGS)
     time_mean: float = setting(0.0, "Mean of logit(t / T) (logit-normal).", low=-10, high=10)
     time_std: float = setting(1.0, "Standard deviation of logit(t / T) (logit-normal).", above=0, high=10)
+    loss_weight: str = setting("flat", "Weight of the squared error by noise level.", choices=LOSS_WEIGHTS)
+    weight_limit: float = setting(20.0, "Largest weight (snr+1).", low=1, high=1e6)
     label_dropout: float = setting(0.0, "Share of training images shown without labels; guidance needs some.", low=0, high=1)
     ema: float | None = setting(None, "Decay of the exponential moving average of the weights (none: off).", low=0, high=0.999999)
     save_every: int = setting(5, "Epochs between checkpoints; each is scored on test and new_test.", low=1)
@@ -272,7 +274,9 @@ MODERN: dict[str, Value] = {
     "act": "silu",
     "schedule": "cosine",
     "timesteps": 1000,
-    "objective": "edm",
+    "objective": "x0",
+    "loss_weight": "snr+1",
+    "weight_limit": 5.0,
     "epochs": None,
     "optimizer": "muon",
     "lr_decay": "linear",

@@ -103,6 +103,7 @@ OBJECTIVES: Registry[Any] = Registry("OBJECTIVES", "objective", "ddpmctl.diffusi
 SAMPLERS: Registry[Any] = Registry("SAMPLERS", "sampler", "ddpmctl.diffusion")
 SPACINGS: Registry[Any] = Registry("SPACINGS", "spacing", "ddpmctl.diffusion")
 TIME_SAMPLINGS: Registry[Any] = Registry("TIME_SAMPLINGS", "time sampling", "ddpmctl.diffusion")
+LOSS_WEIGHTS: Registry[Any] = Registry("LOSS_WEIGHTS", "loss weight", "ddpmctl.diffusion")
 NETWORKS: Registry[Any] = Registry("NETWORKS", "network", "ddpmctl.nets")
 ACTIVATIONS: Registry[Any] = Registry("ACTIVATIONS", "activation", "ddpmctl.nets")
 OPTIMIZERS: Registry[Any] = Registry("OPTIMIZERS", "optimizer", "ddpmctl.engine")

@@ -53,7 +53,7 @@ def test_the_defaults_are_the_reports_recipe() -> None:
         "net": "context-unet", "act": "gelu", "width": 128,
         "schedule": "linear", "timesteps": 400, "beta_1": 1e-4, "beta_2": 0.02, "period": 50.0, "objective": "eps",
         "epochs": 600, "minutes": None, "optimizer": "adam", "lr": 1e-4, "lr_decay": "none", "warmup": 0,
-        "time_sampling": "uniform", "label_dropout": 0.0, "ema": None, "save_every": 5,
+        "time_sampling": "uniform", "loss_weight": "flat", "label_dropout": 0.0, "ema": None, "save_every": 5,
         "sampler": "ddpm", "steps": None, "spacing": "even", "guidance": 0.0, "guidance_from": 0.0, "guidance_to": 1.0,
     }  # fmt: skip
     assert {name: value for name, value in Config().flat().items() if name in report} == report
@@ -129,7 +129,7 @@ def test_flag_beats_environment_beats_file_beats_preset_beats_default(tmp_path: 
     environ = {"DDPMCTL_LR": "0.4"} if strongest >= 3 else {}
     flags = {"lr": "0.5"} if strongest >= 4 else {}
     resolved = resolve(flags, file, "quick", environ)
-    assert resolved.config.training.lr == [1e-4, 0.02, 0.3, 0.4, 0.5][strongest]
+    assert resolved.config.training.lr == [1e-4, PRESETS["quick"]["lr"], 0.3, 0.4, 0.5][strongest]
     assert resolved.origins["lr"].startswith(SOURCES[strongest])
     assert resolved.origins["beta_1"] == "default"
     assert resolved.origins["batch_size"] == "preset quick"
@@ -143,7 +143,7 @@ def test_the_command_line_follows_the_same_order(tmp_path: Path, strongest: int)
     environ = {"DDPMCTL_LR": "0.4"} if strongest >= 3 else {}
     arguments += ["--lr", "0.5"] if strongest >= 4 else []
     text = printed(*arguments, **environ)
-    assert config_of(text).training.lr == [1e-4, 0.02, 0.3, 0.4, 0.5][strongest]
+    assert config_of(text).training.lr == [1e-4, PRESETS["quick"]["lr"], 0.3, 0.4, 0.5][strongest]
     (line,) = (line for line in text.splitlines() if line.startswith("lr ="))
     assert f"# {SOURCES[strongest]}" in line
 

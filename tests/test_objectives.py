@@ -15,7 +15,7 @@ from ddpmctl.data.benchmark import render_benchmark
 from ddpmctl.diffusion.denoiser import Diffusion, TrainingLoss
 from ddpmctl.diffusion.objectives import DATA_MEAN, DATA_STD, SMALLEST_SIGNAL
 from ddpmctl.diffusion.schedules import make_schedule
-from ddpmctl.registry import OBJECTIVES, SCHEDULES, TIME_SAMPLINGS
+from ddpmctl.registry import LOSS_WEIGHTS, OBJECTIVES, SCHEDULES, TIME_SAMPLINGS
 
 CPU = torch.device("cpu")
 
@@ -165,6 +165,34 @@ def test_the_loss_is_a_pure_function_of_the_generators_seed() -> None:
     net = Watcher(lambda x_t, labels, time: x_t * labels.sum(1).view(-1, 1, 1, 1))
     values = [loss(net, x0, torch.ones(4, 24), torch.Generator().manual_seed(seed)).item() for seed in (1, 1, 2)]
     assert values[0] == values[1] != values[2]
+
+
+def test_x0_weighted_by_snr_plus_one_is_the_loss_of_v() -> None:
+    """The same guess has the same loss as v, where the weight's limit is out of reach."""
+    rng = torch.Generator().manual_seed(5)
+    guess = torch.rand((6, 3, 8, 8), generator=rng)
+    x0, _ = pair((6, 3, 8, 8), torch.float32)
+    losses = []
+    for objective, weight in (("x0", "snr+1"), ("v", "flat")):
+        loss, diffusion = loss_of(objective=objective, loss_weight=weight, weight_limit=1e6)
+
+        def answer(x_t: Tensor, labels: Tensor, time: Tensor, diffusion: Diffusion = diffusion) -> Tensor:
+            t = (time.double() * 400).round().long().numpy()
+            signal, noise = (torch.tensor(s[t], dtype=torch.float32).view(-1, 1, 1, 1) for s in (diffusion.schedule.signal, diffusion.schedule.noise))
+            return diffusion.objective.target(guess, (x_t - signal * guess) / noise, signal, noise)
+
+        losses.append(loss(Watcher(answer), x0, torch.ones(6, 24), torch.Generator().manual_seed(0)).item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", LOSS_WEIGHTS.names())
+def test_no_weight_is_below_one_or_above_its_limit(name: str) -> None:
+    config = Config().replace(weight_limit=7.0).training
+    noise = torch.linspace(0.01, 1, 100)
+    weight = LOSS_WEIGHTS.get(name)(noise, config)
+    assert weight.shape == noise.shape
+    assert 1 <= weight.min() <= weight.max() <= 7
+    torch.testing.assert_close(LOSS_WEIGHTS.get("snr+1")(noise, config)[50:], noise[50:] ** -2)
 
 
 # Times

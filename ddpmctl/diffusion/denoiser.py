@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ddpmctl.config import DiffusionConfig, TrainingConfig
 from ddpmctl.diffusion.objectives import Objective, Prediction
 from ddpmctl.diffusion.schedules import Schedule, make_schedule
-from ddpmctl.registry import OBJECTIVES, TIME_SAMPLINGS
+from ddpmctl.registry import LOSS_WEIGHTS, OBJECTIVES, TIME_SAMPLINGS
 
 
 class Guidance(NamedTuple):
@@ -78,10 +78,11 @@ class TrainingLoss:
         self.objective, self.timesteps, self.config = diffusion.objective, diffusion.schedule.timesteps, config
         self.signal = torch.tensor(diffusion.schedule.signal, dtype=torch.float32, device=device)
         self.noise = torch.tensor(diffusion.schedule.noise, dtype=torch.float32, device=device)
+        self.weigh: Callable[[Tensor, TrainingConfig], Tensor] = LOSS_WEIGHTS.get(config.loss_weight)
         self.draw_times: Callable[[int, int, TrainingConfig, torch.Generator], Tensor] = TIME_SAMPLINGS.get(config.time_sampling)
 
     def __call__(self, net: Callable[[Tensor, Tensor, Tensor], Tensor], x0: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
-        """Return the mean loss of a batch, a scalar.
+        """Return the mean weighted loss of a batch, a scalar.
 
         Args:
             net: the network.
@@ -94,7 +95,20 @@ class TrainingLoss:
         keep = torch.rand((len(x0), 1), generator=rng, device=x0.device) >= self.config.label_dropout
         signal, noise = self.signal[t].view(-1, 1, 1, 1), self.noise[t].view(-1, 1, 1, 1)
         out = net(signal * x0 + noise * eps, labels * keep, t / self.timesteps)
-        return F.mse_loss(out.float(), self.objective.target(x0, eps, signal, noise))
+        squares = F.mse_loss(out.float(), self.objective.target(x0, eps, signal, noise), reduction="none")
+        return (self.weigh(noise, self.config) * squares).mean()
+
+
+@LOSS_WEIGHTS.register("flat")
+def flat(noise: Tensor, config: TrainingConfig) -> Tensor:
+    """1 at every noise level; Ho et al. 2020, eq. 14."""
+    return torch.ones_like(noise)
+
+
+@LOSS_WEIGHTS.register("snr+1")
+def snr_plus_one(noise: Tensor, config: TrainingConfig) -> Tensor:
+    """SNR + 1 = 1 / noise^2, up to --weight-limit: of an x0 error, that of v; Salimans & Ho 2022, section 4."""
+    return noise.square().reciprocal().clamp(max=config.weight_limit)
 
 
 @TIME_SAMPLINGS.register("uniform")
