@@ -72,6 +72,7 @@ class TrainingConfig:
     loss_weight: str = setting("flat", "Weight of the squared error by noise level.", choices=LOSS_WEIGHTS)
     weight_limit: float = setting(20.0, "Largest weight (snr+1).", low=1, high=1e6)
     label_dropout: float = setting(0.0, "Share of training images shown without labels; guidance needs some.", low=0, high=1)
+    mirror: float = setting(0.0, "Share of training images shown mirrored, left to right; labels stay true.", low=0, high=1)
     ema: float | None = setting(None, "Decay of the exponential moving average of the weights (none: off).", low=0, high=0.999999)
     save_every: int = setting(5, "Epochs between checkpoints; each is scored on test and new_test.", low=1)
     seed: int = setting(0, "Seed of everything random.", low=0, high=2**63 - 1)

@@ -17,6 +17,7 @@ from ddpmctl.config import Config
 from ddpmctl.engine.checkpoint import load_checkpoint, save_checkpoint
 from ddpmctl.engine.trainer import make_network
 from ddpmctl.errors import DataError, UsageError
+from ddpmctl.nets.unet import Detail, attend_both_ways
 from ddpmctl.registry import ACTIVATIONS, NETWORKS
 
 ACTS = {"gelu": nn.GELU, "relu": nn.ReLU, "elu": nn.ELU}
@@ -88,6 +89,45 @@ def test_unet_looks_only_at_the_tokens_of_requested_objects() -> None:
             net.tokens[which] += 3 * torch.randn(net.tokens[which].shape, generator=torch.Generator().manual_seed(4))
             assert ((net(x_t, labels, time) - before).abs().max() > 1e-4).item() is changes
             net.tokens.copy_(tokens)
+
+
+def test_bands_of_detail_add_up_to_the_image_and_each_has_its_own_width() -> None:
+    detail = Detail()
+    x_t = batch(2)[0]
+    torch.testing.assert_close(sum(detail(x_t)), x_t, rtol=1e-5, atol=1e-6)
+    flat = torch.full((1, 3, 64, 64), 0.7)
+    fine, middle, coarse = detail(flat)
+    torch.testing.assert_close((fine, middle, coarse), (torch.zeros_like(flat), torch.zeros_like(flat), flat))
+    point = torch.zeros(1, 3, 64, 64)
+    point[:, 0, 32, 32] = 1
+    once = point - detail(point)[0]
+    torch.testing.assert_close(once[0, 0, 31:34, 31:34], torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16)
+    assert once[0, 1:].abs().max() == 0, "colours do not mix"
+    assert detail(point)[2][0, 0].count_nonzero() == 49, "the second blur reaches two pixels further"
+
+
+def test_unet_with_open_gates_gives_its_input_back() -> None:
+    """However little its layers know: what is good in the image need not go through them."""
+    net = make_network(Config().replace(net="unet", width=8))
+    given = batch(2)
+    with torch.no_grad():
+        assert net(*given).abs().max() == 0
+        net.out[-1].bias[3 * 16 :] = 1
+        torch.testing.assert_close(net(*given), given[0], rtol=1e-5, atol=1e-6)
+
+
+def test_attention_both_ways_by_hand() -> None:
+    """Of two heads one divides each position among the visible objects, one each object among the positions."""
+    rng = torch.Generator().manual_seed(0)
+    query, key_value = torch.randn((1, 5, 4), generator=rng), torch.randn((1, 3, 8), generator=rng)
+    visible = torch.tensor([[True, False, True]])
+    out = attend_both_ways(query, key_value, 2, visible)
+    key, value = key_value[0].chunk(2, 1)
+    for head, axis in ((0, 1), (1, 0)):
+        part = slice(2 * head, 2 * head + 2)
+        weight = (query[0, :, part] @ key[:, part].T / math.sqrt(2)).exp() * visible
+        share = weight / weight.sum(axis, keepdim=True).clamp(min=1e-9) * (math.sqrt(5) if axis == 0 else 1)
+        torch.testing.assert_close(out[0, :, part], share @ value[:, part])
 
 
 @every_network

@@ -256,3 +256,26 @@ def test_dropped_labels_are_drawn_apart_from_noise_and_times() -> None:
 
 def test_dropout_of_the_report_is_none() -> None:
     assert TrainingConfig().label_dropout == 0
+
+
+# Mirrored images
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_that_share_of_the_images_is_mirrored_left_to_right(share: float) -> None:
+    """An x0-prediction of the image as it was is right for all but the mirrored ones."""
+    count = 2_000
+    loss, _ = loss_of(objective="x0", mirror=share)
+    x0 = torch.zeros(count, 1, 2, 2)
+    x0[:, :, 0, 0] = 1  # mirrored, it stands at (0, 1): two of four pixels differ by one
+    value = loss(Watcher(lambda x_t, labels, time: x0), x0, torch.ones(count, 24), torch.Generator().manual_seed(0)).item()
+    assert 2 * value == pytest.approx(share, abs=5 * math.sqrt(share * (1 - share) / count))
+
+
+def test_mirroring_is_drawn_apart_from_noise_times_and_dropped_labels() -> None:
+    seen = []
+    for share in (0.0, 1.0):
+        net = Watcher(lambda x_t, labels, time: x_t)
+        loss_of(mirror=share, label_dropout=0.5)[0](net, torch.zeros(64, 3, 8, 8), torch.ones(64, 24), torch.Generator().manual_seed(0))
+        seen.append((net.x_t, net.time, net.labels))
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))

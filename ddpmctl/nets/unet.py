@@ -2,7 +2,8 @@
 
 The objects of i-CLEVR are some 10 pixels wide, so what is where is decided at 16x16 and 8x8 positions,
 and there all the arithmetic is spent. Time and the label set as a whole steer every block through
-adaptive norm (Dhariwal & Nichol 2021, eq. 4).
+adaptive norm (Dhariwal & Nichol 2021, eq. 4). Pixels that are good as they are need not go through all of
+this: the output takes them from the input, as much of each band of detail as the network sees fit.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ddpmctl.registry import ACTIVATIONS, NETWORKS
 
 CLASSES = 24
 PATCH = 4
+BANDS = 3  # of detail, each with a gate for every pixel
 HEAD = 32  # channels per attention head, or the largest power of two below that divides
 
 
@@ -83,7 +85,7 @@ class LabelAttention(nn.Module):
     """Every position looks at one token for each requested object and, with ``places``, at all positions.
 
     The two have softmaxes of their own, so that positions and objects do not compete: each position
-    must always choose an object.
+    must always choose an object, and in half of the heads each object chooses positions.
     """
 
     def __init__(self, channels: int, token_channels: int, *, places: bool) -> None:
@@ -101,30 +103,75 @@ class LabelAttention(nn.Module):
         """Map x (B, C, H, W), tokens (1 + 24, K) and which of them count, (B, 1 + 24), to (B, C, H, W)."""
         here = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
         query = self.query(here)
-        out = attend(query, self.label_kv(tokens).expand(len(x), -1, -1), self.heads, present)
+        out = attend_both_ways(query, self.label_kv(tokens).expand(len(x), -1, -1), self.heads, present)
         if self.place_kv is not None:
             out = out + attend(query, self.place_kv(here), self.heads)
         return x + self.project(out).transpose(1, 2).reshape(x.shape)  # type: ignore[no-any-return]
 
 
-def attend(query: Tensor, key_value: Tensor, heads: int, visible: Tensor | None = None) -> Tensor:
+def attend(query: Tensor, key_value: Tensor, heads: int) -> Tensor:
     """Return multi-head attention of queries (B, N, C) to keys and values side by side, (B, M, 2 C), as (B, N, C).
 
     Written out (Vaswani et al. 2017, eq. 1): at so few positions this is faster on a CPU than the
-    fused kernel, whose backward pass is slow there. ``visible`` (B, M) hides the others.
+    fused kernel, whose backward pass is slow there.
     """
+    logits, value = _logits(query, key_value, heads)
+    return _joined(logits.softmax(3) @ value)
+
+
+def attend_both_ways(query: Tensor, key_value: Tensor, heads: int, visible: Tensor) -> Tensor:
+    """Return attention as ``attend`` does, where half of the heads, rounded down, take the softmax over the N queries instead.
+
+    There each key has the same amount to give and divides it among the queries. With positions as queries
+    and objects as keys, an object that stands somewhere already has little left for another place: a softmax
+    over the objects alone cannot know that, and paints it twice. ``visible`` (B, M) hides the other keys.
+    """
+    logits, value = _logits(query, key_value, heads)
+    visible, half = visible[:, None, None, :], heads - heads // 2  # (B, 1, 1, M)
+    by_query = logits[:, :half].masked_fill(~visible, -torch.inf).softmax(3)
+    by_key = logits[:, half:].softmax(2) * visible * math.sqrt(logits.shape[2])  # of a size that does not fall with N
+    return _joined(torch.cat((by_query, by_key), 1).to(value.dtype) @ value)
+
+
+def _logits(query: Tensor, key_value: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Return the scaled products (B, heads, N, M) and the values (B, heads, M, C / heads)."""
     key, value = key_value.chunk(2, 2)
-    q, k, v = (z.reshape(*z.shape[:2], heads, -1).transpose(1, 2) for z in (query, key, value))  # (B, heads, N or M, C / heads)
-    logits = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
-    if visible is not None:
-        logits = logits.masked_fill(~visible[:, None, None, :], -torch.inf)
-    out: Tensor = logits.softmax(3) @ v
-    return out.transpose(1, 2).flatten(2)
+    q, k, v = (z.reshape(*z.shape[:2], heads, -1).transpose(1, 2) for z in (query, key, value))
+    return q @ k.transpose(2, 3) / math.sqrt(q.shape[3]), v
+
+
+def _joined(heads: Tensor) -> Tensor:
+    """Lay the heads (B, heads, N, C / heads) side by side: (B, N, C)."""
+    return heads.transpose(1, 2).flatten(2)
+
+
+class Detail(nn.Module):
+    """The image as three bands of detail that add up to it: the a trous wavelet transform (Holschneider et al. 1989)."""
+
+    kernel: Tensor
+
+    def __init__(self) -> None:
+        """Keep the binomial kernel 1 2 1 in both directions, for each colour."""
+        super().__init__()
+        line = torch.tensor([1.0, 2.0, 1.0]) / 4
+        self.register_buffer("kernel", torch.outer(line, line).expand(3, 1, 3, 3).clone(), persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map (B, 3, H, W) to what is lost by one blur, by a second one twice as wide, and what is left, each of the same shape."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            once = self._blur(x, 1)
+            twice = self._blur(once, 2)
+        return x - once, once - twice, twice
+
+    def _blur(self, x: Tensor, spread: int) -> Tensor:
+        padded = F.pad(x, (spread,) * 4, mode="replicate")
+        return F.conv2d(padded, self.kernel, groups=3, dilation=spread)
 
 
 @NETWORKS.register("unet")
 class UNet(nn.Module):
-    """ours: 4x4 patches, residual blocks with adaptive norm, label tokens in attention at 16x16 and 8x8."""
+    """ours: 4x4 patches, residual blocks with adaptive norm, label tokens in attention at 16x16 and 8x8, details from the input."""
 
     def __init__(self, config: ModelConfig) -> None:
         """Build it with ``width`` channels at 16x16 and twice as many at 8x8."""
@@ -152,8 +199,10 @@ class UNet(nn.Module):
                 "up 16": LabelAttention(w1, w2, places=False),
             }
         )
-        self.out = nn.Sequential(ChannelNorm(w1), act(), nn.Conv2d(w1, 3 * PATCH**2, 3, padding=1))
-        nn.init.zeros_(self.out[-1].weight)  # type: ignore[arg-type]
+        self.detail = Detail()
+        self.out = nn.Sequential(ChannelNorm(w1), act(), nn.Conv2d(w1, (3 + BANDS) * PATCH**2, 3, padding=1))
+        for ending in self.out[-1].parameters():
+            nn.init.zeros_(ending)
 
     def forward(self, x_t: Tensor, labels: Tensor, time: Tensor) -> Tensor:
         """Map x_t (B, 3, 64, 64), labels (B, 24) and t / T (B,) to the objective's quantity (B, 3, 64, 64)."""
@@ -168,4 +217,8 @@ class UNet(nn.Module):
         x = look(self.block(look(x8, "down 8"), condition), "middle 8")
         x = look(self.up[0](torch.cat((x, x8), 1), condition), "up 8")
         x = look(self.up[1](torch.cat((self.grow(x), x16), 1), condition), "up 16")  # (B, w1, 16, 16)
-        return F.pixel_shuffle(self.out(x), PATCH)
+        out = F.pixel_shuffle(self.out(x).float(), PATCH)  # (B, 3 + BANDS, 64, 64)
+        painted = out[:, :3]
+        for gate, band in zip(out[:, 3:].chunk(BANDS, 1), self.detail(x_t), strict=True):
+            painted = torch.addcmul(painted, gate, band)
+        return painted
