@@ -144,7 +144,7 @@ def ddim(denoise: Denoise, x: Tensor, times: Sequence[int], schedule: Schedule, 
 
 
 @SAMPLERS.register("dpm++2m")
-@auto_steps(12)
+@auto_steps(16)
 def dpm_plus_plus_2m(denoise: Denoise, x: Tensor, times: Sequence[int], schedule: Schedule, noise: Noise, eta: float) -> Iterator[Frame]:
     """second-order multistep solver of the probability flow; Lu et al. 2022b, algorithm 2."""
     x0_before, h_before = None, 0.0
