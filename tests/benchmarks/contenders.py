@@ -53,7 +53,7 @@ class Contender:
         training = self.net.training
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             self.net.eval()
-            self.forward(torch.randn(1, 3, 64, 64))
+            self.forward(torch.randn(1, 3, 64, 64, device=next(self.net.parameters()).device))
         self.net.train(training)
         return 3 * counter.get_total_flops()
 
@@ -86,7 +86,7 @@ def ours(name: str, preset: str, data: Dataset, **settings: object) -> tuple[Con
     def sample(labels: Tensor, seed: int, steps: int) -> Tensor:
         raise NotImplementedError("ours are judged by the engine itself")
 
-    return Contender(name, trainer.net, step, sample, lambda x: trainer.net(x, torch.zeros(1, 24), torch.ones(1))), trainer
+    return Contender(name, trainer.net, step, sample, lambda x: trainer.net(x, x.new_zeros(1, 24), x.new_ones(1))), trainer
 
 
 def plain_report(data: Dataset, seed: int, *, width: int = 128, batch: int = 64) -> Contender:
@@ -192,12 +192,21 @@ def _ddim(net: nn.Module, diffusion: Diffusion, predict: Callable[[Tensor, int, 
     return sample
 
 
-def matmul_peak(dtype: torch.dtype, seconds: float = 1.5) -> float:
-    """Return the FLOP/s of a 2048 x 2048 matrix product, now."""
-    a, b = torch.randn(2, 2048, 2048).to(dtype)
+def matmul_peak(dtype: torch.dtype, seconds: float = 1.5, *, device: torch.device | None = None) -> float:
+    """Return the FLOP/s of a square matrix product, now: 2048 a side on a CPU, 8192 on a GPU."""
+    device = device or torch.device("cpu")
+    side = 2048 if device.type == "cpu" else 8192
+    a, b = torch.randn(2, side, side, device=device).to(dtype)
     a @ b
-    start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
+    start, count = now(device), 0
+    while now(device) - start < seconds:
         a @ b
         count += 1
-    return 2 * 2048**3 * count / (time.perf_counter() - start)
+    return 2 * side**3 * count / (now(device) - start)
+
+
+def now(device: torch.device) -> float:
+    """Return the time in seconds once the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

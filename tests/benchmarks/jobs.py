@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import resource
@@ -24,14 +25,14 @@ from ddpmctl.engine.checkpoint import load_checkpoint, save_checkpoint
 from ddpmctl.engine.evaluate import Task, evaluate, painter_for
 from ddpmctl.engine.evaluator_training import EvaluatorTrained, train_evaluator
 from ddpmctl.engine.events import Judged
-from ddpmctl.engine.generate import Painter, label_tensor, requests_for
+from ddpmctl.engine.generate import Painter, Request, label_tensor, requests_for
 from ddpmctl.engine.judge import Judgement, judge
 from ddpmctl.engine.machine import make_machine
 from ddpmctl.engine.trainer import make_network
 from ddpmctl.evaluator.classifiers import Evaluator, load_evaluator
 from ddpmctl.evaluator.scores import Score, pooled, score
 from tests.benchmarks import startup
-from tests.benchmarks.contenders import Contender, diffusers_unet, lucidrains_unet, matmul_peak, ours, plain_report
+from tests.benchmarks.contenders import Contender, diffusers_unet, lucidrains_unet, matmul_peak, now, ours, plain_report
 
 SCORED = ("test", "new_test")
 Figures = dict[str, Any]
@@ -99,6 +100,20 @@ def speed(seconds: float, rounds: int, peers: Sequence[str]) -> Figures:
     }  # fmt: skip
 
 
+def report_epochs(seconds: float, epochs: int) -> Figures:
+    """Time the report's recipe as ``ddpmctl train`` runs it on this machine, and scale it to its epochs; meant for a GPU."""
+    data = benchmark_data()
+    runner, trainer = ours("report", "report", data)
+    runner.step()
+    device = trainer.machine.device
+    start, images = now(device), 0
+    while now(device) - start < seconds:
+        images += sum(runner.step() for _ in range(20))
+    rate = images / (now(device) - start)
+    flops, peak = rate * runner.flops_per_image(), matmul_peak(torch.bfloat16, device=device)
+    return {"images_per_second": rate, "minutes": epochs * len(data.images) / rate / 60, "gflops": flops / 1e9, "peak_gflops": peak / 1e9}
+
+
 # (b) Accuracy against time
 
 
@@ -109,21 +124,41 @@ def accuracy(
     data, evaluator = benchmark_data(), load_evaluator()
     if name != "ours":
         return _peer_accuracy(contender(name, data, seed), data, evaluator, minutes, seed, peer_steps)
-    runner, trainer = ours(name, preset, data, minutes=minutes, epochs=None, seed=seed, **(settings or {}))
-    while not trainer.done:
-        runner.step()
-    memory = peak_memory()
     path = Path(out)
-    save_checkpoint(path, trainer.config, trainer.weights(), epoch=trainer.counters.epoch)
-    painter = Painter(trainer.sampling_network(), trainer.diffusion, trainer.config.sampling, trainer.machine)
+    trained = _trained(path, data, preset, {"minutes": minutes, "epochs": None, "seed": seed, **(settings or {})})
+    painter = painter_for(load_checkpoint(path), {}, make_machine(Config().machine))
     start = time.perf_counter()
     judged = finish(judge(painter, evaluator, data.conditions, seed=1000 + seed, repeats=repeats))
     np.savez(path.with_suffix(".npz"), **{kind: judgement.pictures.numpy() for kind, judgement in judged.items()})
     return {
-        "contender": f"ours: {preset}", "minutes": minutes, "seed": seed, "images_seen": trainer.counters.images_seen, "memory_gib": memory, "repeats": repeats,
+        "contender": ", ".join([f"ours: {preset}", *map(str, (settings or {}).values())]), "minutes": minutes, "seed": seed, **trained, "repeats": repeats,
         "scores": {kind: judgement.score.to_dict() for kind, judgement in judged.items()}, "heldout": _held_out_against_seen(judged, repeats),
+        "by_colours": _by_colours(judged),
         "sampling": painter.describe(), "sampling_ms_per_image": 1000 * (time.perf_counter() - start) / sum(len(j.requests) for j in judged.values()),
     }  # fmt: skip
+
+
+def _trained(path: Path, data: Dataset, preset: str, settings: Mapping[str, Any]) -> Figures:
+    """Train a preset and keep its checkpoint, unless an earlier call has; return what was measured of the training."""
+    kept = path.with_suffix(".training.json")
+    if not kept.exists():
+        runner, trainer = ours(preset, preset, data, **settings)
+        while not trainer.done:
+            runner.step()
+        save_checkpoint(path, trainer.config, trainer.weights(), epoch=trainer.counters.epoch)
+        kept.write_text(json.dumps({"images_seen": trainer.counters.images_seen, "memory_gib": peak_memory()}), encoding="utf-8")
+    figures: Figures = json.loads(kept.read_text(encoding="utf-8"))
+    return figures
+
+
+def _by_colours(judged: Mapping[str, Judgement]) -> Figures:
+    """Score the lab's files apart by whether two requested objects share a colour."""
+    parts: dict[str, list[tuple[Request, Tensor]]] = {"all differ": [], "one shared": []}
+    for kind in SCORED:
+        for request, answer in zip(judged[kind].requests, judged[kind].probabilities, strict=True):
+            colours = {label.split()[0] for label in request.labels}
+            parts["all differ" if len(colours) == len(request.labels) else "one shared"].append((request, answer))
+    return {name: score(torch.stack([a for _, a in part]), label_tensor([r for r, _ in part])).to_dict() for name, part in parts.items()}
 
 
 def _held_out_against_seen(judged: Mapping[str, Judgement], repeats: int) -> Figures:
@@ -137,7 +172,8 @@ def _held_out_against_seen(judged: Mapping[str, Judgement], repeats: int) -> Fig
 
 
 def _peer_accuracy(peer: Contender, data: Dataset, evaluator: Evaluator, minutes: float, seed: int, steps: int) -> Figures:
-    trained, images = 0.0, 0
+    """Train a peer in float32, as its code does, and sample it in the precision that ours takes here, which hours of float32 would not change."""
+    machine, trained, images = make_machine(Config().machine), 0.0, 0
     while trained < 60 * minutes:
         start = time.perf_counter()
         images += peer.step()
@@ -145,12 +181,13 @@ def _peer_accuracy(peer: Contender, data: Dataset, evaluator: Evaluator, minutes
     memory, start, scores = peak_memory(), time.perf_counter(), {}
     for kind in SCORED:
         labels = label_tensor(requests_for(kind, data.conditions[kind], seed=seed))
-        pictures = torch.cat([peer.sample(part, 1000 + seed, steps) for part in labels.split(16)])
+        with machine.autocast():
+            pictures = torch.cat([peer.sample(part, 1000 + seed, steps) for part in labels.split(16)]).float()
         scores[kind] = score(evaluator(pictures), labels).to_dict()
     count = sum(len(data.conditions[kind]) for kind in SCORED)
     return {
         "contender": peer.name, "minutes": minutes, "seed": seed, "images_seen": images, "memory_gib": memory, "repeats": 1, "scores": scores,
-        "sampling": f"ddim, {steps} steps",
+        "sampling": f"ddim, {steps} steps, {machine.precision}",
         "sampling_ms_per_image": 1000 * (time.perf_counter() - start) / count,
     }  # fmt: skip
 
@@ -158,18 +195,20 @@ def _peer_accuracy(peer: Contender, data: Dataset, evaluator: Evaluator, minutes
 # (c) Sampling
 
 
-def sampling(checkpoint: str, ancestral_repeats: int, repeats: int, timed_steps: int) -> Figures:
-    """Compare 400 ancestral float32 steps on a doubled batch with our sampler, on one report-style checkpoint and 64 conditions.
+def sampling(checkpoint: str, ancestral_repeats: int, repeats: int, timed_steps: int, width: int) -> Figures:
+    """Compare 400 ancestral float32 steps on a doubled batch with our sampler, on the report's schedule and 64 conditions.
 
-    A step of the baseline costs the same at every t, so ``timed_steps`` of them are timed; its accuracy is
-    that of all 400, by our own ancestral sampler, whose results equal diffusers' (tests/test_samplers.py).
+    Timed on the report's network, whose weights do not matter for that; a step of the baseline costs the
+    same at every t, so ``timed_steps`` of them are timed. The accuracies are those of ``checkpoint`` with the same schedule, by our sampler
+    and by all the ancestral steps in float32, by our own ancestral sampler, whose results equal diffusers' (tests/test_samplers.py).
     """
     conditions = {kind: load_conditions(None).conditions[kind] for kind in SCORED}
     evaluator, machine = load_evaluator(), make_machine(Config().machine)
     loaded = load_checkpoint(Path(checkpoint))
     labels = label_tensor([request for kind in SCORED for request in requests_for(kind, conditions[kind], seed=0)])
-    net, x = loaded.network(), torch.randn(len(labels), 3, 64, 64)
-    diffusion = Diffusion.of(loaded.config.diffusion)
+    config = Config().replace(width=width, timesteps=loaded.config.diffusion.timesteps)
+    net, x = make_network(config).eval(), torch.randn(len(labels), 3, 64, 64)
+    diffusion = Diffusion.of(config.diffusion)
     times = list(range(diffusion.schedule.timesteps, -1, -1))
     with torch.inference_mode():
         _doubled_step(net, diffusion, x, labels, times[0])
@@ -177,17 +216,19 @@ def sampling(checkpoint: str, ancestral_repeats: int, repeats: int, timed_steps:
         for t in times[:timed_steps]:
             x = _doubled_step(net, diffusion, x, labels, t)
     baseline = (time.perf_counter() - start) / timed_steps * (len(times) - 1)
-    painter = painter_for(loaded, {"sampler": "dpm++2m", "steps": None, "guidance": 0.0}, machine)
-    finish(judge(painter, evaluator, conditions, seed=1))  # the first call of each shape chooses its kernels
+    ours_config = config.replace(sampler="dpm++2m", steps=None, guidance=0.0)
+    timed = Painter(net.to(memory_format=torch.channels_last), diffusion, ours_config.sampling, machine)
     seconds = []
-    for _ in range(3):
+    for _ in range(4):  # the first call of each shape chooses its kernels
         start = time.perf_counter()
-        finish(judge(painter, evaluator, conditions, seed=1))
+        finish(judge(timed, evaluator, conditions, seed=1))
         seconds.append(time.perf_counter() - start)
-    ancestral = painter_for(loaded, {"sampler": "ddpm", "steps": None, "guidance": 0.0}, machine)
+    same = {"guidance": 0.0, "steps": None}
+    painter = painter_for(loaded, {**same, "sampler": "dpm++2m"}, machine)
+    ancestral = painter_for(loaded, {**same, "sampler": "ddpm"}, make_machine(Config().replace(precision="fp32").machine))
     return {
-        "width": loaded.config.model.width, "baseline_seconds": baseline, "timed_steps": timed_steps, "ours_seconds": statistics.median(seconds),
-        "ours": painter.describe(), "ours_scores": _scores(painter, evaluator, conditions, repeats),
+        "width": width, "baseline_seconds": baseline, "timed_steps": timed_steps, "ours_seconds": statistics.median(seconds[1:]),
+        "ours": timed.describe(), "ours_scores": _scores(painter, evaluator, conditions, repeats),
         "ancestral_scores": _scores(ancestral, evaluator, conditions, ancestral_repeats),
     }  # fmt: skip
 
@@ -229,7 +270,8 @@ def folder(count: int, of: int) -> Figures:
         judged = [event for event in evaluate(paths, task) if isinstance(event, Judged)]
         seconds = time.perf_counter() - start
     assert len(judged) == count
-    return {"checkpoints": count, "seconds": seconds, "minutes_for_all": seconds / count * of / 60, "of": of}
+    calls = sum(map(len, conditions.values())) * Painter(net, Diffusion.of(Config().diffusion), judged[0].sampling, task.machine).nfe
+    return {"checkpoints": count, "calls": calls, "seconds": seconds, "minutes_for_all": seconds / count * of / 60, "of": of}
 
 
 # A second opinion
@@ -264,4 +306,4 @@ def start_up() -> Figures:
     return startup.measure()
 
 
-JOBS = {job.__name__: job for job in (speed, accuracy, sampling, folder, second_opinion, second_classifier, start_up)}
+JOBS = {job.__name__: job for job in (speed, report_epochs, accuracy, sampling, folder, second_opinion, second_classifier, start_up)}
