@@ -1,4 +1,4 @@
-"""sample, evaluate, denoise-grid, compare and data, through the real command line."""
+"""sample, evaluate, denoise-grid and data, through the real command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 from ddpmctl.engine.checkpoint import load_checkpoint
 
-from .conftest import TINY, ddpmctl, size, train
+from .conftest import TINY, ddpmctl, size
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -106,7 +106,7 @@ class TestEvaluate:
         assert [(row["epoch"], row["conditions"]) for row in rows] == [(e, c) for e in "12" for c in ("test", "new_test", "heldout")]
         assert len(list((tmp_path / "grids").iterdir())) == 6
         assert content["evaluator"]["sha256"][:12] in result.stdout
-        assert "best by mean accuracy" in result.stdout
+        assert "best by pooled accuracy" in result.stdout
 
     def test_what_auto_came_to_is_told_and_is_part_of_the_question(self, run: Path) -> None:
         asked = ("evaluate", checkpoint_of(run), "--sampler", "ddim", "--seed", 11)
@@ -144,6 +144,69 @@ class TestEvaluate:
         torch.save(content, copy)
         assert "0 of 1 from kept results" in ddpmctl(*ask).stdout
 
+    def test_more_repeats_are_added_to_those_that_are_kept(self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        ask = ("evaluate", checkpoint_of(run), "--seed", 21, "--precision", "fp32", "--json")
+        for count, kept in ((1, "0 of 1"), (3, "0 of 1"), (2, "1 of 1"), (3, "1 of 1")):
+            result = ddpmctl(*ask, tmp_path / f"{count}.json", "--repeats", count)
+            assert f"{kept} from kept results" in result.stdout
+        monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(tmp_path / "cache"))
+        ddpmctl(*ask, tmp_path / "anew.json", "--repeats", 3)
+        grown, anew = (json.loads((tmp_path / f"{name}.json").read_text())["checkpoints"][0]["scores"] for name in ("3", "anew"))
+        assert grown == anew
+        (kept_file, *_) = (tmp_path / "cache" / "results").glob("*.npz")
+        kept_file.write_bytes(kept_file.read_bytes()[:-100])
+        assert "0 of 1 from kept results" in ddpmctl(*ask, tmp_path / "again.json", "--repeats", 3).stdout
+        assert json.loads((tmp_path / "again.json").read_text())["checkpoints"][0]["scores"] == anew
+
+    def test_the_best_is_scored_on_noise_that_had_no_part_in_the_choice(self, run: Path, tmp_path: Path) -> None:
+        result = ddpmctl("evaluate", run, "--json", tmp_path / "r.json", "--repeats", 2)
+        content = json.loads((tmp_path / "r.json").read_text())
+        pooled = {
+            row["path"]: sum(s["hits"] for s in row["scores"].values()) / sum(s["labels"] for s in row["scores"].values()) for row in content["checkpoints"]
+        }
+        selection = content["selection"]
+        assert selection["chosen_by"] == pytest.approx(max(pooled.values())) == pytest.approx(pooled[selection["path"]])
+        assert selection["difference"] == pytest.approx(selection["confirmed"]["estimate"] - selection["chosen_by"])
+        assert selection["confirmed"]["low"] <= selection["confirmed"]["estimate"] <= selection["confirmed"]["high"]
+        assert f"{selection['confirmed']['estimate']:.4f}" in result.stdout
+        alone = ddpmctl("evaluate", run, "--no-confirm", "--repeats", 2, "--json", "-")
+        assert json.loads(alone.stdout)["selection"] is None
+
+    def test_intervals_breakdown_and_what_training_showed(self, run: Path, tmp_path: Path) -> None:
+        result = ddpmctl("evaluate", checkpoint_of(run), "--breakdown", "--json", tmp_path / "r.json")
+        content = json.loads((tmp_path / "r.json").read_text())
+        assert content["conditions"]["heldout"] == {"count": 32, "in_training": 0}
+        test = content["checkpoints"][0]["scores"]["test"]
+        assert test["interval"][0] <= test["accuracy"] <= test["interval"][1]
+        assert f"{test['accuracy']:.4f} ({test['interval'][0]:.3f}-{test['interval'][1]:.3f})" in " ".join(result.stdout.split())
+        assert sum(part["labels"] for part in test["by"]["class"].values()) == sum(part["labels"] for part in test["by"]["shape"].values()) == 72
+        for title in ("by objects", "by colours", "by class", "by colour", "by shape", "right colour, wrong shape"):
+            assert title in result.stdout
+        assert "label sets that occur in training" in result.stdout
+        assert "heldout 0 of 32" in result.stdout
+
+    def test_a_sweep_over_a_sampling_setting(self, run: Path, tmp_path: Path) -> None:
+        asked = ("evaluate", checkpoint_of(run), "--figures", tmp_path, "--csv", tmp_path / "s.csv", "--sampler", "ddim", "--sweep")
+        result = ddpmctl(*asked, "steps=2,3,6")
+        assert result.exit_code == 0, result.output
+        with (tmp_path / "s.csv").open() as file:
+            assert [(row["steps"], row["network calls"]) for row in csv.DictReader(file)] == [("2", "2"), ("3", "3"), ("6", "6")]
+        assert size(tmp_path / "sweep-steps.png")[0] > 600
+        assert ddpmctl(*asked, "guidance=0,1").exit_code == 0
+        with (tmp_path / "s.csv").open() as file:
+            assert [(row["guidance"], row["network calls"]) for row in csv.DictReader(file)] == [("0.0", "6"), ("1.0", "12")]
+        for wrong in ("steps", "sampler=ddim,ddpm", "steps=two", "steps=0"):
+            refused = ddpmctl(*asked, wrong)
+            assert refused.exit_code == 2
+            assert "--steps" in refused.stderr or "--sweep" in refused.stderr
+
+    def test_figures_and_latex(self, run: Path, tmp_path: Path) -> None:
+        result = ddpmctl("evaluate", checkpoint_of(run), "--figures", tmp_path / "figures", "--latex", tmp_path / "t.tex")
+        assert result.exit_code == 0, result.output
+        names = {path.name for path in (tmp_path / "figures").iterdir()}
+        assert names == {f"{name}.{kind}" for name in ("classes", "confusion", "schedules") for kind in ("png", "svg")}
+        assert r"new\_test" in (tmp_path / "t.tex").read_text()
+
     def test_broken_files_are_listed_and_do_not_stop_the_rest(self, run: Path, tmp_path: Path) -> None:
         shutil.copy(checkpoint_of(run), tmp_path / "good.pth")
         (tmp_path / "broken.pth").write_bytes(b"torn")
@@ -176,7 +239,8 @@ class TestDenoiseGrid:
     def test_rows_columns_x0_and_gif(self, run: Path, tmp_path: Path) -> None:
         sizes = {}
         for name, options in {"one": (), "two": ("--labels", "gray cylinder"), "x0": ("--x0",), "few": ("--columns", 3)}.items():
-            result = ddpmctl("denoise-grid", run, "--labels", "red cube,blue sphere", "-o", tmp_path / f"{name}.png", *options, "--gif", tmp_path / "a.gif")
+            common = ("--labels", "red cube,blue sphere", "--no-confidence", "--gif", tmp_path / "a.gif")
+            result = ddpmctl("denoise-grid", run, *common, "-o", tmp_path / f"{name}.png", *options)
             assert result.exit_code == 0, result.output
             sizes[name] = size(tmp_path / f"{name}.png")
         row = 128 + 6
@@ -187,7 +251,7 @@ class TestDenoiseGrid:
 
     def test_it_goes_from_noise_to_what_sample_makes(self, run: Path, tmp_path: Path) -> None:
         common = ("--labels", "red cube", "--precision", "fp32")
-        assert ddpmctl("denoise-grid", run, *common, "--columns", 2, "-o", tmp_path / "g.png").exit_code == 0
+        assert ddpmctl("denoise-grid", run, *common, "--columns", 2, "--no-confidence", "-o", tmp_path / "g.png").exit_code == 0
         assert ddpmctl("sample", run, *common, "-o", tmp_path / "out").exit_code == 0
         sheet = pixels(tmp_path / "g.png")
         last = sheet[-134:-6, -134:-6][::2, ::2]
@@ -196,45 +260,30 @@ class TestDenoiseGrid:
         assert 60 < first.std() < 110  # unit normal noise on the scale of 127.5, clipped
 
 
-class TestCompare:
-    @pytest.fixture
-    def report_folders(self, tmp_path: Path) -> tuple[Path, Path]:
-        """Two folders whose only record is their file names, with the report's figures at 400 and 399."""
-        folders = []
-        recorded = {"gelu": [(395, 0.5, 0.55), (400, 0.5555555555555556, 0.6190476190476191)], "relu": [(394, 0.6, 0.5), (399, 0.5416666, 0.619)]}
-        for name, rows in recorded.items():
-            folders.append(tmp_path / name)
-            folders[-1].mkdir()
-            for epoch, test, new_test in rows:
-                (folders[-1] / f"epoch{epoch}_{test}_{new_test}.pth").write_bytes(b"weights are not looked at")
-        return folders[0], folders[1]
+    def test_confidence_stands_under_every_frame(self, run: Path, tmp_path: Path) -> None:
+        """One line of text for each label, blank only where there is nothing but noise."""
+        for name, options in {"with": (), "without": ("--no-confidence",)}.items():
+            labels = ("--labels", "red cube,blue sphere", "--labels", "gray cylinder")
+            assert ddpmctl("denoise-grid", run, *labels, "--columns", 3, "-o", tmp_path / f"{name}.png", *options).exit_code == 0
+        assert size(tmp_path / "with.png")[1] - size(tmp_path / "without.png")[1] == 16 * (2 + 1)
+        text = pixels(tmp_path / "with.png")[-16:, -3 * 134 :].min(axis=(0, 2))  # the last row's captions
+        first, middle, last = (text[start : start + 134] < 128 for start in (0, 134, 268))
+        assert not first.any()
+        assert middle.any()
+        assert last.any()
 
-    def test_report_style_folders(self, report_folders: tuple[Path, Path], tmp_path: Path) -> None:
-        result = ddpmctl("compare", *report_folders, "--at-epoch", 400, "--last", 2, "-o", tmp_path / "c.png")
+    def test_checkpoints_side_by_side_start_from_the_same_noise(self, run: Path, tmp_path: Path) -> None:
+        both = f"{checkpoint_of(run, 1)},{checkpoint_of(run)}"
+        result = ddpmctl("denoise-grid", "--checkpoints", both, "--labels", "red cube", "--columns", 2, "--no-confidence", "-o", tmp_path / "g.png")
         assert result.exit_code == 0, result.output
-        test_table = result.stdout.split("accuracy on new_test")[0]
-        gelu, relu = (next(line for line in test_table.splitlines() if re.match(rf"\W*{name}", line)) for name in ("gelu", "relu"))
-        assert [float(x) for x in re.findall(r"\d\.\d{4}", gelu)] == pytest.approx([0.5556, 0.5556, 0.5556, 0.5278, 0.0393])
-        assert [float(x) for x in re.findall(r"\d\.\d{4}", relu)] == pytest.approx([0.5417, 0.5417, 0.6, 0.5708, 0.0412])
-        assert "0.5417 (399)" in relu
-        assert "0.6000 (394)" in relu
-        assert "single draws" in result.stderr
-        assert size(tmp_path / "c.png")[0] > 900
-
-    def test_settings_that_differ_and_no_others(self, run: Path, tmp_path: Path) -> None:
-        other = train(tmp_path, "--epochs", 1, "--lr", "0.0005", "--seed", 3, scenes=2)
-        result = ddpmctl("compare", run, other, "-o", tmp_path / "c.png")
-        assert result.exit_code == 0, result.output
-        settings = result.stdout.split("accuracy on test")[0]
-        assert re.findall(r"^\W*(lr|epochs|seed|width|act)\b", settings, re.M) == ["epochs", "lr"]
-        assert "at epoch 1" in result.stdout
-
-    def test_refusals(self, run: Path, tmp_path: Path) -> None:
-        for arguments, expected in (((run,), "two or more"), ((run, run), "named twice"), ((run, tmp_path), "no .pth checkpoint")):
-            result = ddpmctl("compare", *arguments, "-o", tmp_path / "c.png")
-            assert result.exit_code == 2
-            assert expected in result.stderr
-        assert not (tmp_path / "c.png").exists()
+        sheet = pixels(tmp_path / "g.png")
+        upper, lower = sheet[-268:-140, -268:], sheet[-134:-6, -268:]
+        assert np.array_equal(upper[:, :128], lower[:, :128])
+        assert not np.array_equal(upper[:, 134:262], lower[:, 134:262])
+        for arguments, reason in (((run, "--checkpoints", both), "names the checkpoints"), (("--checkpoints", both, "--gif", tmp_path / "a.gif"), "--gif")):
+            refused = ddpmctl("denoise-grid", *arguments, "--labels", "red cube", "-o", tmp_path / "no.png")
+            assert refused.exit_code == 2
+            assert reason in refused.stderr
 
 
 def test_data_verify_names_all_problems_and_exits_3(tmp_path: Path) -> None:

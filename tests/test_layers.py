@@ -16,7 +16,7 @@ import ddpmctl
 ROOT = Path(ddpmctl.__file__).parent
 ROWS = {
     **dict.fromkeys(("__init__", "config", "config_toml", "registry", "errors", "files"), 0),
-    **dict.fromkeys(("diffusion", "nets"), 1),
+    **dict.fromkeys(("diffusion", "nets", "statistics"), 1),
     **dict.fromkeys(("data", "evaluator"), 2),
     **dict.fromkeys(("engine", "report"), 3),
     **dict.fromkeys(("cli", "__main__"), 4),

@@ -3,37 +3,119 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import prepare_output
-from ddpmctl.cli.options import command
+from ddpmctl.cli.common import describe_evaluator, only_one_source, prepare_output
+from ddpmctl.cli.options import Assume, ConfigFile, Data, EvaluatorFile, Scenes, assumed, command, overrides
 from ddpmctl.cli.terminal import Terminal
+from ddpmctl.errors import UsageError
 
 if TYPE_CHECKING:
     from ddpmctl.engine.compare import Comparison, Point
+    from ddpmctl.engine.evaluate import Task
+    from ddpmctl.engine.verdicts import Arm
 
 OUT = Path("comparison.png")
 
 
-@command()
+@command("sampling", "machine")
 def compare(
-    paths: Annotated[list[Path], typer.Argument(help="Two or more runs, or folders of report-style .pth files.", show_default=False)],
+    given: dict[str, str],
+    paths: Annotated[list[Path], typer.Argument(help="Two or more runs, checkpoints, or folders of report-style .pth files.", show_default=False)],
     at_epoch: Annotated[int | None, typer.Option(min=1, help="Epoch to compare at (the last that all have reached).", show_default=False)] = None,
     last: Annotated[int, typer.Option(min=1, help="Evaluations that mean and standard deviation are taken over.")] = 10,
-    out: Annotated[Path, typer.Option("--out", "-o", help="PNG of accuracy over epochs.")] = OUT,
+    repeats: Annotated[int, typer.Option("--repeats", "-r", min=1, max=1000, help="Images for each condition that the verdict rests on.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise, the same for all.")] = 0,
+    recorded: Annotated[bool, typer.Option("--recorded", help="Only set side by side what is recorded: no pictures, no verdict.")] = False,  # noqa: FBT002
+    anyway: Annotated[bool, typer.Option("--anyway", help="Compare although evaluators or samplers differ.")] = False,  # noqa: FBT002
+    data: Data = None,
+    scenes: Scenes = None,
+    evaluator: EvaluatorFile = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG of accuracy over epochs; the verdict's figure stands beside it.")] = OUT,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the verdict as JSON.", show_default=False)] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the differences as CSV.", show_default=False)] = None,
+    latex: Annotated[Path | None, typer.Option("--latex", help="Write the verdict's tables as LaTeX (booktabs).", show_default=False)] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write one page with everything, to open in a browser.", show_default=False)] = None,
+    config: ConfigFile = None,
+    assume: Assume = None,
 ) -> None:
-    """Set runs side by side: settings that differ, accuracies, losses, and a figure."""
-    terminal = Terminal()
-    prepare_output(out, "--out", folder=False)
+    """Set runs side by side, and say which is better: settings that differ, accuracies, losses, figures, and a verdict.
 
-    from ddpmctl.engine.compare import FILES
+    The verdict scores each run's last checkpoint (or that of --at-epoch) anew, all on the same conditions and the same noise. Runs that
+    differ in nothing but their seed count as one arm, and the spread between them is part of the verdict.
+    """
+    only_one_source(data, scenes)
+    terminal = Terminal()
+    changes, assumptions = overrides(given, "sampling", config_file=config), assumed(assume)
+    machine_settings = overrides(given, "machine", config_file=config)
+    outputs = Outputs(out, json_file, csv_file, latex, html)
+    outputs.prepare(recorded=recorded)
+
+    from ddpmctl.engine.compare import NothingRecorded, refuse_unlike, short_names
     from ddpmctl.engine.compare import compare as run
+
+    comparison: Comparison | None = None
+    try:
+        comparison = run(paths, at_epoch=at_epoch, last=last)
+    except NothingRecorded as error:
+        if recorded:
+            raise
+        terminal.warn(f"no table of what was recorded: {error}")
+    if comparison is not None:
+        if recorded and not anyway:
+            refuse_unlike(comparison)
+        _recorded(terminal, comparison, out)
+    if recorded:
+        return
+
+    from ddpmctl.config import Config
+    from ddpmctl.data.dataset import load_conditions
+    from ddpmctl.engine.evaluate import Task
+    from ddpmctl.engine.machine import make_machine
+    from ddpmctl.engine.verdicts import candidate, judge_arms
+    from ddpmctl.evaluator.classifiers import load_evaluator
+
+    machine = make_machine(Config().replace(**machine_settings).machine)
+    judge = load_evaluator(evaluator, data, machine.device)
+    task = Task(load_conditions(data, scenes=scenes).conditions, judge, machine, seed, repeats, changes, assumptions)
+    candidates = [candidate(path, name, at_epoch) for path, name in zip(paths, short_names(paths), strict=True)]
+    arms = terminal.finish(judge_arms(candidates, task, anyway=anyway))
+    if len(arms) < 2:
+        reason = "the runs differ in nothing but their seed" if arms and len(arms[0].rows) > 1 else "the weights of fewer than two arms load"
+        terminal.warn(f"no verdict: {reason}")
+        return
+    _conclude(terminal, comparison, arms, task, outputs)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files to write: the figure over epochs, and, where they are asked for, the verdict in several forms."""
+
+    figure: Path
+    json: Path | None
+    csv: Path | None
+    latex: Path | None
+    html: Path | None
+
+    def prepare(self, *, recorded: bool) -> None:
+        """Make their folders before any work is done for them; refuse those of a verdict where there will be none."""
+        prepare_output(self.figure, "--out", folder=False)
+        for flag, file in (("--json", self.json), ("--csv", self.csv), ("--latex", self.latex), ("--html", self.html)):
+            if file and recorded:
+                raise UsageError(f"{flag}: holds the verdict, which --recorded leaves out")
+            if file:
+                prepare_output(file, flag, folder=False)
+
+
+def _recorded(terminal: Terminal, comparison: Comparison, out: Path) -> None:
+    """Show what the runs themselves recorded."""
+    from ddpmctl.engine.compare import FILES
     from ddpmctl.report.figures import save_comparison_figure
 
-    comparison = run(paths, at_epoch=at_epoch, last=last)
     for warning in comparison.warnings:
         terminal.warn(warning)
     if comparison.differing:
@@ -44,6 +126,38 @@ def compare(
     for file in FILES:
         _table(terminal, comparison, file)
     terminal.result(f"figure: {save_comparison_figure(out, comparison)}")
+
+
+def _conclude(terminal: Terminal, comparison: Comparison | None, arms: list[Arm], task: Task, outputs: Outputs) -> None:
+    """Show the verdict, and write it in the forms asked for."""
+    from ddpmctl.engine.compare import FILES
+    from ddpmctl.engine.verdicts import verdict
+    from ddpmctl.report.page import PageFigure
+    from ddpmctl.report.page_content import write_comparison_page
+    from ddpmctl.report.tables import verdict_as_dict, verdict_tables, write_json, write_latex, write_table_csv
+    from ddpmctl.report.verdict_figures import save_verdict_figure
+
+    found, machine = verdict(arms, FILES), task.machine
+    title = f"evaluator {describe_evaluator(task.evaluator)}; {task.repeats} images a condition; {machine.device.type}, {machine.precision}"
+    tables = list(verdict_tables(found, title))
+    for table in tables:
+        terminal.table(table.title, table.columns, table.rows, caption=table.note)
+    for sentence in found.sentences():
+        terminal.result(sentence)
+    figure = save_verdict_figure(outputs.figure.with_name(f"{outputs.figure.stem}-verdict.png"), found)
+    terminal.result(f"figure: {figure}")
+    if outputs.json:
+        write_json(outputs.json, verdict_as_dict(found, task))
+    if outputs.csv:
+        write_table_csv(outputs.csv, tables[1])
+    if outputs.latex:
+        write_latex(outputs.latex, tables)
+    if outputs.html:
+        figures = [PageFigure(figure.with_suffix(".svg"), "Accuracy of each arm, and their differences")]
+        if comparison is not None:
+            figures.append(PageFigure(outputs.figure.with_suffix(".svg"), "Accuracy and loss over epochs, as recorded in training"))
+        warnings = () if comparison is None else comparison.warnings
+        terminal.result(f"page: {write_comparison_page(outputs.html, found, tables, figures, warnings, task)}")
 
 
 def _table(terminal: Terminal, comparison: Comparison, file: str) -> None:

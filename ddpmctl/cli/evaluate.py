@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ddpmctl.cli.common import describe_evaluator, only_one_source, prepare_output
 from ddpmctl.cli.options import RUNS, Assume, ConfigFile, Data, EvaluatorFile, RunsDir, Scenes, assumed, command, overrides
 from ddpmctl.cli.terminal import Terminal
+from ddpmctl.config import Value, settings
 from ddpmctl.errors import DataError, UsageError
-from ddpmctl.files import atomic_write
 
 if TYPE_CHECKING:
-    from ddpmctl.engine.events import Judged
+    from ddpmctl.data.dataset import Conditions
+    from ddpmctl.engine.answers import LabelSet
+    from ddpmctl.engine.evaluate import Task
+    from ddpmctl.engine.events import Failed, Judged
+    from ddpmctl.engine.selection import Selection
+    from ddpmctl.report.tables import Table
 
 
 @command("sampling", "machine")
@@ -30,71 +35,156 @@ def evaluate(
     scenes: Scenes = None,
     evaluator: EvaluatorFile = None,
     conditions: Annotated[list[Path] | None, typer.Option("--conditions", help="JSON list of label lists to score on, instead of the data's.")] = None,
-    repeats: Annotated[int, typer.Option("--repeats", "-r", min=1, max=1000, help="Images for each condition, each from a seed of its own.")] = 1,
+    repeats: Annotated[int, typer.Option("--repeats", "-r", min=1, max=1000, help="Images for each condition, each from noise of its own.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    breakdown: Annotated[bool, typer.Option("--breakdown", help="Tables by class, colour, shape and objects, and of the misses.")] = False,  # noqa: FBT002
+    confirm: Annotated[bool, typer.Option(help="Score the best of several checkpoints once more, on noise of its own.")] = True,  # noqa: FBT002
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results as JSON ('-': to stdout, and no table).", show_default=False)] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the results as CSV.", show_default=False)] = None,
+    latex: Annotated[Path | None, typer.Option("--latex", help="Write the table as LaTeX (booktabs).", show_default=False)] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write one page with everything, to open in a browser.", show_default=False)] = None,
+    figures: Annotated[Path | None, typer.Option("--figures", help="Folder for figures of the best one, as PNG and SVG.", show_default=False)] = None,
     grid: Annotated[Path | None, typer.Option("--grid", help="Folder for grids of the pictures.", show_default=False)] = None,
+    sweep: Annotated[
+        str | None, typer.Option("--sweep", help="Instead: a sampling setting's values, e.g. steps=5,10,20,50 or guidance=0,1,2,4.", show_default=False)
+    ] = None,
     runs_dir: RunsDir = RUNS,
     config: ConfigFile = None,
     assume: Assume = None,
 ) -> None:
-    """Score checkpoints on the lab's conditions: accuracy as the lab counts it, and exact match.
+    """Score checkpoints on the lab's conditions: accuracy as the lab counts it with its 95 % interval, and exact match.
 
-    Results are kept by content: a second call on unchanged files answers at once. A broken file is listed and does not stop the rest.
+    The classifier's answers are kept by content: a second call answers at once, and more repeats are added to those that are there.
+    A broken file is listed and does not stop the rest.
     """
     only_one_source(data, scenes)
     terminal = Terminal()
     changes, assumptions = overrides(given, "sampling", config_file=config), assumed(assume)
     machine_settings = overrides(given, "machine", config_file=config)
-    _prepare(grid, json_file, csv_file)
+    outputs = Outputs(json_file, csv_file, latex, html, figures, grid)
+    outputs.prepare()
+    varied = None if sweep is None else _varied(sweep)
 
     from ddpmctl.config import Config
+    from ddpmctl.data.dataset import load_conditions
     from ddpmctl.engine.evaluate import Task
     from ddpmctl.engine.machine import make_machine
     from ddpmctl.evaluator.classifiers import load_evaluator
 
-    files = _conditions(conditions, data, scenes)
+    known = load_conditions(data, scenes=scenes)
+    files = _conditions(conditions, known)
     checkpoints = _checkpoints(paths, runs_dir, terminal)
     machine = make_machine(Config().replace(**machine_settings).machine)
-    judge = load_evaluator(evaluator, data, machine.device)
-    task = Task(files, judge, machine, seed, repeats, changes, assumptions, grid, _titles(checkpoints))
+    task = Task(files, load_evaluator(evaluator, data, machine.device), machine, seed, repeats, changes, assumptions, grid, _titles(checkpoints))
+    if varied is not None:
+        _sweep(terminal, checkpoints, task, *varied, outputs)
+        return
     rows, failures = _collect(terminal, checkpoints, task)
-    result = _as_dict(rows, failures, task)
-    if str(json_file) == "-":
-        terminal.result(json.dumps(result, indent=2))
-    else:
-        title = f"evaluator {describe_evaluator(judge)}; {_pictures(repeats)}; {machine.device.type}, {machine.precision}"
-        _table(terminal, rows, list(files), title, task.titles)
-        if json_file:
-            _write(json_file, json.dumps(result, indent=2) + "\n")
-    if csv_file:
-        _write_csv(csv_file, result)
+    if rows:
+        _conclude(terminal, rows, failures, task, known, outputs, confirm=confirm, breakdown=breakdown)
+    elif outputs.json or outputs.csv:
+        outputs.write_values(terminal, [], failures, task, {}, None)
     if failures:
         raise DataError(f"{len(failures)} of {len(checkpoints)} checkpoints could not be scored; the reasons stand above")
 
 
-def _prepare(grid: Path | None, json_file: Path | None, csv_file: Path | None) -> None:
-    if json_file and json_file == csv_file:
-        raise UsageError(f"--json and --csv: both name {json_file}, and one would overwrite the other")
-    if grid:
-        prepare_output(grid, "--grid", folder=True)
-    for flag, file in (("--json", json_file), ("--csv", csv_file)):
-        if file and str(file) != "-":
-            prepare_output(file, flag, folder=False)
+@dataclass(frozen=True)
+class Outputs:
+    """The files and folders to write."""
+
+    json: Path | None
+    csv: Path | None
+    latex: Path | None
+    html: Path | None
+    figures: Path | None
+    grid: Path | None
+
+    @property
+    def only_json(self) -> bool:
+        """Whether JSON on stdout is asked for, and with it silence there otherwise."""
+        return str(self.json) == "-"
+
+    def prepare(self) -> None:
+        """Make the folders before any work is done for them."""
+        if self.json and self.json == self.csv:
+            raise UsageError(f"--json and --csv: both name {self.json}, and one would overwrite the other")
+        for flag, folder in (("--grid", self.grid), ("--figures", self.figures)):
+            if folder:
+                prepare_output(folder, flag, folder=True)
+        for flag, file in (("--json", self.json), ("--csv", self.csv), ("--latex", self.latex), ("--html", self.html)):
+            if file and str(file) != "-":
+                prepare_output(file, flag, folder=False)
+
+    def write_values(
+        self, terminal: Terminal, rows: list[Judged], failures: list[Failed], task: Task, trained: Mapping[str, int], selection: Selection | None
+    ) -> None:
+        """Write what is asked for as plain values."""
+        from ddpmctl.report.tables import as_dict, write_csv, write_json
+
+        result = as_dict(rows, failures, task, trained, selection)
+        if self.only_json:
+            terminal.result(json.dumps(result, indent=2))
+        elif self.json:
+            write_json(self.json, result)
+        if self.csv:
+            write_csv(self.csv, result)
 
 
-def _conditions(files: list[Path] | None, data: Path | None, scenes: int | None) -> dict[str, list[tuple[str, ...]]]:
+def _conclude(
+    terminal: Terminal, rows: list[Judged], failures: list[Failed], task: Task, known: Conditions, outputs: Outputs, *, confirm: bool, breakdown: bool
+) -> None:
+    """Show what was found, and write it in the forms asked for."""
+    from ddpmctl.engine.selection import best_of
+    from ddpmctl.engine.selection import confirm as confirmed
+    from ddpmctl.report.tables import breakdown_tables, write_latex
+
+    best = best_of(rows)
+    selection = terminal.finish(confirmed(rows, task)) if confirm and len(rows) > 1 else None
+    table = _table(rows, task, best)
+    sentences = [_in_training(task.conditions, known), *([_in_words(selection)] if selection else [])]
+    if not outputs.only_json:
+        terminal.result(sentences[0])
+        terminal.table(table.title, table.columns, table.rows, marked=best, caption=table.note)
+        for sentence in sentences[1:]:
+            terminal.result(sentence)
+        for part in breakdown_tables(rows[best].answers) if breakdown else ():
+            terminal.table(f"{table.rows[best][0]}: {part.title}", part.columns, part.rows)
+    outputs.write_values(terminal, rows, failures, task, _trained(task.conditions, known), selection)
+    if outputs.latex:
+        write_latex(outputs.latex, [table])
+    names = [row[0] for row in table.rows]
+    if outputs.figures:
+        from ddpmctl.report.page_content import evaluation_figures
+
+        for figure in evaluation_figures(outputs.figures, rows[best], names[best]):
+            terminal.say(f"figure: {figure.file}")
+    if outputs.html:
+        from ddpmctl.report.page_content import write_evaluation_page
+
+        terminal.say(f"page: {write_evaluation_page(outputs.html, rows, best, names, table, sentences, task)}")
+
+
+def _conditions(files: list[Path] | None, known: Conditions) -> Mapping[str, Sequence[LabelSet]]:
     """Return the conditions by the name of their file: those named, else those of the data."""
-    from ddpmctl.data.dataset import load_conditions
     from ddpmctl.data.lab import read_conditions
 
     if not files:
-        return load_conditions(data, scenes=scenes).conditions
+        return known.conditions
     named = {file.stem: read_conditions(file) for file in files}
     if len(named) < len(files):
         raise UsageError("--conditions: two files have the same name; their columns could not be told apart")
     return named
+
+
+def _trained(files: Mapping[str, Sequence[LabelSet]], known: Conditions) -> dict[str, int]:
+    """Return how many conditions of each file ask for objects that some training image shows together."""
+    return {name: sum(frozenset(labels) in known.trained_sets for labels in sets) for name, sets in files.items()}
+
+
+def _in_training(files: Mapping[str, Sequence[LabelSet]], known: Conditions) -> str:
+    counts = _trained(files, known)
+    shares = "; ".join(f"{name} {counts[name]} of {len(sets)}" for name, sets in files.items())
+    return f"label sets that occur in training ({known.name}): {shares}"
 
 
 def _checkpoints(paths: list[Path] | None, runs_dir: Path, terminal: Terminal) -> list[Path]:
@@ -107,11 +197,12 @@ def _checkpoints(paths: list[Path] | None, runs_dir: Path, terminal: Terminal) -
     return [newest]
 
 
-def _collect(terminal: Terminal, checkpoints: list[Path], task: Any) -> tuple[list[Judged], list[Any]]:
+def _collect(terminal: Terminal, checkpoints: list[Path], task: Task) -> tuple[list[Judged], list[Failed]]:
     from ddpmctl.engine.evaluate import evaluate as run
     from ddpmctl.engine.events import Failed, Judged
 
-    rows, failures = [], []
+    rows: list[Judged] = []
+    failures: list[Failed] = []
     for event in terminal.follow(run(checkpoints, task)):
         if isinstance(event, Judged):
             rows.append(event)
@@ -124,11 +215,6 @@ def _pictures(repeats: int) -> str:
     return f"{repeats} image{'s' if repeats > 1 else ''} a condition"
 
 
-def _mean(row: Judged) -> float:
-    accuracies = [score.accuracy for score in row.scores.values()]
-    return sum(accuracies) / len(accuracies)
-
-
 def _titles(checkpoints: list[Path]) -> dict[Path, str]:
     """Return names that tell the checkpoints apart, for those that share a file name: run and file."""
     names = [path.name for path in checkpoints]
@@ -136,63 +222,66 @@ def _titles(checkpoints: list[Path]) -> dict[Path, str]:
     return {path: f"{folders[path].resolve().name}-{path.stem}" for path in checkpoints if names.count(path.name) > 1}
 
 
-def _table(terminal: Terminal, rows: list[Judged], files: list[str], title: str, titles: Mapping[Path, str]) -> None:
+def _table(rows: list[Judged], task: Task, best: int) -> Table:
     from ddpmctl.engine.generate import in_words
+    from ddpmctl.report.tables import Table, with_interval
 
-    if not rows:
-        return
+    files = list(task.conditions)
     recorded = [name for name in files if any(name in row.recorded for row in rows)]
     with_loss = any(row.loss is not None for row in rows)
     columns = ["checkpoint", "epoch", *(["loss"] if with_loss else []), *(f"{name} recorded" for name in recorded)]
     columns += [text for name in files for text in (name, f"{name} exact")]
     lines = []
     for row in rows:
-        line = [titles.get(row.path, row.path.name), "" if row.epoch is None else str(row.epoch)]
+        line = [task.titles.get(row.path, row.path.name), "" if row.epoch is None else str(row.epoch)]
         line += [("" if row.loss is None else f"{row.loss:.6f}")] if with_loss else []
         line += [f"{row.recorded[name]:.4f}" if name in row.recorded else "" for name in recorded]
-        line += [text for name in files for text in (f"{row.scores[name].accuracy:.4f}", f"{row.scores[name].exact_match:.4f}")]
+        line += [text for name in files for text in (with_interval(row.answers[name].tally), f"{row.scores[name].exact_match:.4f}")]
         lines.append(line)
-    best = max(range(len(rows)), key=lambda index: _mean(rows[index]))
     used = "; ".join(sorted({in_words(row.sampling) for row in rows}))
     kept = sum(row.kept for row in rows)
-    marked = f"best by mean accuracy: {lines[best][0]}; {used}; {kept} of {len(rows)} from kept results"
-    terminal.table(title, columns, lines, marked=best, caption=marked)
+    marked = f"best by pooled accuracy: {lines[best][0]}; {used}; {kept} of {len(rows)} from kept results"
+    machine = f"{task.machine.device.type}, {task.machine.precision}"
+    title = f"evaluator {describe_evaluator(task.evaluator)}; {_pictures(task.repeats)}; {machine}; 95 % intervals in brackets"
+    return Table(title, columns, lines, marked)
 
 
-def _as_dict(rows: list[Judged], failures: list[Any], task: Any) -> dict[str, Any]:
-    return {
-        "evaluator": {"name": task.evaluator.name, "sha256": task.evaluator.sha256},
-        "device": task.machine.device.type,
-        "precision": task.machine.precision,
-        "seed": task.seed,
-        "repeats": task.repeats,
-        "checkpoints": [
-            {
-                "path": str(row.path), "epoch": row.epoch, "loss": row.loss, "recorded": row.recorded, "sampling": dict(row.sampling.__dict__),
-                "scores": {name: score.to_dict() for name, score in row.scores.items()},
-            }
-            for row in rows
-        ],
-        "failed": [{"path": str(failure.path), "reason": failure.reason} for failure in failures],
-    }  # fmt: skip
+def _in_words(selection: Selection) -> str:
+    found = selection.confirming
+    return (
+        f"{selection.best.path.name} was chosen by a pooled accuracy of {selection.choosing:.4f}; on noise that had no part in the choice it has "
+        f"{found.estimate:.4f} ({found.low:.3f} to {found.high:.3f}), {100 * (found.estimate - selection.choosing):+.1f} points: report this one"
+    )
 
 
-def _write_csv(path: Path, result: dict[str, Any]) -> None:
-    rows = [
-        {
-            "path": row["path"], "epoch": row["epoch"], "loss": row["loss"], "conditions": name, **score, "recorded": row["recorded"].get(name),
-            **row["sampling"], "seed": result["seed"], "repeats": result["repeats"], "precision": result["precision"],
-            "evaluator": result["evaluator"]["sha256"],
-        }
-        for row in result["checkpoints"]
-        for name, score in row["scores"].items()
-    ]  # fmt: skip
-    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else ["path"])
-        writer.writeheader()
-        writer.writerows(rows)
+def _varied(text: str) -> tuple[str, list[Value]]:
+    """Return the setting and the values that ``--sweep`` names."""
+    known = {setting.name: setting for setting in settings("sampling") if setting.kind in (int, float)}
+    name, _, values = text.partition("=")
+    name = name.strip().replace("-", "_")
+    if name not in known or not values.strip():
+        raise UsageError(f"--sweep {text!r}: give NAME=VALUE,VALUE with a name of {', '.join(known)}")
+    return name, list(dict.fromkeys(known[name].check(value.strip()) for value in values.split(",")))
 
 
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def _sweep(terminal: Terminal, checkpoints: list[Path], task: Task, name: str, values: list[Value], outputs: Outputs) -> None:
+    """Show accuracy over the values of one setting, and draw it."""
+    from ddpmctl.engine.sweeps import sweep
+    from ddpmctl.report.evaluation_figures import save_sweep
+    from ddpmctl.report.tables import Table, in_brackets, write_latex, write_table_csv
+
+    found = {task.titles.get(path, path.name): points for path, points in terminal.finish(sweep(checkpoints, task, name, values)).items()}
+    if not found:
+        raise DataError("no checkpoint could be scored; the reasons stand above")
+    lines = [
+        [checkpoint, str(point.value), str(point.nfe), in_brackets(point.accuracy), f"{point.exact:.4f}"]
+        for checkpoint, points in found.items()
+        for point in points
+    ]
+    table = Table(f"{', '.join(task.conditions)} pooled; {_pictures(task.repeats)}", ["checkpoint", name, "network calls", "accuracy", "exact"], lines)
+    terminal.table(table.title, table.columns, table.rows)
+    if outputs.csv:
+        write_table_csv(outputs.csv, table)
+    if outputs.latex:
+        write_latex(outputs.latex, [table])
+    terminal.result(f"figure: {save_sweep((outputs.figures or Path()) / f'sweep-{name}.png', name, found)}")

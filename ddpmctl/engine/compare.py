@@ -8,13 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddpmctl.config import Value
+from ddpmctl.config import Value, settings
 from ddpmctl.engine.checkpoint import recorded_in_name
 from ddpmctl.engine.runs import Run, find_checkpoints
 from ddpmctl.errors import DataError, UsageError
 
 FILES = ("test", "new_test")
 IGNORED = frozenset({"seed", "device", "threads"})  # named apart, or no part of the recipe
+
+SAMPLING = tuple(setting.name for setting in settings("sampling"))
+
+
+class NothingRecorded(DataError):
+    """A run or folder is sound and holds no score."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +93,14 @@ def compare(paths: Sequence[Path], *, at_epoch: int | None = None, last: int = 1
 
     Raises:
         UsageError: fewer than two paths, the same path twice, or an epoch before an arm's first evaluation.
-        DataError: a folder holds no evaluation.
+        NothingRecorded: a folder holds no evaluation.
+        DataError: what a folder records is damaged.
     """
     if len(paths) < 2:
         raise UsageError("compare: name two or more runs or folders of checkpoints")
     if len({path.resolve() for path in paths}) < len(paths):
         raise UsageError("compare: the same folder is named twice")
-    arms = tuple(load_arm(path, name) for path, name in zip(paths, _short_names(paths), strict=True))
+    arms = tuple(load_arm(path, name) for path, name in zip(paths, short_names(paths), strict=True))
     for arm in arms:
         if at_epoch is not None and arm.at(at_epoch) is None:
             raise UsageError(f"--at-epoch {at_epoch}: the first evaluation of {arm.name} is at epoch {arm.points[0].epoch}")
@@ -106,12 +113,27 @@ def compare(paths: Sequence[Path], *, at_epoch: int | None = None, last: int = 1
     return Comparison(arms, _differing(arms), at_epoch if at_epoch is not None else common, last, warnings)
 
 
+def refuse_unlike(comparison: Comparison) -> None:
+    """Refuse recorded scores that were not taken alike.
+
+    Raises:
+        UsageError: evaluators or ways of sampling differ; names them.
+    """
+    evaluators = {arm.name: sorted(digest[:12] for digest in arm.evaluators) for arm in comparison.arms if arm.evaluators}
+    unlike = [f"{name} {' against '.join(map(str, comparison.differing[name]))}" for name in SAMPLING if name in comparison.differing]
+    if len({tuple(found) for found in evaluators.values()}) > 1:
+        unlike.insert(0, "evaluators " + " against ".join("/".join(found) for found in evaluators.values()))
+    if unlike:
+        raise UsageError(f"compare: the recorded scores were not taken alike ({'; '.join(unlike)}); leave out --recorded to score anew, or add --anyway")
+
+
 def load_arm(path: Path, name: str) -> Arm:
     """Return the evaluations that a run, or the file names in a folder of checkpoints, record.
 
     Raises:
         UsageError: there is no such folder.
-        DataError: it records no evaluation.
+        NothingRecorded: it records no evaluation.
+        DataError: what it records is damaged.
     """
     run = Run(path)
     if run.config_file.is_file():
@@ -126,7 +148,7 @@ def load_arm(path: Path, name: str) -> Arm:
         named = [Point(int(r.pop("epoch")), math.nan, r, dict.fromkeys(FILES, math.nan)) for r in recorded if r]
         unique, settings, evaluators = {point.epoch: point for point in named}, None, frozenset()
     if not unique:
-        raise DataError(f"{path}: records no evaluation (neither in results.csv nor in names such as epoch315_0.625_0.619.pth)")
+        raise NothingRecorded(f"{path}: records no evaluation (neither in results.csv nor in names such as epoch315_0.625_0.619.pth)")
     return Arm(name, settings, tuple(unique[epoch] for epoch in sorted(unique)), evaluators)
 
 
@@ -146,7 +168,8 @@ def _known(value: float) -> float:
     return -math.inf if math.isnan(value) else value
 
 
-def _short_names(paths: Sequence[Path]) -> list[str]:
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Return the folders' own names, or the paths as they were given where those are not unique."""
     names = [path.resolve().name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ddpmctl import __version__
 from ddpmctl.config import Config, Value
-from ddpmctl.data.cache import cache_folder
 from ddpmctl.diffusion.denoiser import Diffusion
 from ddpmctl.diffusion.schedules import make_schedule
+from ddpmctl.engine.answers import extended, keep_answers, kept_answers, key_of
 from ddpmctl.engine.checkpoint import Checkpoint, load_checkpoint
 from ddpmctl.engine.events import Event, Failed, Judged
-from ddpmctl.engine.generate import Painter, settled
-from ddpmctl.engine.judge import judge
+from ddpmctl.engine.generate import Painter, requests_for, settled
+from ddpmctl.engine.judge import judge_requests
 from ddpmctl.engine.machine import Machine
 from ddpmctl.errors import DdpmctlError
 from ddpmctl.evaluator.classifiers import Evaluator
-from ddpmctl.evaluator.scores import Score
-from ddpmctl.files import atomic_write
 from ddpmctl.report.grids import save_grid
 
 
@@ -53,13 +48,12 @@ class Task:
     grids: Path | None = None
     titles: Mapping[Path, str] = field(default_factory=dict)
 
-    def key(self, sha256: str, config: Config) -> str:
-        """Return the hash of everything that the scores depend on."""
-        content = [
-            __version__, sha256, asdict(config.model), asdict(config.diffusion), asdict(config.sampling), dict(self.conditions),
-            self.evaluator.sha256, self.machine.precision, self.machine.device.type, self.seed, self.repeats,
+    def content(self, sha256: str, config: Config) -> list[object]:
+        """Return everything that the answers depend on but the condition file and the number of pictures."""
+        return [
+            __version__, sha256, asdict(config.model), asdict(config.diffusion), asdict(config.sampling),
+            self.evaluator.sha256, self.machine.precision, self.machine.device.type, self.seed,
         ]  # fmt: skip
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def evaluate(paths: Sequence[Path], task: Task) -> Iterator[Event]:
@@ -94,34 +88,23 @@ def painter_for(checkpoint: Checkpoint, sampling: Mapping[str, Value], machine: 
 def _judge_one(checkpoint: Checkpoint, task: Task) -> Iterator[Event]:
     config = checkpoint.config.replace(**task.sampling)
     config = replace(config, sampling=settled(config.sampling, make_schedule(config.diffusion)))
-    kept_file = cache_folder() / "results" / f"{task.key(checkpoint.sha256, config)}.json"
-    scores = None if task.grids else _kept(kept_file)
-    kept = scores is not None
-    if scores is None:
-        painter = painter_for(checkpoint, task.sampling, task.machine)
-        judged = yield from judge(painter, task.evaluator, task.conditions, seed=task.seed, repeats=task.repeats)
-        scores = {name: judgement.score for name, judgement in judged.items()}
-        _keep(kept_file, scores)
-        for name, judgement in judged.items() if task.grids else ():
-            assert task.grids is not None
-            captions = [", ".join(r.labels) for r in judgement.requests]
-            title = task.titles.get(checkpoint.path, checkpoint.path.stem)
-            save_grid(task.grids / f"{title}_{name}.png", judgement.pictures, captions, columns=max(8, task.repeats))
-    yield Judged(checkpoint.path, checkpoint.epoch, checkpoint.loss, checkpoint.recorded, scores, config.sampling, kept)
-
-
-def _kept(file: Path) -> dict[str, Score] | None:
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return {name: Score.from_dict(value) for name, value in content["scores"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # never kept, or damaged: then it is measured again
-
-
-def _keep(file: Path, scores: Mapping[str, Score]) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(file) as temporary:
-            temporary.write_text(json.dumps({"scores": {name: value.to_dict() for name, value in scores.items()}}), encoding="utf-8")
-    except (OSError, DdpmctlError):
-        pass  # a cache that cannot be written costs time at the next call, nothing else
+    content = task.content(checkpoint.sha256, config)
+    keys = {name: key_of(content, name, sets) for name, sets in task.conditions.items()}
+    # A grid shows every picture, and of those that were judged before only the first are kept.
+    answers = {} if task.grids else {name: found for name, key in keys.items() if (found := kept_answers(key, task.conditions[name]))}
+    missing = {
+        name: requests_for(name, sets, seed=task.seed, repeats=task.repeats, first=answers[name].repeats if name in answers else 0)
+        for name, sets in task.conditions.items()
+    }
+    missing = {name: requests for name, requests in missing.items() if requests}
+    if missing:
+        judged = yield from judge_requests(painter_for(checkpoint, task.sampling, task.machine), task.evaluator, missing)
+        for name, judgement in judged.items():
+            answers[name] = extended(answers.get(name), task.conditions[name], judgement)
+            keep_answers(keys[name], answers[name])
+            if task.grids:
+                captions = [", ".join(r.labels) for r in judgement.requests]
+                title = task.titles.get(checkpoint.path, checkpoint.path.stem)
+                save_grid(task.grids / f"{title}_{name}.png", judgement.pictures, captions, columns=max(8, task.repeats))
+    asked = {name: answers[name].first(task.repeats) for name in task.conditions}
+    yield Judged(checkpoint.path, checkpoint.sha256, checkpoint.epoch, checkpoint.loss, checkpoint.recorded, asked, config, checkpoint.foreign, not missing)

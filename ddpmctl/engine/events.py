@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ddpmctl.config import Config, SamplingConfig
 from ddpmctl.data.dataset import Notice, Progress
+from ddpmctl.engine.answers import Answers
 from ddpmctl.evaluator.scores import Score
 
 __all__ = ["EpochDone", "Evaluated", "Event", "Failed", "Finished", "Judged", "Notice", "Plan", "Progress", "Saved", "Started", "StepDone", "Ticked"]
@@ -105,15 +106,35 @@ class Saved:
 
 @dataclass(frozen=True)
 class Judged:
-    """A checkpoint has been scored, now or, where ``kept``, at an earlier call; ``sampling`` has the number of steps taken."""
+    """A checkpoint has been scored, now or, where ``kept``, at an earlier call.
+
+    Attributes:
+        sha256: of the checkpoint's file.
+        recorded: accuracies that its file carries, by condition file.
+        answers: what the classifier said, by condition file.
+        config: the settings used, with the number of sampler steps taken.
+        foreign: the file carries no settings; what it cannot say was assumed.
+    """
 
     path: Path
+    sha256: str
     epoch: int | None
     loss: float | None
     recorded: dict[str, float]
-    scores: dict[str, Score]
-    sampling: SamplingConfig
+    answers: dict[str, Answers]
+    config: Config
+    foreign: bool
     kept: bool
+
+    @property
+    def scores(self) -> dict[str, Score]:
+        """The pooled score of each condition file."""
+        return {name: answers.score for name, answers in self.answers.items()}
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """The sampling settings used."""
+        return self.config.sampling
 
 
 @dataclass(frozen=True)

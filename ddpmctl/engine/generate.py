@@ -35,9 +35,9 @@ class Request:
     key: Key
 
 
-def requests_for(name: str, conditions: Sequence[tuple[str, ...]], *, seed: int, repeats: int = 1) -> list[Request]:
-    """Return ``repeats`` images for each condition of a file, condition by condition."""
-    return [Request(labels, (seed, name, index, copy)) for index, labels in enumerate(conditions) for copy in range(repeats)]
+def requests_for(name: str, conditions: Sequence[tuple[str, ...]], *, seed: int, repeats: int = 1, first: int = 0) -> list[Request]:
+    """Return images ``first`` to ``repeats`` - 1 of each condition of a file, condition by condition."""
+    return [Request(labels, (seed, name, index, copy)) for index, labels in enumerate(conditions) for copy in range(first, repeats)]
 
 
 @dataclass(frozen=True)

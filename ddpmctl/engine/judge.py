@@ -49,6 +49,13 @@ def judge(
     repeat) alone, so every network is judged on the same noise.
     """
     requests = {name: requests_for(name, sets, seed=seed, repeats=repeats) for name, sets in conditions.items()}
+    return (yield from judge_requests(painter, evaluator, requests, batch_size=batch_size))
+
+
+def judge_requests(
+    painter: Painter, evaluator: Evaluator, requests: Mapping[str, list[Request]], *, batch_size: int = BATCH
+) -> collections.abc.Generator[Progress, None, dict[str, Judgement]]:
+    """Make pictures and return what the classifier sees, under the names under which they were asked for; at least one is asked for."""
     everything = [request for group in requests.values() for request in group]
     pictures, answers = [], []
     for item in painter.batches(everything, batch_size):

@@ -188,13 +188,14 @@ def find_checkpoints(path: Path) -> list[Path]:
     if not path.is_dir():
         raise UsageError(f"{path}: there is no such file or folder")
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    found = sorted(folder.glob("*.pth"), key=lambda file: (_epoch_in_name(file), file.name))
+    found = sorted(folder.glob("*.pth"), key=lambda file: (epoch_in_name(file), file.name))
     if not found:
         raise UsageError(f"{path}: holds no .pth checkpoint")
     return found
 
 
-def _epoch_in_name(path: Path) -> int:
+def epoch_in_name(path: Path) -> int:
+    """Return the epoch that a report-style file name tells, -1 where it tells none."""
     match = FILE_NAME.fullmatch(path.name)
     return int(match["epoch"]) if match else -1
 

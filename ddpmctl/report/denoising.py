@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ddpmctl.report.grids import draw_sheet, save_gif, save_sheet
 
+T = TypeVar("T")
 LONGEST_GIF = 60  # frames; more only makes the file large
 
 
@@ -23,19 +25,46 @@ class Moment:
     x0_hat: npt.NDArray[np.uint8] | None
 
 
-def save_denoise_grid(path: Path, moments: Sequence[Moment], titles: Sequence[str], *, columns: int, with_x0: bool = False) -> Path:
+@dataclass(frozen=True)
+class Way:
+    """The way of one picture from noise to image.
+
+    Attributes:
+        title: what stands left of it.
+        x_t: uint8 pictures (H, W, 3), from t = T to t = 0.
+        x0_hat: the same of x0_hat, None at the moment of pure noise.
+        notes: a text for each moment, such as a classifier's confidence in x0_hat; a comma begins a new line.
+    """
+
+    title: str
+    x_t: Sequence[npt.NDArray[np.uint8]]
+    x0_hat: Sequence[npt.NDArray[np.uint8] | None]
+    notes: Sequence[str]
+
+
+def save_denoise_grid(path: Path, times: Sequence[int], ways: Sequence[Way], *, columns: int, with_x0: bool = False) -> Path:
     """Write ``columns`` of the moments, evenly spaced and with both ends, as one PNG.
 
     Args:
         path: the PNG file.
-        moments: from t = T to t = 0.
-        titles: the label sets, one a row.
+        times: t of each moment, from T to 0.
+        ways: one a row.
         columns: moments to show, at most all of them.
         with_x0: a second row under each with x0_hat.
     """
-    shown = _evenly(moments, columns)
-    rows, names = _rows(shown, titles, with_x0=with_x0)
-    return save_sheet(path, rows, row_titles=names, column_titles=[f"t = {moment.t}" for moment in shown])
+    shown = _evenly(range(len(times)), columns)
+    rows, names, notes = [], [], []
+    for way in ways:
+        below = [way.notes[index] for index in shown]
+        rows.append([way.x_t[index] for index in shown])
+        names.append(way.title)
+        notes.append([""] * len(shown) if with_x0 else below)
+        if with_x0:
+            rows.append([_white(way.x_t[0]) if (clean := way.x0_hat[index]) is None else clean for index in shown])
+            names.append("x0_hat")
+            notes.append(below)
+    captions = notes if any(map(any, notes)) else None
+    return save_sheet(path, rows, captions=captions, row_titles=names, column_titles=[f"t = {times[index]}" for index in shown])
 
 
 def save_denoise_gif(path: Path, moments: Sequence[Moment], titles: Sequence[str], *, with_x0: bool = False) -> Path:
@@ -50,21 +79,14 @@ def save_denoise_gif(path: Path, moments: Sequence[Moment], titles: Sequence[str
     return save_gif(path, frames)
 
 
-def _evenly(moments: Sequence[Moment], count: int) -> list[Moment]:
-    positions = np.linspace(0, len(moments) - 1, min(count, len(moments)))
-    return [moments[round(position)] for position in positions]
-
-
-def _rows(moments: Sequence[Moment], titles: Sequence[str], *, with_x0: bool) -> tuple[list[list[npt.NDArray[np.uint8]]], list[str]]:
-    rows, names = [], []
-    for number, title in enumerate(titles):
-        rows.append([moment.x_t[number] for moment in moments])
-        names.append(title)
-        if with_x0:
-            rows.append([_x0(moment)[number] for moment in moments])
-            names.append("x0_hat")
-    return rows, names
+def _evenly(items: Sequence[T], count: int) -> list[T]:
+    positions = np.linspace(0, len(items) - 1, min(count, len(items)))
+    return [items[round(position)] for position in positions]
 
 
 def _x0(moment: Moment) -> npt.NDArray[np.uint8]:
-    return np.full_like(moment.x_t, 255) if moment.x0_hat is None else moment.x0_hat
+    return _white(moment.x_t) if moment.x0_hat is None else moment.x0_hat
+
+
+def _white(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    return np.full_like(picture, 255)

@@ -47,6 +47,12 @@ def save_comparison_figure(path: Path, comparison: Comparison) -> Path:
         axes[-1].set_yscale("log")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=1 if max(map(len, labels)) > 40 else 2, fontsize=9, frameon=False)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI)
+    return save_figure(path, figure)
+
+
+def save_figure(path: Path, figure: Figure) -> Path:
+    """Write a figure as the PNG of the given name, and as SVG beside it; return the PNG."""
+    for file, kind in ((path, "png"), (path.with_suffix(".svg"), "svg")):
+        with atomic_write(file) as temporary:
+            figure.savefig(temporary, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
     return path

@@ -55,7 +55,7 @@ def jobs(out: Path, *, quick: bool) -> Iterator[Job]:
     yield Job("sampling", "sampling", {"checkpoint": str(out / "linear.pth"), **amounts})
     yield Job("folder", "folder", {"count": 1 if quick else 4, "of": 20})
     classifier = str(out / "resnet18.pth")
-    amounts = {"steps": 5, "scenes": 50, "check_scenes": 20} if quick else {"steps": 1000, "scenes": 8000, "check_scenes": 2000}
+    amounts = {"steps": 5, "scenes": 50, "check_scenes": 20} if quick else {"steps": 2400, "scenes": 12000, "check_scenes": 2000}
     yield Job("second-classifier", "second_classifier", {"out": classifier, **amounts})
     yield Job("second-opinion", "second_opinion", {"classifier": classifier, "pictures": [str(out / "quick-30.npz"), str(out / "quick-5-0.npz")]})
     yield Job("start-up", "start_up")

@@ -1,0 +1,122 @@
+"""Figures of an evaluation: classes, confusion, noise schedules, and accuracy against a sampling setting.
+
+What matters is told by place, length, markers or written figures; colour only repeats it, so that the figures can be read in black and white.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from ddpmctl.data.labels import CLASSES, COLOURS, SHAPES
+from ddpmctl.diffusion.schedules import Schedule
+from ddpmctl.engine.answers import Answers
+from ddpmctl.engine.sweeps import SweepPoint
+from ddpmctl.evaluator.misses import confusion, recall
+from ddpmctl.report.figures import COLOURS as PALETTE
+from ddpmctl.report.figures import DASHES, MARKERS, save_figure
+
+NEAR_ZERO = 1e-3  # terminal SNR up to which x_T passes for pure noise
+HATCHES = ("", "///", "...")
+WRITTEN_FROM = 0.05  # shares below this are left to their shade
+
+
+def save_class_bars(path: Path, answers: Mapping[str, Answers], title: str) -> Path:
+    """Write the share of requests met for each class, by colour and shape, over all condition files."""
+    flat, requested = _together(answers)
+    counts = recall(flat, requested)["class"]
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for number, shape in enumerate(SHAPES):
+        places, heights, sizes = [], [], []
+        for index, colour in enumerate(COLOURS):
+            hits, asked = counts.get(f"{colour} {shape}", (0, 0))
+            places.append(index + (number - 1) * 0.28)
+            heights.append(hits / asked if asked else 0.0)
+            sizes.append(asked)
+        bars = axis.bar(places, heights, width=0.26, color=PALETTE[number], hatch=HATCHES[number], edgecolor="black", linewidth=0.5, label=shape)
+        axis.bar_label(bars, [f"{100 * h:.0f}" if n else "-" for h, n in zip(heights, sizes, strict=True)], fontsize=7, padding=1)
+    hits, asked = sum(h for h, _ in counts.values()), sum(n for _, n in counts.values())
+    axis.axhline(hits / asked, color="black", linewidth=1, linestyle=":", label=f"all: {hits / asked:.3f}")
+    axis.set_xticks(range(len(COLOURS)), COLOURS)
+    axis.set(ylim=(0, 1.1), ylabel="requests met (bars: %)", title=title)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return save_figure(path, figure)
+
+
+def save_confusion(path: Path, answers: Mapping[str, Answers], title: str) -> Path:
+    """Write the 24 x 24 table of what is shown in pictures that ask for each class."""
+    table = np.array(confusion(*_together(answers)))
+    figure = Figure(figsize=(9.4, 8.4), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(table, cmap="Greys", vmin=0, vmax=1)
+    for (row, column), value in np.ndenumerate(table):
+        if value >= WRITTEN_FROM:
+            axis.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=6.5, color="white" if value > 0.55 else "black")
+    axis.set_xticks(range(len(CLASSES)), CLASSES, rotation=90, fontsize=8)
+    axis.set_yticks(range(len(CLASSES)), CLASSES, fontsize=8)
+    for edge in range(len(COLOURS), len(CLASSES), len(COLOURS)):
+        axis.axhline(edge - 0.5, color=PALETTE[1], linewidth=0.8)
+        axis.axvline(edge - 0.5, color=PALETTE[1], linewidth=0.8)
+    axis.set(xlabel="shown", ylabel="requested", title=title)
+    figure.colorbar(image, ax=axis, shrink=0.6, label="share of the pictures that ask for the class (from 5 %: in %)")
+    return save_figure(path, figure)
+
+
+def save_schedules(path: Path, schedules: Mapping[str, Schedule]) -> Path:
+    """Write beta, alpha_bar and log-SNR over t / T, with a warning where training never sees pure noise, or noise comes and goes."""
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    axes = figure.subplots(1, 3)
+    for number, (name, schedule) in enumerate(schedules.items()):
+        t = np.arange(1, schedule.timesteps + 1) / schedule.timesteps
+        style = {"color": PALETTE[number % len(PALETTE)], "linestyle": DASHES[number % len(DASHES)]}
+        label = "; ".join([name, *schedule_warnings(schedule)])
+        for axis, values in zip(axes, (schedule.beta, schedule.alpha_bar, schedule.log_snr), strict=True):
+            axis.plot(t, values[1:], label=label, **style)
+    for axis, title in zip(axes, ("beta", "alpha_bar", "log-SNR"), strict=True):
+        axis.set(title=title, xlabel="t / T")
+        axis.grid(alpha=0.3)
+    axes[0].set_yscale("log")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=1, frameon=False, fontsize=9)
+    return save_figure(path, figure)
+
+
+def schedule_warnings(schedule: Schedule) -> list[str]:
+    """Return what is unsound about a schedule, in words."""
+    warnings = []
+    if schedule.terminal_snr > NEAR_ZERO:
+        warnings.append(f"ends at sqrt(alpha_bar_T) = {schedule.signal[-1]:.3f}: sampling starts from noise that training never saw")
+    turns = int((np.diff(np.sign(np.diff(schedule.beta[1:]))) != 0).sum())
+    if turns > 1:
+        warnings.append("beta goes up and down")
+    return warnings
+
+
+def save_sweep(path: Path, setting: str, series: Mapping[str, Sequence[SweepPoint]]) -> Path:
+    """Write accuracy with its interval against a sampling setting; against network calls where the setting is the number of steps."""
+    by_calls = setting == "steps"
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axis = figure.subplots()
+    for number, (name, points) in enumerate(series.items()):
+        x = [point.nfe if by_calls else float(str(point.value)) for point in points]
+        y = [point.accuracy.estimate for point in points]
+        errors = [[p.accuracy.estimate - p.accuracy.low for p in points], [p.accuracy.high - p.accuracy.estimate for p in points]]
+        style: Any = {"color": PALETTE[number % len(PALETTE)], "linestyle": DASHES[number % len(DASHES)], "marker": MARKERS[number % len(MARKERS)]}
+        axis.errorbar(x, y, yerr=errors, capsize=3, markersize=5, label=name, **style)
+        axis.plot(x, [point.exact for point in points], linewidth=1, alpha=0.6, markersize=4, markerfacecolor="none", label=f"{name}: exact match", **style)
+    axis.set(xlabel="network calls an image" if by_calls else setting.replace("_", " "), ylabel="pooled accuracy, 95 % interval", ylim=(0, 1.02))
+    if by_calls:
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:.0f}")
+    axis.grid(alpha=0.3)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return save_figure(path, figure)
+
+
+def _together(answers: Mapping[str, Answers]) -> tuple[torch.Tensor, list[tuple[str, ...]]]:
+    return torch.cat([a.flat for a in answers.values()]), [labels for a in answers.values() for labels in a.requested]

@@ -1,0 +1,128 @@
+"""Results as one self-contained HTML file: tables that sort, figures, pictures with hits and misses marked, settings and hashes."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from ddpmctl import __version__
+from ddpmctl.data.labels import CLASSES
+from ddpmctl.engine.answers import Answers
+from ddpmctl.evaluator.scores import THRESHOLD
+from ddpmctl.files import atomic_write
+from ddpmctl.report.tables import Table
+
+
+@dataclass(frozen=True)
+class PageFigure:
+    """A figure with its caption, which also stands for it where pictures cannot be seen."""
+
+    file: Path
+    caption: str
+
+    @property
+    def source(self) -> str:
+        """The figure as a data URI."""
+        kind = "svg+xml" if self.file.suffix == ".svg" else "png"
+        return f"data:image/{kind};base64,{base64.b64encode(self.file.read_bytes()).decode()}"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A label under a picture: whether it was asked for, whether it is shown, and how sure the classifier is of it."""
+
+    label: str
+    asked: bool
+    shown: bool
+    probability: float
+
+    @property
+    def sign(self) -> str:
+        """Hit, miss or extra, as a sign that needs no colour."""
+        return "✓" if self.asked and self.shown else "✗" if self.asked else "+"
+
+    @property
+    def kind(self) -> str:
+        """The same as a word."""
+        return "hit" if self.asked and self.shown else "miss" if self.asked else "extra"
+
+
+@dataclass(frozen=True)
+class Card:
+    """A picture as a data URI, with what the classifier says of each object asked for or shown."""
+
+    source: str
+    marks: Sequence[Mark]
+
+    @property
+    def right(self) -> bool:
+        """Whether all that was asked for is shown, and nothing else."""
+        return all(mark.kind == "hit" for mark in self.marks)
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The first picture of each condition of a file, by one checkpoint."""
+
+    title: str
+    cards: Sequence[Card]
+
+    @property
+    def right(self) -> int:
+        """How many pictures are right."""
+        return sum(card.right for card in self.cards)
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the page shows, from top to bottom.
+
+    Attributes:
+        facts: settings and hashes by section.
+    """
+
+    title: str
+    sentences: Sequence[str]
+    tables: Sequence[Table]
+    figures: Sequence[PageFigure] = ()
+    galleries: Sequence[Gallery] = ()
+    facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+def write_page(path: Path, page: Page) -> Path:
+    """Write the page; every text in it is escaped, whatever file it came from."""
+    environment = Environment(loader=PackageLoader("ddpmctl.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    text = environment.get_template("page.html.j2").render(page=page, version=__version__)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def galleries(name: str, answers: Mapping[str, Answers]) -> Iterator[Gallery]:
+    """Yield a gallery for each condition file of a checkpoint."""
+    for file, found in answers.items():
+        cards = [
+            Card(_data_uri(picture), _marks(labels, outputs))
+            for labels, picture, outputs in zip(found.conditions, found.pictures, found.probabilities[:, 0], strict=True)
+        ]
+        yield Gallery(f"{name}: {file}", cards)
+
+
+def _marks(labels: Sequence[str], outputs: npt.NDArray[np.float32]) -> list[Mark]:
+    shown = {name for name, value in zip(CLASSES, outputs, strict=True) if value > THRESHOLD}
+    listed = [*labels, *sorted(shown - set(labels))]
+    return [Mark(label, label in labels, label in shown, float(outputs[CLASSES.index(label)])) for label in listed]
+
+
+def _data_uri(picture: npt.NDArray[np.uint8]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0))).save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,92 @@
+"""What stands on the page of an evaluation, and on that of a comparison."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from ddpmctl import __version__
+from ddpmctl.diffusion.schedules import Schedule, make_schedule
+from ddpmctl.engine.answers import Answers
+from ddpmctl.engine.evaluate import Task
+from ddpmctl.engine.events import Judged
+from ddpmctl.engine.verdicts import Verdict
+from ddpmctl.report.evaluation_figures import save_class_bars, save_confusion, save_schedules
+from ddpmctl.report.page import Gallery, Page, PageFigure, galleries, write_page
+from ddpmctl.report.tables import Table, breakdown_tables
+
+GALLERIES = 6  # checkpoints whose pictures are shown: each is some 300 KB a condition file
+
+
+def write_evaluation_page(
+    path: Path, rows: Sequence[Judged], best: int, names: Sequence[str], table: Table, sentences: Sequence[str], task: Task
+) -> Path:
+    """Write an evaluation's page: all checkpoints in one table, and the best one's breakdown, figures and pictures."""
+    chosen = rows[best]
+    tables = [table, *(replace(part, title=f"{names[best]}: {part.title}") for part in breakdown_tables(chosen.answers))]
+    with tempfile.TemporaryDirectory() as folder:
+        figures = evaluation_figures(Path(folder), chosen, names[best])
+        page = Page("Evaluation", sentences, tables, figures, _galleries([names[best]], [chosen]), facts(rows, names, task))
+        return write_page(path, page)
+
+
+def write_comparison_page(
+    path: Path, verdict: Verdict, tables: Sequence[Table], figures: Sequence[PageFigure], warnings: Sequence[str], task: Task
+) -> Path:
+    """Write a comparison's page: the verdict in words, its tables and figures, and the pictures of each arm's first checkpoint."""
+    rows = [row for arm in verdict.arms for row in arm.rows]
+    names = [f"{arm.name}, {row.path.name}" for arm in verdict.arms for row in arm.rows]
+    with tempfile.TemporaryDirectory() as folder:
+        more = [
+            PageFigure(
+                save_class_bars(Path(folder) / f"classes-{number}.png", arm.rows[0].answers, arm.name).with_suffix(".svg"),
+                f"Requests met by class: {arm.name} (its first checkpoint)",
+            )
+            for number, arm in enumerate(verdict.arms)
+        ]
+        more.append(_schedules(Path(folder), rows))
+        shown = [*verdict.sentences(), *warnings]
+        pictures = _galleries([arm.name for arm in verdict.arms], [arm.rows[0] for arm in verdict.arms])
+        return write_page(path, Page("Comparison", shown, tables, [*figures, *more], pictures, facts(rows, names, task)))
+
+
+def evaluation_figures(folder: Path, row: Judged, name: str) -> list[PageFigure]:
+    """Write the figures of one checkpoint as PNG and SVG and return them."""
+    return [
+        PageFigure(save_class_bars(folder / "classes.png", row.answers, name).with_suffix(".svg"), f"Requests met by class: {name}"),
+        PageFigure(save_confusion(folder / "confusion.png", row.answers, name).with_suffix(".svg"), f"What is shown where each class is asked for: {name}"),
+        _schedules(folder, [row]),
+    ]
+
+
+def facts(rows: Sequence[Judged], names: Sequence[str], task: Task) -> dict[str, dict[str, str]]:
+    """Return the exact settings and hashes of an evaluation, by section."""
+    answers: Mapping[str, Answers] = rows[0].answers
+    found = {
+        "Evaluation": {
+            "evaluator": f"{task.evaluator.name}, sha256 {task.evaluator.sha256}",
+            "conditions": ", ".join(f"{name} ({len(one.conditions)})" for name, one in answers.items()),
+            "images a condition": str(task.repeats),
+            "seed": str(task.seed),
+            "machine": f"{task.machine.device.type}, {task.machine.precision}",
+            "ddpmctl": __version__,
+        }
+    }
+    for row, name in zip(rows, names, strict=True):
+        settings = {f"{section}.{key}": str(value) for section, values in asdict(row.config).items() for key, value in values.items()}
+        found[name] = {"file": str(row.path), "sha256": row.sha256, "epoch": str(row.epoch), **settings}
+    return found
+
+
+def _galleries(names: Sequence[str], rows: Sequence[Judged]) -> list[Gallery]:
+    return [gallery for name, row in zip(names[:GALLERIES], rows, strict=False) for gallery in galleries(name, row.answers)]
+
+
+def _schedules(folder: Path, rows: Sequence[Judged]) -> PageFigure:
+    found: dict[str, Schedule] = {}
+    for row in rows:
+        diffusion = row.config.diffusion
+        found.setdefault(f"{diffusion.schedule}, T = {diffusion.timesteps}", make_schedule(diffusion))
+    return PageFigure(save_schedules(folder / "schedules.png", found).with_suffix(".svg"), f"Noise schedules: {'; '.join(found)}")

@@ -1,0 +1,206 @@
+"""Results as tables: for the terminal, as plain values, as CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ddpmctl.engine.verdicts import Finding, Verdict, arm_interval
+from ddpmctl.evaluator.misses import Misses, account_for, breakdown, recall
+from ddpmctl.files import atomic_write
+from ddpmctl.statistics.intervals import Interval, accuracy_interval
+
+if TYPE_CHECKING:
+    from ddpmctl.engine.answers import Answers
+    from ddpmctl.engine.evaluate import Task
+    from ddpmctl.engine.events import Failed, Judged
+    from ddpmctl.engine.selection import Selection
+    from ddpmctl.statistics.tallies import Tally
+
+MISS_WORDS = {
+    "swapped": "exchanged colours with another requested object",
+    "wrong_shape": "right colour, wrong shape",
+    "wrong_colour": "right shape, wrong colour",
+    "absent": "absent",
+    "extra": "extra: shown, and nobody asked for it",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table in words; the first column names the row."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+def with_interval(tally: Tally) -> str:
+    """Return an accuracy with its interval, such as ``0.9410 (0.905-0.966)``."""
+    return in_brackets(accuracy_interval(tally))
+
+
+def in_brackets(interval: Interval) -> str:
+    """Return an estimate with its interval in brackets."""
+    return f"{interval.estimate:.4f} ({interval.low:.3f}-{interval.high:.3f})"
+
+
+def verdict_tables(verdict: Verdict, title: str) -> Iterator[Table]:
+    """Yield the arms' accuracies, the differences of all pairs, and the effects of two crossed settings where there are such."""
+    pooled, files = " + ".join(verdict.files), list(verdict.arms[0].rows[0].answers)
+    rows = [
+        [arm.name, str(len(arm.rows)), *(in_brackets(arm_interval(arm, [name])) for name in files), in_brackets(arm_interval(arm, verdict.files))]
+        for arm in verdict.arms
+    ]
+    yield Table(title, ["arm", "training seeds", *files, pooled], rows, "95 % intervals over conditions")
+    for name, family in (("differences", [finding for _, _, finding in verdict.pairs]), ("effects of the two settings", list(verdict.effects))):
+        if family:
+            lines = [[f.name, *_in_points(f.contrast.interval), f"{f.contrast.p:.4f}", f"{f.p_adjusted:.4f}"] for f in family]
+            yield Table(f"{name}, points of accuracy on {pooled}", ["", "points", "from", "to", "p", "p (Holm)"], lines)
+
+
+def _in_points(interval: Interval) -> list[str]:
+    return [f"{100 * value:+.1f}" for value in (interval.estimate, interval.low, interval.high)]
+
+
+def write_latex(path: Path, tables: Sequence[Table]) -> None:
+    """Write tables as LaTeX for the booktabs package."""
+    parts = []
+    for table in tables:
+        rows = ["\\toprule", _latex_row(table.columns), "\\midrule", *map(_latex_row, table.rows), "\\bottomrule"]
+        columns = "l" + "r" * (len(table.columns) - 1)
+        begin = ["\\begin{table}", "\\centering", f"\\caption{{{_latex(table.title)}}}", f"\\begin{{tabular}}{{{columns}}}"]
+        parts.append("\n".join([*begin, *rows, "\\end{tabular}", "\\end{table}"]))
+    with atomic_write(path) as temporary:
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(map(_latex, cells)) + " \\\\"
+
+
+def _latex(text: str) -> str:
+    """Return text with the characters that LaTeX reads as commands made harmless."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", **{c: "\\" + c for c in "&%$#_{}"}}
+    return "".join(special.get(character, character) for character in text)
+
+
+def write_table_csv(path: Path, table: Table) -> None:
+    """Write one table as CSV."""
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([table.columns, *table.rows])
+
+
+def breakdown_tables(answers: Mapping[str, Answers]) -> Iterator[Table]:
+    """Yield tables over all condition files together: by number of objects, shared colours, colour, shape and class, and the misses."""
+    flat, requested = torch.cat([a.flat for a in answers.values()]), [labels for a in answers.values() for labels in a.requested]
+    for aspect, parts in breakdown(flat, requested).items():
+        lines = [[name, str(s.images), f"{s.accuracy:.4f}", f"{s.exact_match:.4f}"] for name, s in parts.items()]
+        yield Table(f"by {aspect}", [aspect, "images", "accuracy", "exact"], lines)
+    for aspect, counts in recall(flat, requested).items():
+        lines = [[name, str(n), f"{hits / n:.4f}"] for name, (hits, n) in counts.items()]
+        yield Table(f"by {aspect}", [aspect, "requested", "found"], lines)
+    account = account_for(flat, requested)
+    labels = sum(map(len, requested))
+    lines = [[MISS_WORDS[name], str(count), f"{count / labels:.4f}"] for name, count in asdict(account).items()]
+    title = f"the {account.missed} requested objects that are not shown, and others"
+    yield Table(title, ["what is shown instead", "objects", "of those requested"], lines)
+
+
+def as_dict(
+    rows: Sequence[Judged], failures: Sequence[Failed], task: Task, trained: Mapping[str, int], selection: Selection | None
+) -> dict[str, Any]:
+    """Return an evaluation as plain values, as ``--json`` writes it."""
+    return {
+        "evaluator": {"name": task.evaluator.name, "sha256": task.evaluator.sha256},
+        "device": task.machine.device.type,
+        "precision": task.machine.precision,
+        "seed": task.seed,
+        "repeats": task.repeats,
+        "conditions": {name: {"count": len(sets), "in_training": trained.get(name)} for name, sets in task.conditions.items()},
+        "checkpoints": [
+            {
+                "path": str(row.path), "sha256": row.sha256, "epoch": row.epoch, "loss": row.loss, "recorded": row.recorded,
+                "sampling": asdict(row.sampling),
+                "scores": {name: _file_as_dict(answers) for name, answers in row.answers.items()},
+            }
+            for row in rows
+        ],
+        "selection": None if selection is None else {
+            "path": str(selection.best.path), "chosen_by": selection.choosing, "confirmed": asdict(selection.confirming),
+            "difference": selection.confirming.estimate - selection.choosing,
+        },
+        "failed": [{"path": str(failure.path), "reason": failure.reason} for failure in failures],
+    }  # fmt: skip
+
+
+def _file_as_dict(answers: Answers) -> dict[str, Any]:
+    interval, flat, requested = accuracy_interval(answers.tally), answers.flat, answers.requested
+    misses: Misses = answers.misses
+    by = {aspect: {name: s.to_dict() for name, s in parts.items()} for aspect, parts in breakdown(flat, requested).items()}
+    by |= {
+        aspect: {name: {"hits": hits, "labels": n, "accuracy": hits / n} for name, (hits, n) in counts.items()}
+        for aspect, counts in recall(flat, requested).items()
+    }
+    return {**answers.score.to_dict(), "interval": [interval.low, interval.high], "by": by, "misses": asdict(misses)}
+
+
+def verdict_as_dict(verdict: Verdict, task: Task) -> dict[str, Any]:
+    """Return a comparison as plain values, as ``--json`` writes it."""
+
+    def finding(found: Finding) -> dict[str, Any]:
+        spread = {key: None if math.isnan(value) else value for key, value in asdict(found.contrast.spread).items()}  # NaN is no JSON
+        return {
+            "name": found.name, **asdict(found.contrast.interval), "p": found.contrast.p, "p_adjusted": found.p_adjusted, "told": found.told,
+            "detectable": found.contrast.spread.detectable(), "spread": spread,
+        }  # fmt: skip
+
+    return {
+        "evaluator": {"name": task.evaluator.name, "sha256": task.evaluator.sha256},
+        "seed": task.seed,
+        "repeats": task.repeats,
+        "files": list(verdict.files),
+        "arms": [
+            {
+                "name": arm.name, "settings": dict(arm.settings), "checkpoints": [{"path": str(row.path), "sha256": row.sha256} for row in arm.rows],
+                "scores": {name: asdict(arm_interval(arm, [name])) for name in arm.rows[0].answers}, "pooled": asdict(arm_interval(arm, verdict.files)),
+            }
+            for arm in verdict.arms
+        ],
+        "pairs": [finding(found) for _, _, found in verdict.pairs],
+        "effects": [finding(found) for found in verdict.effects],
+        "sentences": list(verdict.sentences()),
+    }  # fmt: skip
+
+
+def write_json(path: Path, result: Mapping[str, Any]) -> None:
+    """Write results as JSON, whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, result: Mapping[str, Any]) -> None:
+    """Write an evaluation as CSV, a row for each checkpoint and condition file."""
+    rows = [
+        {
+            "path": row["path"], "epoch": row["epoch"], "loss": row["loss"], "conditions": name,
+            **{key: value for key, value in score.items() if key not in ("interval", "by", "misses")},
+            "low": score["interval"][0], "high": score["interval"][1], **score["misses"], "recorded": row["recorded"].get(name),
+            **row["sampling"], "seed": result["seed"], "repeats": result["repeats"], "precision": result["precision"],
+            "evaluator": result["evaluator"]["sha256"],
+        }
+        for row in result["checkpoints"]
+        for name, score in row["scores"].items()
+    ]  # fmt: skip
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else ["path"])
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,1 @@
+"""What scores are worth: intervals, comparisons and choices that respect how few images there are."""

@@ -1,0 +1,197 @@
+"""Differences between arms that were judged on the same conditions and the same noise.
+
+An arm is one checkpoint or several, alike in all but the seed of their training. A contrast is a
+weighted sum of the arms' accuracies: (1, -1) a difference, (1, -1, -1, 1) / 2 an interaction of two factors.
+Two things make it uncertain, and both enter: which conditions were asked for (and which images each was given), and
+which seeds were trained with.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ddpmctl.statistics.distributions import t_quantile
+from ddpmctl.statistics.intervals import DRAWS, LEVEL, Interval, resamples, widened_percentiles
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ddpmctl.statistics.tallies import Tally
+
+POWER = 0.8
+MOST_REPEATS = 1000
+MOST_SEEDS = 100
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Where a contrast's squared standard error comes from.
+
+    Attributes:
+        conditions: the part that only more conditions make smaller.
+        images: the part that shrinks with the images a condition; NaN where there is one image a condition and it cannot be told apart.
+        seeds: the part that shrinks with the training seeds an arm; 0 where no arm has two.
+        repeats: images a condition.
+        df: degrees of freedom of the conditions.
+        seeds_df: degrees of freedom of ``seeds``; 0 where no arm has two.
+    """
+
+    conditions: float
+    images: float
+    seeds: float
+    repeats: int
+    df: int
+    seeds_df: int
+
+    def error(self, repeats: int | None = None, more_seeds: float = 1.0) -> float:
+        """Return the standard error, as it is, or at another number of images or at ``more_seeds`` times the training seeds."""
+        images = 0.0 if math.isnan(self.images) else self.images * self.repeats / (repeats or self.repeats)
+        return math.sqrt(self.conditions + images + self.seeds / more_seeds)
+
+    def detectable(self, repeats: int | None = None, more_seeds: float = 1.0) -> float:
+        """Return the difference that a test at 5 % finds in 80 of 100 comparisons."""
+        quantiles = t_quantile((1 + LEVEL) / 2, self._total_df()) + t_quantile(POWER, self._total_df())
+        return quantiles * self.error(repeats, more_seeds)
+
+    def repeats_for(self, difference: float) -> int | None:
+        """Return the fewest images a condition that show a difference in 80 of 100 comparisons; None where no number does."""
+        if math.isnan(self.images) or self.detectable(MOST_REPEATS) > difference:
+            return None
+        low, high = 0, MOST_REPEATS  # low is too few, high is enough
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.detectable(middle) <= difference else (middle, high)
+        return high
+
+    def seeds_for(self, difference: float, now: int) -> int | None:
+        """Return the fewest training seeds an arm that show a difference in 80 of 100 comparisons, at the images as they are; None where no number does.
+
+        Args:
+            difference: in accuracy.
+            now: training seeds an arm, of the arm that has the fewest.
+        """
+        return next((seeds for seeds in range(now, MOST_SEEDS + 1) if self.detectable(more_seeds=seeds / now) <= difference), None)
+
+    def _total_df(self) -> float:
+        """Return Satterthwaite's degrees of freedom of the sum."""
+        rest = self.conditions + (0.0 if math.isnan(self.images) else self.images)
+        parts = rest**2 / self.df + (self.seeds**2 / self.seeds_df if self.seeds_df else 0.0)
+        return (rest + self.seeds) ** 2 / parts if parts else float(self.df)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A weighted sum of accuracies, its interval, and the probability of one as large were there none."""
+
+    interval: Interval
+    p: float
+    spread: Spread
+
+    @property
+    def estimate(self) -> float:
+        """The weighted sum itself."""
+        return self.interval.estimate
+
+
+def contrast(arms: Sequence[Sequence[Tally]], weights: Sequence[float], *, seed: int = 0, level: float = LEVEL) -> Contrast:
+    """Return a contrast of arms.
+
+    Args:
+        arms: the checkpoints of each arm, all on the same conditions with the same number of images.
+        weights: one an arm, summing to 0.
+        seed: of the resampling; equal seeds give equal answers.
+        level: confidence of the interval.
+
+    The interval is a bootstrap over conditions, the p-value that of flipping the sign of each condition's difference
+    (Fisher's randomisation test), both after an error with the spread of the training seeds (Student's t) is added to each draw.
+
+    Raises:
+        ValueError: arms that were not judged alike, or weights that do not fit them.
+    """
+    labels = _common_labels(arms, weights)
+    count, total = len(labels), float(labels.sum())
+    used = [(weight, arm) for weight, arm in zip(weights, arms, strict=True) if weight]
+    per_image = sum(weight * np.mean([tally.hits for tally in arm], axis=0) for weight, arm in used)  # (conditions, repeats)
+    gaps = np.asarray(per_image).mean(axis=1)
+    estimate = float(gaps.sum() / total)
+    spread = _spread(np.asarray(per_image), labels, used)
+    counts = resamples(count, seed)
+    noise = math.sqrt(spread.seeds) * _student(spread.seeds_df, seed) if spread.seeds else 0.0
+    low, high = widened_percentiles((counts @ gaps) / (counts @ labels) + noise, count, level)
+    flipped = np.abs(_signs(count, seed) @ gaps / total + noise)
+    as_large = int((flipped >= abs(estimate) - 1e-12).sum())  # equal sums in another order differ by rounding
+    return Contrast(Interval(estimate, low, high), (1 + as_large) / (1 + len(flipped)), spread)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for having made several comparisons (Holm 1979): each is compared with 5 % as it stands."""
+    adjusted, highest = [0.0] * len(p), 0.0
+    for rank, index in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def _common_labels(arms: Sequence[Sequence[Tally]], weights: Sequence[float]) -> NDArray[np.int64]:
+    tallies = [tally for arm in arms for tally in arm]
+    if len(weights) != len(arms) or abs(sum(weights)) > 1e-9 or not any(weights) or not all(arms):
+        raise ValueError("a contrast needs one weight an arm, not all zero, summing to zero, and a checkpoint in each arm")
+    first = tallies[0]
+    if any(t.hits.shape != first.hits.shape or not np.array_equal(t.labels, first.labels) for t in tallies):
+        raise ValueError("arms must be judged on the same conditions with the same number of images")
+    return first.labels
+
+
+def _spread(per_image: NDArray[np.float64], labels: NDArray[np.int64], arms: Sequence[tuple[float, Sequence[Tally]]]) -> Spread:
+    count, repeats = per_image.shape
+    total = float(labels.sum())
+    gaps = per_image.mean(axis=1)
+    # Linearised ratio: a condition's part in the error of sum(gaps) / sum(labels).
+    parts = gaps - gaps.sum() / total * labels
+    whole = float((parts**2).sum()) * count / max(count - 1, 1) / total**2
+    images = float(per_image.var(axis=1, ddof=1).sum()) / repeats / total**2 if repeats > 1 else math.nan
+    conditions = max(0.0, whole - images) if repeats > 1 else whole
+    if repeats > 1:
+        images = whole - conditions  # so that they sum to what was seen
+    degrees = sum(len(arm) - 1 for _, arm in arms)
+    seeds = 0.0
+    if degrees:
+        within = sum(float(np.var([t.accuracy for t in arm], ddof=1)) * (len(arm) - 1) for _, arm in arms if len(arm) > 1) / degrees
+        # Seeds' mean accuracies also differ by the images they were scored on, which is counted above.
+        within = max(0.0, within - _residual(arms, degrees, total))
+        seeds = within * sum(weight**2 / len(arm) for weight, arm in arms)
+    return Spread(conditions, images, seeds, repeats, max(count - 1, 1), degrees)
+
+
+def _residual(arms: Sequence[tuple[float, Sequence[Tally]]], degrees: int, total: float) -> float:
+    """Return the variance of a checkpoint's accuracy that comes from its own answers to the conditions, given its arm and seed."""
+    squares = 0.0
+    for _, arm in arms:
+        hits = np.stack([tally.mean_hits for tally in arm])  # (seeds, conditions)
+        labels = arm[0].labels
+        own = hits - hits.sum(axis=1, keepdims=True) / total * labels  # without the seed's mean
+        own = own - own.mean(axis=0)  # without the condition's
+        squares += float((own**2).sum())
+    count = len(arms[0][1][0].labels)
+    return squares * count / max(count - 1, 1) / degrees / total**2
+
+
+@functools.lru_cache(maxsize=8)
+def _signs(conditions: int, seed: int) -> NDArray[np.float64]:
+    rng = np.random.default_rng([seed, 1, conditions])
+    signs = rng.integers(0, 2, size=(DRAWS, conditions)).astype(np.float64) * 2 - 1
+    signs.setflags(write=False)
+    return signs
+
+
+@functools.lru_cache(maxsize=8)
+def _student(df: int, seed: int) -> NDArray[np.float64]:
+    draws: NDArray[np.float64] = np.random.default_rng([seed, 2, df]).standard_t(df, size=DRAWS)
+    draws.setflags(write=False)
+    return draws

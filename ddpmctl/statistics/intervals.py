@@ -1,0 +1,74 @@
+"""Intervals by the bootstrap over conditions (Efron 1979; the cluster bootstrap of Davison & Hinkley 1997, section 3.8).
+
+A condition is drawn whole, with all its images and all their labels, so what belongs together stays
+together and an image's labels are not taken for independent ones.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ddpmctl.statistics.distributions import NORMAL, t_quantile
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ddpmctl.statistics.tallies import Tally
+
+DRAWS = 10_000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and the limits between which the truth lies with the stated confidence."""
+
+    estimate: float
+    low: float
+    high: float
+
+    def __contains__(self, value: float) -> bool:
+        """Tell whether a value lies between the limits."""
+        return self.low <= value <= self.high
+
+
+@functools.lru_cache(maxsize=8)
+def resamples(conditions: int, seed: int, draws: int = DRAWS) -> NDArray[np.float64]:
+    """Return how often each draw contains each condition: (draws, conditions), rows summing to ``conditions``."""
+    rng = np.random.default_rng([seed, 0, conditions])
+    counts = rng.multinomial(conditions, np.full(conditions, 1 / conditions), size=draws).astype(np.float64)
+    counts.setflags(write=False)
+    return counts
+
+
+def accuracy_interval(tally: Tally, *, seed: int = 0, level: float = LEVEL) -> Interval:
+    """Return the pooled accuracy with the interval in which that of all such conditions lies.
+
+    Percentiles of the bootstrap, widened for few conditions (Hesterberg 2015, section 5.3). Where every
+    condition was met, or none, there is nothing to resample and the limit is the exact binomial one for that many conditions.
+    """
+    accuracy, count = tally.accuracy, tally.conditions
+    if accuracy in (0.0, 1.0):
+        far = ((1 - level) / 2) ** (1 / count)
+        return Interval(accuracy, far, 1.0) if accuracy else Interval(accuracy, 0.0, 1 - far)
+    counts = resamples(count, seed)
+    drawn = (counts @ tally.mean_hits) / (counts @ tally.labels)
+    low, high = widened_percentiles(drawn, count, level)
+    return Interval(accuracy, low, high)
+
+
+def widened_percentiles(drawn: NDArray[np.float64], count: int, level: float = LEVEL) -> tuple[float, float]:
+    """Return the percentiles of bootstrap draws that stand for ``level``.
+
+    A bootstrap of n clusters is too narrow by sqrt((n - 1) / n) and by what t has over the normal distribution.
+    """
+    if count < 2:
+        return -math.inf, math.inf
+    tail = NORMAL.cdf(math.sqrt(count / (count - 1)) * t_quantile((1 - level) / 2, count - 1))
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return float(low), float(high)

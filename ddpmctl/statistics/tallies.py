@@ -1,0 +1,62 @@
+"""What was counted: requested labels found, image by image, kept apart by condition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Tally:
+    """The hits of one checkpoint.
+
+    Attributes:
+        hits: (conditions, repeats), requested labels found in each image.
+        labels: (conditions,), labels that each condition requests, at least 1.
+    """
+
+    hits: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        """Check the shapes: ValueError where hits and labels do not belong together."""
+        if self.hits.ndim != 2 or self.labels.shape != self.hits.shape[:1] or not self.hits.size:
+            raise ValueError(f"hits {self.hits.shape} and labels {self.labels.shape} do not belong together")
+        if (self.labels < 1).any() or (self.hits < 0).any() or (self.hits > self.labels[:, None]).any():
+            raise ValueError("hits must lie between 0 and the labels requested")
+
+    @property
+    def conditions(self) -> int:
+        """The number of conditions."""
+        return len(self.labels)
+
+    @property
+    def repeats(self) -> int:
+        """Images a condition."""
+        return int(self.hits.shape[1])
+
+    @property
+    def accuracy(self) -> float:
+        """Hits over labels, all images pooled."""
+        return float(self.hits.sum() / (self.labels.sum() * self.repeats))
+
+    @property
+    def mean_hits(self) -> NDArray[np.float64]:
+        """Hits of each condition, averaged over its images: (conditions,)."""
+        mean: NDArray[np.float64] = self.hits.mean(axis=1)
+        return mean
+
+    def part(self, chosen: slice) -> Tally:
+        """Return the tally of some of the repeats."""
+        return Tally(self.hits[:, chosen], self.labels)
+
+
+def joined(tallies: Sequence[Tally]) -> Tally:
+    """Return one tally over the conditions of several files; repeats must agree."""
+    return Tally(np.concatenate([tally.hits for tally in tallies]), np.concatenate([tally.labels for tally in tallies]))

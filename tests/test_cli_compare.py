@@ -1,0 +1,154 @@
+"""compare through the real command line: what is recorded, and the verdict."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from .conftest import ddpmctl, size, train
+
+
+class TestRecorded:
+    @pytest.fixture
+    def report_folders(self, tmp_path: Path) -> tuple[Path, Path]:
+        """Two folders whose only record is their file names, with the report's figures at 400 and 399."""
+        folders = []
+        recorded = {"gelu": [(395, 0.5, 0.55), (400, 0.5555555555555556, 0.6190476190476191)], "relu": [(394, 0.6, 0.5), (399, 0.5416666, 0.619)]}
+        for name, rows in recorded.items():
+            folders.append(tmp_path / name)
+            folders[-1].mkdir()
+            for epoch, test, new_test in rows:
+                (folders[-1] / f"epoch{epoch}_{test}_{new_test}.pth").write_bytes(b"weights are not looked at")
+        return folders[0], folders[1]
+
+    def test_report_style_folders(self, report_folders: tuple[Path, Path], tmp_path: Path) -> None:
+        result = ddpmctl("compare", *report_folders, "--at-epoch", 400, "--last", 2, "--recorded", "-o", tmp_path / "c.png")
+        assert result.exit_code == 0, result.output
+        test_table = result.stdout.split("accuracy on new_test")[0]
+        gelu, relu = (next(line for line in test_table.splitlines() if re.match(rf"\W*{name}", line)) for name in ("gelu", "relu"))
+        assert [float(x) for x in re.findall(r"\d\.\d{4}", gelu)] == pytest.approx([0.5556, 0.5556, 0.5556, 0.5278, 0.0393])
+        assert [float(x) for x in re.findall(r"\d\.\d{4}", relu)] == pytest.approx([0.5417, 0.5417, 0.6, 0.5708, 0.0412])
+        assert "0.5417 (399)" in relu
+        assert "0.6000 (394)" in relu
+        assert "single draws" in result.stderr
+        assert size(tmp_path / "c.png")[0] > 900
+
+    def test_settings_that_differ_and_no_others(self, run: Path, tmp_path: Path) -> None:
+        other = train(tmp_path, "--epochs", 1, "--lr", "0.0005", "--seed", 3, scenes=2)
+        result = ddpmctl("compare", run, other, "--recorded", "-o", tmp_path / "c.png")
+        assert result.exit_code == 0, result.output
+        settings = result.stdout.split("accuracy on test")[0]
+        assert re.findall(r"^\W*(lr|epochs|seed|width|act)\b", settings, re.M) == ["epochs", "lr"]
+        assert "at epoch 1" in result.stdout
+
+    def test_refusals(self, run: Path, tmp_path: Path) -> None:
+        for arguments, expected in (((run,), "two or more"), ((run, run), "named twice"), ((run, tmp_path), "no .pth checkpoint")):
+            result = ddpmctl("compare", *arguments, "-o", tmp_path / "c.png")
+            assert result.exit_code == 2
+            assert expected in result.stderr
+        assert not (tmp_path / "c.png").exists()
+
+
+@pytest.fixture(scope="module")
+def crossed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, int], Path]:
+    """Two activations by two schedules, the first cell's row with two training seeds."""
+    folder = tmp_path_factory.mktemp("crossed")
+    cells = [(act, schedule, 0) for act in ("gelu", "relu") for schedule in ("linear", "cosine")] + [("gelu", "linear", 1), ("relu", "linear", 1)]
+    return {
+        (act, schedule, seed): train(folder, "--epochs", 1, "--act", act, "--schedule", schedule, "--seed", seed) for act, schedule, seed in cells
+    }
+
+
+class TestVerdict:
+    def test_training_seeds_are_replicates_of_one_arm(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
+        runs = [crossed[act, "linear", seed] for act in ("gelu", "relu") for seed in (0, 1)]
+        outputs = {name: tmp_path / f"v.{name}" for name in ("json", "csv", "latex", "html")}
+        written = [part for name, file in outputs.items() for part in (f"--{name}", file)]
+        result = ddpmctl("compare", *runs, "--repeats", 2, *written, "-o", tmp_path / "c.png")
+        assert result.exit_code == 0, result.output
+        found = json.loads(outputs["json"].read_text())
+        assert {arm["name"]: len(arm["checkpoints"]) for arm in found["arms"]} == {"act=gelu": 2, "act=relu": 2}
+        (pair,) = found["pairs"]
+        gelu, relu = (arm["pooled"]["estimate"] for arm in found["arms"])
+        assert pair["estimate"] == pytest.approx(gelu - relu)
+        assert pair["low"] <= pair["estimate"] <= pair["high"]
+        assert pair["spread"]["seeds_df"] == 2
+        assert found["sentences"][0] in result.stdout.replace("\n", " ") or found["sentences"][0] in " ".join(result.stdout.split())
+        with outputs["csv"].open() as file:
+            assert [row["points"] for row in csv.DictReader(file)] == [f"{100 * pair['estimate']:+.1f}"]
+        assert outputs["latex"].read_text().count(r"\begin{tabular}") == 2
+        assert "act=gelu" in outputs["html"].read_text()
+        assert size(tmp_path / "c-verdict.png")[0] > 1000
+        assert (tmp_path / "c-verdict.svg").read_text().startswith("<?xml")
+
+    def test_two_crossed_settings_have_main_effects_and_an_interaction(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
+        runs = [crossed[act, schedule, 0] for act in ("gelu", "relu") for schedule in ("linear", "cosine")]
+        result = ddpmctl("compare", *runs, "--repeats", 1, "--json", tmp_path / "v.json", "-o", tmp_path / "c.png")
+        assert result.exit_code == 0, result.output
+        found = json.loads((tmp_path / "v.json").read_text())
+        assert len(found["pairs"]) == 6
+        scores = {(arm["settings"]["act"], arm["settings"]["schedule"]): arm["pooled"]["estimate"] for arm in found["arms"]}
+        act, schedule, interaction = (effect["estimate"] for effect in found["effects"])
+        cells = [scores[key] for key in (("gelu", "cosine"), ("gelu", "linear"), ("relu", "cosine"), ("relu", "linear"))]
+        assert act == pytest.approx((cells[0] + cells[1] - cells[2] - cells[3]) / 2)
+        assert schedule == pytest.approx((cells[0] - cells[1] + cells[2] - cells[3]) / 2)
+        assert interaction == pytest.approx(cells[0] - cells[1] - cells[2] + cells[3])
+        assert "another training seed" in " ".join(result.stdout.split())
+
+    def test_a_checkpoint_is_sampled_once(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
+        pair = (crossed["gelu", "linear", 0], crossed["relu", "linear", 0])
+        asked = ("compare", *pair, "--repeats", 2, "--seed", 5, "-o", tmp_path / "c.png")
+        assert "sampling" in ddpmctl(*asked).stderr
+        assert "sampling" not in ddpmctl(*asked).stderr
+        evaluated = ddpmctl("evaluate", pair[0], "--repeats", 2, "--seed", 5)
+        assert "1 of 1 from kept results" in evaluated.stdout
+
+    def test_pictures_made_in_different_ways_are_not_compared_unless_told_to(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
+        other = train(tmp_path, "--epochs", 1, "--act", "relu", "--sampler", "ddim", "--steps", 3)
+        asked = ("compare", crossed["gelu", "linear", 0], other, "--repeats", 1, "-o", tmp_path / "c.png")
+        refused = ddpmctl(*asked)
+        assert refused.exit_code == 2
+        assert "sampler ddpm against ddim" in refused.stderr
+        recorded = ddpmctl(*asked, "--recorded")
+        assert recorded.exit_code == 2
+        assert "sampler ddpm against ddim" in recorded.stderr
+        assert ddpmctl(*asked, "--anyway").exit_code == 0
+        assert ddpmctl(*asked, "--sampler", "ddim", "--steps", 3).exit_code == 0
+
+    def test_checkpoints_alone_carry_what_a_verdict_needs(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
+        """Files without a run about them and without scores in their names: their own settings say which are replicates."""
+        files = []
+        for act in ("gelu", "relu"):
+            for seed in (0, 1):
+                (found,) = (crossed[act, "linear", seed] / "checkpoints").glob("*.pth")
+                files.append(shutil.copy(found, tmp_path / f"{act}{seed}.pth"))
+        result = ddpmctl("compare", *files, "--repeats", 2, "--json", tmp_path / "v.json", "-o", tmp_path / "c.png")
+        assert result.exit_code == 0, result.output
+        arms = json.loads((tmp_path / "v.json").read_text())["arms"]
+        assert {arm["name"]: len(arm["checkpoints"]) for arm in arms} == {"act=gelu": 2, "act=relu": 2}
+        assert "no table of what was recorded" in result.stderr
+
+    def test_where_no_weights_load_what_is_recorded_stands_without_a_verdict(self, tmp_path: Path) -> None:
+        for name in ("gelu", "relu"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "epoch5_0.5_0.6.pth").write_bytes(b"torn")
+        result = ddpmctl("compare", tmp_path / "gelu", tmp_path / "relu", "-o", tmp_path / "c.png")
+        assert result.exit_code == 0, result.output
+        assert "no verdict: the weights of fewer than two arms load" in result.stderr
+        assert "0.6000" in result.stdout
+
+    def test_runs_that_differ_in_nothing_but_their_seed_are_one_arm(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
+        result = ddpmctl("compare", crossed["gelu", "linear", 0], crossed["gelu", "linear", 1], "--repeats", 1, "-o", tmp_path / "c.png")
+        assert result.exit_code == 0, result.output
+        assert "no verdict: the runs differ in nothing but their seed" in result.stderr
+
+    def test_forms_of_the_verdict_do_not_go_with_recorded(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
+        pair = (crossed["gelu", "linear", 0], crossed["relu", "linear", 0])
+        result = ddpmctl("compare", *pair, "--recorded", "--html", tmp_path / "v.html", "-o", tmp_path / "c.png")
+        assert result.exit_code == 2
+        assert re.search(r"--html.*--recorded", result.stderr)

@@ -1,0 +1,95 @@
+"""The page in a real browser: it opens without a network and without errors, sorts, filters, and fits the window in light and dark.
+
+Needs a Chromium on the PATH and the package playwright, which ``.ci/run`` installs; skipped, and said so, elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import ddpmctl, train
+
+CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+playwright = pytest.importorskip("playwright.sync_api", reason="the browser test needs the package playwright (see .ci/run)")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the browser test needs Chromium on the PATH (see .ci/run)")
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("browser")
+    runs = [train(folder, "--epochs", 2, "--act", act, "--seed", seed) for act in ("gelu", "relu") for seed in (0, 1)]
+    result = ddpmctl("compare", *runs, "--repeats", 2, "--html", folder / "report.html", "-o", folder / "c.png")
+    assert result.exit_code == 0, result.output
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=["light", "dark"])
+def page(request: pytest.FixtureRequest, browser: Any, page_file: Path) -> Iterator[Any]:
+    context = browser.new_context(viewport={"width": 1100, "height": 800}, color_scheme=request.param, offline=True)
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda made: problems.append(made.url) if not made.url.startswith(("file:", "data:")) else None)
+    page.goto(page_file.as_uri())
+    yield page
+    if folder := os.environ.get("PAGE_SCREENSHOTS"):
+        page.screenshot(path=str(Path(folder) / f"page-{request.param}.png"), full_page=True)
+    assert not problems
+    context.close()
+
+
+def test_a_click_on_a_heading_sorts_and_a_second_one_turns_it_round(page: Any) -> None:
+    table = page.locator("table").nth(0)
+    head, cells = table.locator("th button").nth(2), table.locator("tbody tr td:nth-child(3)")
+    for direction in (1, -1):
+        head.click()
+        values = [float(text.split()[0]) for text in cells.all_inner_texts()]
+        assert len(values) == 2
+        assert values == sorted(values)[::direction]
+    assert table.locator("th").nth(2).get_attribute("aria-sort") == "descending"
+
+
+def test_the_box_leaves_only_pictures_with_a_fault(page: Any) -> None:
+    right, wrong = page.locator("details[open] .card.right"), page.locator("details[open] .card:not(.right)")
+    before = wrong.count()
+    page.locator("#only-wrong").check()
+    assert all(not right.nth(index).is_visible() for index in range(right.count()))
+    assert before > 0
+    assert all(wrong.nth(index).is_visible() for index in range(before))
+
+
+def test_every_picture_is_drawn_and_nothing_runs_off_the_window(page: Any) -> None:
+    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    assert page.evaluate("[...document.images].length") > 100
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def test_text_can_be_read_on_its_ground(page: Any) -> None:
+    """Contrast of at least 4.5 to 1 (WCAG 2.1, AA) for the text and for hits and misses."""
+    script = """selector => {
+      const rgb = text => text.match(/[\\d.]+/g).slice(0, 3).map(Number);
+      const light = colour => { const [r, g, b] = rgb(colour).map(v => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+      const element = document.querySelector(selector);
+      let ground = element; while (getComputedStyle(ground).backgroundColor === 'rgba(0, 0, 0, 0)') ground = ground.parentElement;
+      const [a, b] = [light(getComputedStyle(element).color), light(getComputedStyle(ground).backgroundColor)].sort((x, y) => y - x);
+      return (a + 0.05) / (b + 0.05); }"""
+    for selector in ("body", ".note", ".card .miss", ".card .hit", ".card .extra"):
+        if page.locator(selector).count():
+            assert page.evaluate(script, selector) >= 4.5, selector

@@ -1,0 +1,252 @@
+"""Intervals, verdicts and choices: closed forms, and simulations in which the truth is known."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from ddpmctl.statistics.contrasts import contrast, holm
+from ddpmctl.statistics.distributions import incomplete_beta, t_cdf, t_quantile
+from ddpmctl.statistics.intervals import accuracy_interval
+from ddpmctl.statistics.selection import chosen
+from ddpmctl.statistics.tallies import Tally, joined
+
+# Distributions
+
+
+@pytest.mark.parametrize("p", [0.6, 0.9, 0.975, 0.9995])
+def test_t_quantiles_have_the_closed_forms_of_one_and_two_degrees_of_freedom(p: float) -> None:
+    assert t_quantile(p, 1) == pytest.approx(math.tan(math.pi * (p - 0.5)), rel=1e-9)
+    assert t_quantile(p, 2) == pytest.approx((2 * p - 1) / math.sqrt(2 * p * (1 - p)), rel=1e-9)
+    assert t_quantile(1 - p, 2) == pytest.approx(-t_quantile(p, 2), rel=1e-9)
+
+
+@pytest.mark.parametrize(("df", "value"), [(4, 2.7764451052), (31, 2.0395134464), (63, 1.9983405425), (math.inf, 1.9599639845)])
+def test_t_quantiles_agree_with_tables(df: float, value: float) -> None:
+    assert t_quantile(0.975, df) == pytest.approx(value, abs=1e-8)
+
+
+def test_t_is_centred_and_symmetric() -> None:
+    assert t_quantile(0.5, 7) == 0
+    assert t_cdf(0.0, 7) == pytest.approx(0.5)
+    assert t_cdf(-1.3, 7) + t_cdf(1.3, 7) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("x", [0.05, 0.5, 0.93])
+def test_incomplete_beta_of_whole_numbers_is_a_binomial_tail(x: float) -> None:
+    a, b = 3, 5
+    tail = sum(math.comb(a + b - 1, k) * x**k * (1 - x) ** (a + b - 1 - k) for k in range(a, a + b))
+    assert incomplete_beta(a, b, x) == pytest.approx(tail, rel=1e-12)
+
+
+# Tallies
+
+
+def test_accuracy_pools_labels_and_joins_files() -> None:
+    one = Tally(np.array([[1, 0], [3, 2]]), np.array([1, 3]))
+    other = Tally(np.array([[2, 2]]), np.array([2]))
+    assert one.accuracy == 6 / 8
+    assert joined([one, other]).accuracy == 10 / 12
+    assert one.part(slice(0, 1)).accuracy == 4 / 4
+
+
+@pytest.mark.parametrize("hits", [[[2], [1]], [[-1], [1]], [[1, 1]], np.zeros((2, 0), dtype=int)])
+def test_a_tally_that_cannot_be_is_refused(hits: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="hits"):
+        Tally(np.array(hits), np.array([1, 1]))
+
+
+# Intervals and tests against closed forms
+
+
+def test_an_interval_is_the_same_each_time_and_contains_its_estimate() -> None:
+    tally = World(seed=5).tallies(np.random.default_rng(0), arms=1, repeats=3)[0][0]
+    first, again, other = (accuracy_interval(tally, seed=s) for s in (3, 3, 4))
+    assert first == again
+    assert first != other
+    assert first.low < first.estimate < first.high
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_where_every_condition_is_alike_the_limit_is_the_exact_binomial_one(value: int) -> None:
+    interval = accuracy_interval(Tally(np.full((20, 4), value), np.ones(20, dtype=int)))
+    far = 0.025 ** (1 / 20)
+    assert (interval.low, interval.high) == pytest.approx((far, 1) if value else (0, 1 - far))
+
+
+def test_a_wide_bootstrap_agrees_with_the_t_interval_of_many_equal_clusters() -> None:
+    rng = np.random.default_rng(1)
+    hits = rng.binomial(3, 0.5, size=(400, 2))
+    interval, rates = accuracy_interval(Tally(hits, np.full(400, 3))), hits.mean(axis=1) / 3
+    half = t_quantile(0.975, 399) * rates.std(ddof=1) / math.sqrt(400)
+    assert interval.low == pytest.approx(rates.mean() - half, abs=half * 0.05)
+    assert interval.high == pytest.approx(rates.mean() + half, abs=half * 0.05)
+
+
+def test_the_p_value_is_that_of_all_sign_flips() -> None:
+    gaps = np.array([2, 1, 2, 1, -1, 1, 2, 0, 1])
+    labels = np.full(9, 2)
+    first, second = Tally(np.maximum(gaps, 0)[:, None], labels), Tally(np.maximum(-gaps, 0)[:, None], labels)
+    flips = [abs(sum(s * g for s, g in zip(signs, gaps, strict=True))) for signs in itertools.product((1, -1), repeat=9)]
+    exact = np.mean([value >= abs(gaps.sum()) for value in flips])
+    assert contrast([[first], [second]], [1, -1]).p == pytest.approx(exact, abs=0.008)  # 10,000 of the flips
+
+
+def test_arms_that_answer_alike_differ_by_nothing() -> None:
+    tally = World(seed=5).tallies(np.random.default_rng(0), arms=1, repeats=3)[0][0]
+    same = contrast([[tally], [tally]], [1, -1])
+    assert (same.estimate, same.interval.low, same.interval.high, same.p) == (0, 0, 0, 1)
+
+
+def test_holm_multiplies_the_smallest_most_and_keeps_the_order() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_an_interaction_is_the_difference_of_differences() -> None:
+    labels = np.full(50, 10)
+    cells = [[Tally(np.full((50, 2), hits), labels)] for hits in (9, 5, 6, 4)]
+    assert contrast(cells, [1, -1, -1, 1]).estimate == pytest.approx((0.9 - 0.5) - (0.6 - 0.4))
+
+
+def test_arms_judged_unlike_are_refused() -> None:
+    labels = np.array([1, 2])
+    one, more = Tally(np.array([[1], [2]]), labels), Tally(np.array([[1, 1], [2, 2]]), labels)
+    with pytest.raises(ValueError, match="same conditions"):
+        contrast([[one], [more]], [1, -1])
+    with pytest.raises(ValueError, match="weight"):
+        contrast([[one], [one]], [1, 1])
+
+
+def test_only_images_and_seeds_that_are_there_twice_are_told_apart() -> None:
+    world, rng = World(seed=7, seeds=0.05), np.random.default_rng(2)
+    single = contrast(world.tallies(rng, arms=2, repeats=1), [1, -1]).spread
+    assert math.isnan(single.images)
+    assert single.repeats_for(0.1) is None
+    assert (single.seeds, single.seeds_df) == (0, 0)
+    several = contrast(world.tallies(rng, arms=2, repeats=4, replicates=3), [1, -1]).spread
+    assert several.seeds_df == 4
+    assert several.error(repeats=8) < several.error() < several.error(repeats=2)
+    assert several.error() ** 2 == pytest.approx(several.conditions + several.images + several.seeds)
+
+
+def test_more_repeats_are_advised_for_smaller_differences_and_none_where_none_help() -> None:
+    spread = contrast(World(seed=3).tallies(np.random.default_rng(4), arms=2, repeats=4), [1, -1]).spread
+    large, small = spread.repeats_for(0.2), spread.repeats_for(0.12)
+    assert large is not None
+    assert small is not None
+    assert large < small
+    assert spread.detectable(small) <= 0.12 < spread.detectable(small - 1)
+    assert spread.repeats_for(0.001) is None
+
+
+# Simulations
+
+
+@dataclass(frozen=True)
+class World:
+    """Conditions of differing difficulty, arms that find some of them easier than others, images with luck of their own.
+
+    Attributes:
+        effect: by which the logits of the first arm exceed the second's.
+        seeds: standard deviation between training seeds, of their logits.
+    """
+
+    seed: int = 0
+    conditions: int = 64
+    ease: float = 0.9
+    difficulty: float = 1.3
+    taste: float = 0.5
+    luck: float = 0.8
+    effect: float = 0.0
+    seeds: float = 0.0
+
+    def chances(self, rng: np.random.Generator, arms: int, repeats: int, replicates: int, conditions: int) -> np.ndarray:
+        """Return the chance of each label: (arms, replicates, conditions, repeats)."""
+        logit = self.ease + self.difficulty * rng.normal(size=(1, 1, conditions, 1)) + self.taste * rng.normal(size=(arms, 1, conditions, 1))
+        logit = logit + self.effect * (np.arange(arms) == 0).reshape(-1, 1, 1, 1) + self.seeds * rng.normal(size=(arms, replicates, 1, 1))
+        return 1 / (1 + np.exp(-(logit + self.luck * rng.normal(size=(arms, replicates, conditions, repeats)))))
+
+    def tallies(self, rng: np.random.Generator, *, arms: int, repeats: int, replicates: int = 1) -> list[list[Tally]]:
+        labels = rng.integers(1, 4, size=self.conditions)
+        hits = rng.binomial(labels[:, None], self.chances(rng, arms, repeats, replicates, self.conditions))
+        return [[Tally(one, labels) for one in arm] for arm in hits]
+
+    def truth(self) -> np.ndarray:
+        """Return the accuracy of each of two arms over all conditions, images and seeds."""
+        chances = self.chances(np.random.default_rng(99), 2, 1, 1, 400_000) if not self.seeds else np.concatenate(
+            [self.chances(np.random.default_rng(s), 2, 1, 1, 2_000) for s in range(400)], axis=2)  # fmt: skip
+        return chances.mean(axis=(1, 2, 3))
+
+
+def with_difference(points: float, **settings: float) -> World:
+    """Return the world in which the first arm is better by so much."""
+    low, high = 0.0, 3.0
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        better, worse = World(**settings, effect=middle).truth()
+        low, high = (middle, high) if better - worse < points else (low, middle)
+    return World(**settings, effect=high)
+
+
+@pytest.mark.parametrize("replicates", [1, 3])
+def test_where_there_is_no_difference_one_is_called_in_at_most_six_of_a_hundred(replicates: int) -> None:
+    world, rng = World(seeds=0.2 if replicates > 1 else 0.0), np.random.default_rng(10)
+    called = [contrast(world.tallies(rng, arms=2, repeats=2, replicates=replicates), [1, -1]).p < 0.05 for _ in range(2000)]
+    assert np.mean(called) <= 0.06
+
+
+def test_of_three_equal_arms_some_pair_is_called_in_at_most_six_of_a_hundred() -> None:
+    world, rng, called = World(), np.random.default_rng(11), 0
+    for _ in range(1000):
+        arms = world.tallies(rng, arms=3, repeats=2)
+        called += min(holm([contrast([arms[i], arms[j]], [1, -1]).p for i, j in ((0, 1), (0, 2), (1, 2))])) < 0.05
+    assert called / 1000 <= 0.06
+
+
+def test_ten_points_are_found_with_as_many_repeats_as_were_advised() -> None:
+    """Three images a condition are made first; the advice drawn from them is followed."""
+    world, rng, found, advised = with_difference(0.10, taste=0.3, luck=2.5, conditions=48), np.random.default_rng(12), [], []
+    for _ in range(1000):
+        labels = rng.integers(1, 4, size=world.conditions)
+        hits = rng.binomial(labels[:, None], world.chances(rng, 2, 60, 1, world.conditions))
+        first, second = (Tally(arm[0], labels) for arm in hits)
+        pilot = contrast([[first.part(slice(0, 3))], [second.part(slice(0, 3))]], [1, -1])
+        advised.append(pilot.spread.repeats_for(0.10) or 3)  # where no number is enough, nothing is added
+        images = slice(0, min(advised[-1], 60))
+        found.append(contrast([[first.part(images)], [second.part(images)]], [1, -1]).p < 0.05)
+    assert np.mean(found) >= 0.78
+    assert np.median(advised) >= 5  # so that the advice was needed
+
+
+@pytest.mark.parametrize(("ease", "repeats"), [(0.9, 1), (0.9, 4), (2.5, 4)])
+def test_intervals_of_an_accuracy_cover_the_truth_as_often_as_they_say(ease: float, repeats: int) -> None:
+    world, rng = World(ease=ease), np.random.default_rng(13)
+    truth = float(world.truth()[0])
+    covered = [truth in accuracy_interval(world.tallies(rng, arms=1, repeats=repeats)[0][0]) for _ in range(2000)]
+    assert 0.93 <= np.mean(covered) <= 0.97
+
+
+@pytest.mark.parametrize("replicates", [1, 3])
+def test_intervals_of_a_difference_cover_the_truth_as_often_as_they_say(replicates: int) -> None:
+    world, rng = World(effect=0.6, seeds=0.25 if replicates > 1 else 0.0), np.random.default_rng(14)
+    better, worse = world.truth()
+    covered = [better - worse in contrast(world.tallies(rng, arms=2, repeats=2, replicates=replicates), [1, -1]).interval for _ in range(2000)]
+    assert 0.93 <= np.mean(covered) <= 0.97
+
+
+def test_the_best_of_sixty_equals_is_reported_without_the_luck_that_chose_it() -> None:
+    world, rng = World(taste=0.0), np.random.default_rng(15)
+    truth, naive, reported = float(world.truth()[0]), [], []
+    for _ in range(300):
+        sweep = [arm[0] for arm in world.tallies(rng, arms=60, repeats=2)]
+        best = chosen([tally.part(slice(0, 1)) for tally in sweep])
+        naive.append(sweep[best].part(slice(0, 1)).accuracy)
+        reported.append(sweep[best].part(slice(1, 2)).accuracy)
+    assert abs(np.mean(reported) - truth) < 0.005
+    assert np.mean(naive) - truth > 0.05
