@@ -145,6 +145,19 @@ def test_more_repeats_are_advised_for_smaller_differences_and_none_where_none_he
     assert spread.repeats_for(0.001) is None
 
 
+def test_more_training_seeds_are_advised_where_their_spread_is_what_hides_a_difference() -> None:
+    labels = np.full(60, 20)
+    arms = [[Tally(np.full((60, 2), hits), labels) for hits in arm] for arm in ((12, 13, 14), (12,))]  # 0.60, 0.65, 0.70 against 0.60
+    spread = contrast(arms, [1, -1]).spread
+    assert spread.one_seed == pytest.approx(0.05**2)
+    assert spread.seeds == pytest.approx(0.05**2 * (1 / 3 + 1))
+    seeds = spread.seeds_for(0.05)
+    assert seeds is not None
+    by_hand = [(t_quantile(0.975, 2 * (k - 1)) + t_quantile(0.8, 2 * (k - 1))) * 0.05 * math.sqrt(2 / k) for k in (seeds, seeds - 1)]
+    assert by_hand[0] <= 0.05 < by_hand[1]
+    assert spread.repeats_for(0.05) is None
+
+
 # Simulations
 
 

@@ -173,10 +173,9 @@ def _advice(first: Arm, second: Arm, finding: Finding) -> str:
         return f"{points} need --repeats {repeats} (here {spread.repeats})"
     if spread.repeats == 1:
         return f"what {points} need is told from --repeats 2 on"
-    fewest = min(len(first.rows), len(second.rows))
-    seeds = spread.seeds_for(WORTH_SEEING, fewest)
-    if spread.seeds_df and seeds is not None:
-        return f"{points} need {seeds} training seeds an arm (here {fewest})"
+    seeds = spread.seeds_for(WORTH_SEEING) if spread.seeds_df else None
+    if seeds is not None:
+        return f"{points} need {seeds} training seeds in each arm (here {len(first.rows)} and {len(second.rows)})"
     return f"no number of repeats shows {points} on these conditions: take more conditions" + (" and training seeds" if spread.seeds_df else "")
 
 

@@ -157,7 +157,8 @@ def verdict_as_dict(verdict: Verdict, task: Task) -> dict[str, Any]:
     """Return a comparison as plain values, as ``--json`` writes it."""
 
     def finding(found: Finding) -> dict[str, Any]:
-        spread = {key: None if math.isnan(value) else value for key, value in asdict(found.contrast.spread).items()}  # NaN is no JSON
+        parts = asdict(found.contrast.spread)
+        spread = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in parts.items()}  # NaN is no JSON
         return {
             "name": found.name, **asdict(found.contrast.interval), "p": found.contrast.p, "p_adjusted": found.p_adjusted, "told": found.told,
             "detectable": found.contrast.spread.detectable(), "spread": spread,

@@ -40,6 +40,8 @@ class Spread:
         repeats: images a condition.
         df: degrees of freedom of the conditions.
         seeds_df: degrees of freedom of ``seeds``; 0 where no arm has two.
+        weights: the squared weight of each arm that takes part.
+        one_seed: variance between the training seeds of an arm, the images they were scored on left out.
     """
 
     conditions: float
@@ -48,16 +50,18 @@ class Spread:
     repeats: int
     df: int
     seeds_df: int
+    weights: tuple[float, ...] = ()
+    one_seed: float = 0.0
 
-    def error(self, repeats: int | None = None, more_seeds: float = 1.0) -> float:
-        """Return the standard error, as it is, or at another number of images or at ``more_seeds`` times the training seeds."""
+    def error(self, repeats: int | None = None, seeds: int | None = None) -> float:
+        """Return the standard error, as it is, or with another number of images a condition or of training seeds an arm."""
         images = 0.0 if math.isnan(self.images) else self.images * self.repeats / (repeats or self.repeats)
-        return math.sqrt(self.conditions + images + self.seeds / more_seeds)
+        return math.sqrt(self.conditions + images + self._seeds(seeds)[0])
 
-    def detectable(self, repeats: int | None = None, more_seeds: float = 1.0) -> float:
+    def detectable(self, repeats: int | None = None, seeds: int | None = None) -> float:
         """Return the difference that a test at 5 % finds in 80 of 100 comparisons."""
-        quantiles = t_quantile((1 + LEVEL) / 2, self._total_df()) + t_quantile(POWER, self._total_df())
-        return quantiles * self.error(repeats, more_seeds)
+        df = self._total_df(seeds)
+        return (t_quantile((1 + LEVEL) / 2, df) + t_quantile(POWER, df)) * self.error(repeats, seeds)
 
     def repeats_for(self, difference: float) -> int | None:
         """Return the fewest images a condition that show a difference in 80 of 100 comparisons; None where no number does."""
@@ -69,20 +73,25 @@ class Spread:
             low, high = (low, middle) if self.detectable(middle) <= difference else (middle, high)
         return high
 
-    def seeds_for(self, difference: float, now: int) -> int | None:
-        """Return the fewest training seeds an arm that show a difference in 80 of 100 comparisons, at the images as they are; None where no number does.
+    def seeds_for(self, difference: float) -> int | None:
+        """Return the fewest training seeds in each arm that show a difference in 80 of 100 comparisons; None where no number does.
 
-        Args:
-            difference: in accuracy.
-            now: training seeds an arm, of the arm that has the fewest.
+        The images stay as they are, and the conditions' part too, though more networks would make it somewhat smaller.
         """
-        return next((seeds for seeds in range(now, MOST_SEEDS + 1) if self.detectable(more_seeds=seeds / now) <= difference), None)
+        return next((seeds for seeds in range(2, MOST_SEEDS + 1) if self.detectable(seeds=seeds) <= difference), None)
 
-    def _total_df(self) -> float:
+    def _seeds(self, seeds: int | None) -> tuple[float, int]:
+        """Return the training seeds' part and its degrees of freedom, with so many in each arm."""
+        if seeds is None:
+            return self.seeds, self.seeds_df
+        return self.one_seed * sum(self.weights) / seeds, len(self.weights) * (seeds - 1)
+
+    def _total_df(self, seeds: int | None = None) -> float:
         """Return Satterthwaite's degrees of freedom of the sum."""
         rest = self.conditions + (0.0 if math.isnan(self.images) else self.images)
-        parts = rest**2 / self.df + (self.seeds**2 / self.seeds_df if self.seeds_df else 0.0)
-        return (rest + self.seeds) ** 2 / parts if parts else float(self.df)
+        part, df = self._seeds(seeds)
+        parts = rest**2 / self.df + (part**2 / df if df else 0.0)
+        return (rest + part) ** 2 / parts if parts else float(self.df)
 
 
 @dataclass(frozen=True)
@@ -160,13 +169,14 @@ def _spread(per_image: NDArray[np.float64], labels: NDArray[np.int64], arms: Seq
     if repeats > 1:
         images = whole - conditions  # so that they sum to what was seen
     degrees = sum(len(arm) - 1 for _, arm in arms)
-    seeds = 0.0
+    squared = tuple(weight**2 for weight, _ in arms)
+    seeds, one_seed = 0.0, 0.0
     if degrees:
         within = sum(float(np.var([t.accuracy for t in arm], ddof=1)) * (len(arm) - 1) for _, arm in arms if len(arm) > 1) / degrees
         # Seeds' mean accuracies also differ by the images they were scored on, which is counted above.
-        within = max(0.0, within - _residual(arms, degrees, total))
-        seeds = within * sum(weight**2 / len(arm) for weight, arm in arms)
-    return Spread(conditions, images, seeds, repeats, max(count - 1, 1), degrees)
+        one_seed = max(0.0, within - _residual(arms, degrees, total))
+        seeds = one_seed * sum(weight**2 / len(arm) for weight, arm in arms)
+    return Spread(conditions, images, seeds, repeats, max(count - 1, 1), degrees, squared, one_seed)
 
 
 def _residual(arms: Sequence[tuple[float, Sequence[Tally]]], degrees: int, total: float) -> float:
