@@ -28,13 +28,13 @@ def save_verdict_figure(path: Path, verdict: Verdict) -> Path:
         _bars(left, intervals, places, COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)], file, 1.0)
     left.set_yticks(range(len(verdict.arms)), [_wrapped(f"{arm.name}\n{_seeds(len(arm.rows))}") for arm in verdict.arms])
     left.set(xlabel="accuracy, 95 % interval", ylim=(len(verdict.arms) - 0.5, -0.5))
-    left.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.25 / (1 + 0.08 * lines)), ncols=len(files))
+    left.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.3 / (1 + 0.08 * lines)), ncols=len(files))
     for row, finding in enumerate(findings):
         colour = COLOURS[0] if finding.told else "#777777"
         _bars(right, [finding.contrast.interval], [row], colour, "o" if finding.told else "D", "", 100.0)
     right.axvline(0, color="black", linewidth=1, linestyle=":")
     right.set_yticks(range(len(findings)), [_wrapped(f"{finding.name}\n{_p(finding)}") for finding in findings])
-    right.set(xlabel=f"points of accuracy on {' + '.join(verdict.files)}, 95 % interval", ylim=(len(findings) - 0.5, -0.5))
+    right.set(xlabel=f"points of accuracy, {' + '.join(verdict.files)}\n95 % interval", ylim=(len(findings) - 0.5, -0.5))
     for axis in (left, right):
         axis.grid(alpha=0.3, axis="x")
         axis.tick_params(labelsize=9)
