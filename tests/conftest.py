@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from ddpmctl.cli.app import app
@@ -54,3 +55,10 @@ def size(path: Path) -> tuple[int, int]:
     """Return an image's width and height in pixels."""
     with Image.open(path) as image:
         return image.size
+
+
+def batch(count: int = 2, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Return images, multi-hot labels and times in (0, 1) for a network."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = (torch.rand((count, 24), generator=rng) < 0.3).float()
+    return torch.randn((count, 3, 64, 64), generator=rng), labels, torch.linspace(0.2, 0.9, count)

@@ -195,6 +195,15 @@ class TestEvaluate:
         assert ddpmctl(*asked, "guidance=0,1").exit_code == 0
         with (tmp_path / "s.csv").open() as file:
             assert [(row["guidance"], row["network calls"]) for row in csv.DictReader(file)] == [("0.0", "6"), ("1.0", "12")]
+        for flag, value in (("--json", tmp_path / "s.json"), ("--html", tmp_path / "s.html"), ("--grid", tmp_path / "grid")):
+            refused = ddpmctl(*asked, "steps=2", flag, value)
+            assert refused.exit_code == 2
+            assert flag in refused.stderr
+            assert not value.exists()
+        (tmp_path / "broken.pth").write_bytes(b"torn")
+        partly = ddpmctl(*asked, "steps=2,3", "--", tmp_path / "broken.pth")
+        assert partly.exit_code == 3
+        assert "1 of 2 checkpoints" in partly.stderr
         for wrong in ("steps", "sampler=ddim,ddpm", "steps=two", "steps=0"):
             refused = ddpmctl(*asked, wrong)
             assert refused.exit_code == 2

@@ -114,6 +114,7 @@ class TestVerdict:
         refused = ddpmctl(*asked)
         assert refused.exit_code == 2
         assert "sampler ddpm against ddim" in refused.stderr
+        assert "sampling" not in refused.stderr  # said before any picture is made
         recorded = ddpmctl(*asked, "--recorded")
         assert recorded.exit_code == 2
         assert "sampler ddpm against ddim" in recorded.stderr

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,9 @@ from ddpmctl.errors import UsageError
 from ddpmctl.files import cannot_write
 
 if TYPE_CHECKING:
+    from ddpmctl.engine.answers import LabelSet
     from ddpmctl.engine.checkpoint import Checkpoint
+    from ddpmctl.engine.evaluate import Task
     from ddpmctl.engine.generate import Painter
     from ddpmctl.evaluator.classifiers import Evaluator
 
@@ -66,6 +69,51 @@ def prepare_output(path: Path, flag: str, *, folder: bool) -> None:
         probe.unlink()
     except OSError as error:
         raise UsageError(f"{flag}: {cannot_write(target, error)}") from None
+
+
+def prepare_files(files: Mapping[str, Path | None]) -> None:
+    """Make the folders of the files to write, given by flag, before any work is done for them; '-' is stdout.
+
+    Raises:
+        UsageError: one cannot be written to, or two flags name one file.
+    """
+    named: dict[Path, str] = {}
+    for flag, file in files.items():
+        if file is None or str(file) == "-":
+            continue
+        if (other := named.setdefault(file.resolve(), flag)) != flag:
+            raise UsageError(f"{other} and {flag}: both name {file}, and one would overwrite the other")
+        prepare_output(file, flag, folder=False)
+
+
+def ready_task(
+    conditions: Mapping[str, Sequence[LabelSet]], evaluator: Path | None, data: Path | None, given: Given, *, seed: int, repeats: int
+) -> Task:
+    """Return what every checkpoint is to be put through, with the evaluator loaded and the machine chosen.
+
+    Raises:
+        UsageError, DataError: the evaluator or a machine setting cannot be used.
+    """
+    from ddpmctl.engine.evaluate import Task
+    from ddpmctl.engine.machine import make_machine
+    from ddpmctl.evaluator.classifiers import load_evaluator
+
+    machine = make_machine(Config().replace(**given.machine).machine)
+    return Task(conditions, load_evaluator(evaluator, data, machine.device), machine, seed, repeats, given.sampling, given.assumed)
+
+
+@dataclass(frozen=True)
+class Given:
+    """The settings that a person gave to a command that judges checkpoints, checked."""
+
+    sampling: dict[str, Value]
+    machine: dict[str, Value]
+    assumed: dict[str, Value]
+
+    @staticmethod
+    def of(given: dict[str, str], config_file: Path | None, assume: list[str] | None) -> Given:
+        """Return them from flags, environment and files; UsageError where one cannot be used."""
+        return Given(overrides(given, "sampling", config_file=config_file), overrides(given, "machine", config_file=config_file), assumed(assume))
 
 
 def chosen_checkpoint(named: Path | None, runs_dir: Path, assume: dict[str, Value], terminal: Terminal) -> Checkpoint:

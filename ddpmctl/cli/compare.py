@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import describe_evaluator, only_one_source, prepare_output
-from ddpmctl.cli.options import Assume, ConfigFile, Data, EvaluatorFile, Scenes, assumed, command, overrides
+from ddpmctl.cli.common import Given, describe_evaluator, only_one_source, prepare_files, ready_task
+from ddpmctl.cli.options import Assume, ConfigFile, Data, EvaluatorFile, Scenes, command
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.errors import UsageError
 
@@ -50,45 +50,25 @@ def compare(
     """
     only_one_source(data, scenes)
     terminal = Terminal()
-    changes, assumptions = overrides(given, "sampling", config_file=config), assumed(assume)
-    machine_settings = overrides(given, "machine", config_file=config)
+    chosen = Given.of(given, config, assume)
     outputs = Outputs(out, json_file, csv_file, latex, html)
     outputs.prepare(recorded=recorded)
-
-    from ddpmctl.engine.compare import NothingRecorded, refuse_unlike, short_names
-    from ddpmctl.engine.compare import compare as run
-
-    comparison: Comparison | None = None
-    try:
-        comparison = run(paths, at_epoch=at_epoch, last=last)
-    except NothingRecorded as error:
-        if recorded:
-            raise
-        terminal.warn(f"no table of what was recorded: {error}")
-    if comparison is not None:
-        if recorded and not anyway:
-            refuse_unlike(comparison)
-        _recorded(terminal, comparison, out)
+    comparison = _recorded(terminal, paths, at_epoch, last, out, alone=recorded, anyway=anyway)
     if recorded:
         return
 
-    from ddpmctl.config import Config
     from ddpmctl.data.dataset import load_conditions
-    from ddpmctl.engine.evaluate import Task
-    from ddpmctl.engine.machine import make_machine
+    from ddpmctl.engine.compare import short_names
     from ddpmctl.engine.verdicts import candidate, judge_arms
-    from ddpmctl.evaluator.classifiers import load_evaluator
 
-    machine = make_machine(Config().replace(**machine_settings).machine)
-    judge = load_evaluator(evaluator, data, machine.device)
-    task = Task(load_conditions(data, scenes=scenes).conditions, judge, machine, seed, repeats, changes, assumptions)
+    task = ready_task(load_conditions(data, scenes=scenes).conditions, evaluator, data, chosen, seed=seed, repeats=repeats)
     candidates = [candidate(path, name, at_epoch) for path, name in zip(paths, short_names(paths), strict=True)]
     arms = terminal.finish(judge_arms(candidates, task, anyway=anyway))
-    if len(arms) < 2:
+    if len(arms) > 1:
+        _conclude(terminal, comparison, arms, task, outputs)
+    else:
         reason = "the runs differ in nothing but their seed" if arms and len(arms[0].rows) > 1 else "the weights of fewer than two arms load"
         terminal.warn(f"no verdict: {reason}")
-        return
-    _conclude(terminal, comparison, arms, task, outputs)
 
 
 @dataclass(frozen=True)
@@ -103,19 +83,30 @@ class Outputs:
 
     def prepare(self, *, recorded: bool) -> None:
         """Make their folders before any work is done for them; refuse those of a verdict where there will be none."""
-        prepare_output(self.figure, "--out", folder=False)
-        for flag, file in (("--json", self.json), ("--csv", self.csv), ("--latex", self.latex), ("--html", self.html)):
+        files = {"--json": self.json, "--csv": self.csv, "--latex": self.latex, "--html": self.html}
+        for flag, file in files.items():
             if file and recorded:
                 raise UsageError(f"{flag}: holds the verdict, which --recorded leaves out")
-            if file:
-                prepare_output(file, flag, folder=False)
+        prepare_files({"--out": self.figure, **files})
 
 
-def _recorded(terminal: Terminal, comparison: Comparison, out: Path) -> None:
-    """Show what the runs themselves recorded."""
-    from ddpmctl.engine.compare import FILES
+def _recorded(
+    terminal: Terminal, paths: list[Path], at_epoch: int | None, last: int, out: Path, *, alone: bool, anyway: bool
+) -> Comparison | None:
+    """Show what the runs themselves recorded and return it; where it is not ``alone`` what is asked for, it may be missing."""
+    from ddpmctl.engine.compare import FILES, NothingRecorded, refuse_unlike
+    from ddpmctl.engine.compare import compare as run
     from ddpmctl.report.figures import save_comparison_figure
 
+    try:
+        comparison = run(paths, at_epoch=at_epoch, last=last)
+    except NothingRecorded as error:
+        if alone:
+            raise
+        terminal.warn(f"no table of what was recorded: {error}")
+        return None
+    if alone and not anyway:
+        refuse_unlike(comparison)
     for warning in comparison.warnings:
         terminal.warn(warning)
     if comparison.differing:
@@ -126,6 +117,7 @@ def _recorded(terminal: Terminal, comparison: Comparison, out: Path) -> None:
     for file in FILES:
         _table(terminal, comparison, file)
     terminal.result(f"figure: {save_comparison_figure(out, comparison)}")
+    return comparison
 
 
 def _conclude(terminal: Terminal, comparison: Comparison | None, arms: list[Arm], task: Task, outputs: Outputs) -> None:

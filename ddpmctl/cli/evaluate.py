@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import describe_evaluator, only_one_source, prepare_output
-from ddpmctl.cli.options import RUNS, Assume, ConfigFile, Data, EvaluatorFile, RunsDir, Scenes, assumed, command, overrides
+from ddpmctl.cli.common import Given, describe_evaluator, only_one_source, prepare_files, prepare_output, ready_task
+from ddpmctl.cli.options import RUNS, Assume, ConfigFile, Data, EvaluatorFile, RunsDir, Scenes, command
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Value, settings
 from ddpmctl.errors import DataError, UsageError
@@ -59,33 +59,28 @@ def evaluate(
     """
     only_one_source(data, scenes)
     terminal = Terminal()
-    changes, assumptions = overrides(given, "sampling", config_file=config), assumed(assume)
-    machine_settings = overrides(given, "machine", config_file=config)
+    chosen = Given.of(given, config, assume)
     outputs = Outputs(json_file, csv_file, latex, html, figures, grid)
+    varied = None if sweep is None else _varied(sweep, outputs, breakdown=breakdown)
     outputs.prepare()
-    varied = None if sweep is None else _varied(sweep)
 
-    from ddpmctl.config import Config
     from ddpmctl.data.dataset import load_conditions
-    from ddpmctl.engine.evaluate import Task
-    from ddpmctl.engine.machine import make_machine
-    from ddpmctl.evaluator.classifiers import load_evaluator
 
     known = load_conditions(data, scenes=scenes)
-    files = _conditions(conditions, known)
     checkpoints = _checkpoints(paths, runs_dir, terminal)
-    machine = make_machine(Config().replace(**machine_settings).machine)
-    task = Task(files, load_evaluator(evaluator, data, machine.device), machine, seed, repeats, changes, assumptions, grid, _titles(checkpoints))
+    task = ready_task(_conditions(conditions, known), evaluator, data, chosen, seed=seed, repeats=repeats)
+    task = replace(task, grids=grid, titles=_titles(checkpoints))
     if varied is not None:
-        _sweep(terminal, checkpoints, task, *varied, outputs)
-        return
-    rows, failures = _collect(terminal, checkpoints, task)
-    if rows:
-        _conclude(terminal, rows, failures, task, known, outputs, confirm=confirm, breakdown=breakdown)
-    elif outputs.json or outputs.csv:
-        outputs.write_values(terminal, [], failures, task, {}, None)
+        failures = _sweep(terminal, checkpoints, task, *varied, outputs)
+    else:
+        rows, failures = _collect(terminal, checkpoints, task)
+        if rows:
+            _conclude(terminal, rows, failures, task, known, outputs, confirm=confirm, breakdown=breakdown)
+        else:
+            outputs.write_values(terminal, [], failures, task, {}, None)
     if failures:
-        raise DataError(f"{len(failures)} of {len(checkpoints)} checkpoints could not be scored; the reasons stand above")
+        count = len({failure.path for failure in failures})
+        raise DataError(f"{count} of {len(checkpoints)} checkpoints could not be scored; the reasons stand above")
 
 
 @dataclass(frozen=True)
@@ -106,19 +101,18 @@ class Outputs:
 
     def prepare(self) -> None:
         """Make the folders before any work is done for them."""
-        if self.json and self.json == self.csv:
-            raise UsageError(f"--json and --csv: both name {self.json}, and one would overwrite the other")
         for flag, folder in (("--grid", self.grid), ("--figures", self.figures)):
             if folder:
                 prepare_output(folder, flag, folder=True)
-        for flag, file in (("--json", self.json), ("--csv", self.csv), ("--latex", self.latex), ("--html", self.html)):
-            if file and str(file) != "-":
-                prepare_output(file, flag, folder=False)
+        prepare_files({"--json": self.json, "--csv": self.csv, "--latex": self.latex, "--html": self.html})
 
     def write_values(
         self, terminal: Terminal, rows: list[Judged], failures: list[Failed], task: Task, trained: Mapping[str, int], selection: Selection | None
     ) -> None:
         """Write what is asked for as plain values."""
+        if not self.json and not self.csv:
+            return
+
         from ddpmctl.report.tables import as_dict, write_csv, write_json
 
         result = as_dict(rows, failures, task, trained, selection)
@@ -140,8 +134,9 @@ def _conclude(
 
     best = best_of(rows)
     selection = terminal.finish(confirmed(rows, task)) if confirm and len(rows) > 1 else None
-    table = _table(rows, task, best)
-    sentences = [_in_training(task.conditions, known), *([_in_words(selection)] if selection else [])]
+    table, trained = _table(rows, task, best), _trained(task.conditions, known)
+    shares = "; ".join(f"{name} {trained[name]} of {len(sets)}" for name, sets in task.conditions.items())
+    sentences = [f"label sets that occur in training ({known.name}): {shares}", *([_in_words(selection)] if selection else [])]
     if not outputs.only_json:
         terminal.result(sentences[0])
         terminal.table(table.title, table.columns, table.rows, marked=best, caption=table.note)
@@ -149,7 +144,7 @@ def _conclude(
             terminal.result(sentence)
         for part in breakdown_tables(rows[best].answers) if breakdown else ():
             terminal.table(f"{table.rows[best][0]}: {part.title}", part.columns, part.rows)
-    outputs.write_values(terminal, rows, failures, task, _trained(task.conditions, known), selection)
+    outputs.write_values(terminal, rows, failures, task, trained, selection)
     if outputs.latex:
         write_latex(outputs.latex, [table])
     names = [row[0] for row in table.rows]
@@ -179,12 +174,6 @@ def _conditions(files: list[Path] | None, known: Conditions) -> Mapping[str, Seq
 def _trained(files: Mapping[str, Sequence[LabelSet]], known: Conditions) -> dict[str, int]:
     """Return how many conditions of each file ask for objects that some training image shows together."""
     return {name: sum(frozenset(labels) in known.trained_sets for labels in sets) for name, sets in files.items()}
-
-
-def _in_training(files: Mapping[str, Sequence[LabelSet]], known: Conditions) -> str:
-    counts = _trained(files, known)
-    shares = "; ".join(f"{name} {counts[name]} of {len(sets)}" for name, sets in files.items())
-    return f"label sets that occur in training ({known.name}): {shares}"
 
 
 def _checkpoints(paths: list[Path] | None, runs_dir: Path, terminal: Terminal) -> list[Path]:
@@ -254,8 +243,11 @@ def _in_words(selection: Selection) -> str:
     )
 
 
-def _varied(text: str) -> tuple[str, list[Value]]:
-    """Return the setting and the values that ``--sweep`` names."""
+def _varied(text: str, outputs: Outputs, *, breakdown: bool) -> tuple[str, list[Value]]:
+    """Return the setting and the values that ``--sweep`` names; what a sweep does not make is refused."""
+    unmade = {"--json": outputs.json, "--html": outputs.html, "--grid": outputs.grid, "--breakdown": breakdown}
+    if asked := [flag for flag, value in unmade.items() if value]:
+        raise UsageError(f"{', '.join(asked)}: not made by --sweep, which writes --csv, --latex and a figure in --figures")
     known = {setting.name: setting for setting in settings("sampling") if setting.kind in (int, float)}
     name, _, values = text.partition("=")
     name = name.strip().replace("-", "_")
@@ -264,19 +256,22 @@ def _varied(text: str) -> tuple[str, list[Value]]:
     return name, list(dict.fromkeys(known[name].check(value.strip()) for value in values.split(",")))
 
 
-def _sweep(terminal: Terminal, checkpoints: list[Path], task: Task, name: str, values: list[Value], outputs: Outputs) -> None:
-    """Show accuracy over the values of one setting, and draw it."""
+def _sweep(terminal: Terminal, checkpoints: list[Path], task: Task, name: str, values: list[Value], outputs: Outputs) -> list[Failed]:
+    """Show accuracy over the values of one setting, draw it, and return what could not be scored."""
     from ddpmctl.engine.sweeps import sweep
     from ddpmctl.report.evaluation_figures import save_sweep
     from ddpmctl.report.tables import Table, in_brackets, write_latex, write_table_csv
 
-    found = {task.titles.get(path, path.name): points for path, points in terminal.finish(sweep(checkpoints, task, name, values)).items()}
+    figure = (outputs.figures or Path()) / f"sweep-{name}.png"
+    prepare_output(figure, "--figures", folder=False)
+    points, failures = terminal.finish(sweep(checkpoints, task, name, values))
+    found = {task.titles.get(path, path.name): measured for path, measured in points.items()}
     if not found:
-        raise DataError("no checkpoint could be scored; the reasons stand above")
+        return failures
     lines = [
         [checkpoint, str(point.value), str(point.nfe), in_brackets(point.accuracy), f"{point.exact:.4f}"]
-        for checkpoint, points in found.items()
-        for point in points
+        for checkpoint, measured in found.items()
+        for point in measured
     ]
     table = Table(f"{', '.join(task.conditions)} pooled; {_pictures(task.repeats)}", ["checkpoint", name, "network calls", "accuracy", "exact"], lines)
     terminal.table(table.title, table.columns, table.rows)
@@ -284,4 +279,5 @@ def _sweep(terminal: Terminal, checkpoints: list[Path], task: Task, name: str, v
         write_table_csv(outputs.csv, table)
     if outputs.latex:
         write_latex(outputs.latex, [table])
-    terminal.result(f"figure: {save_sweep((outputs.figures or Path()) / f'sweep-{name}.png', name, found)}")
+    terminal.result(f"figure: {save_sweep(figure, name, found)}")
+    return failures

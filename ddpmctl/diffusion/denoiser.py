@@ -93,8 +93,9 @@ class TrainingLoss:
         t = self.draw_times(len(x0), self.timesteps, self.config, rng)  # (B,) in 1..T
         eps = torch.randn(x0.shape, generator=rng, device=x0.device)
         keep = torch.rand((len(x0), 1), generator=rng, device=x0.device) >= self.config.label_dropout
-        mirrored = torch.rand((len(x0), 1, 1, 1), generator=rng, device=x0.device) < self.config.mirror
-        x0 = torch.where(mirrored, x0.flip(3), x0)
+        if self.config.mirror > 0:
+            mirrored = torch.rand((len(x0), 1, 1, 1), generator=rng, device=x0.device) < self.config.mirror
+            x0 = torch.where(mirrored, x0.flip(3), x0)
         signal, noise = self.signal[t].view(-1, 1, 1, 1), self.noise[t].view(-1, 1, 1, 1)
         out = net(signal * x0 + noise * eps, labels * keep, t / self.timesteps)
         squares = F.mse_loss(out.float(), self.objective.target(x0, eps, signal, noise), reduction="none")

@@ -85,9 +85,18 @@ def painter_for(checkpoint: Checkpoint, sampling: Mapping[str, Value], machine: 
     return Painter(net, Diffusion.of(config.diffusion), config.sampling, machine)
 
 
-def _judge_one(checkpoint: Checkpoint, task: Task) -> Iterator[Event]:
+def used_config(checkpoint: Checkpoint, task: Task) -> Config:
+    """Return the settings that a checkpoint is judged with, the number of sampler steps that auto comes to included.
+
+    Raises:
+        UsageError: a sampling setting does not fit the model.
+    """
     config = checkpoint.config.replace(**task.sampling)
-    config = replace(config, sampling=settled(config.sampling, make_schedule(config.diffusion)))
+    return replace(config, sampling=settled(config.sampling, make_schedule(config.diffusion)))
+
+
+def _judge_one(checkpoint: Checkpoint, task: Task) -> Iterator[Event]:
+    config = used_config(checkpoint, task)
     content = task.content(checkpoint.sha256, config)
     keys = {name: key_of(content, name, sets) for name, sets in task.conditions.items()}
     # A grid shows every picture, and of those that were judged before only the first are kept.

@@ -13,7 +13,7 @@ from ddpmctl.config import Value
 from ddpmctl.diffusion.denoiser import Diffusion
 from ddpmctl.engine.answers import pooled_tally
 from ddpmctl.engine.evaluate import Task, evaluate
-from ddpmctl.engine.events import Event, Judged
+from ddpmctl.engine.events import Event, Failed, Judged
 from ddpmctl.engine.generate import Painter
 from ddpmctl.evaluator.scores import pooled
 from ddpmctl.statistics.intervals import Interval, accuracy_interval
@@ -37,15 +37,18 @@ class SweepPoint:
 
 def sweep(
     paths: Sequence[Path], task: Task, setting: str, values: Sequence[Value]
-) -> collections.abc.Generator[Event, None, Mapping[Path, Sequence[SweepPoint]]]:
-    """Judge every checkpoint at every value of a sampling setting; a file that cannot be used is told of by ``Failed`` and left out."""
+) -> collections.abc.Generator[Event, None, tuple[Mapping[Path, Sequence[SweepPoint]], list[Failed]]]:
+    """Judge every checkpoint at every value of a sampling setting; return the points, and what could not be judged."""
     found: dict[Path, list[SweepPoint]] = {}
+    failures: list[Failed] = []
     for value in values:
         for event in evaluate(paths, replace(task, sampling={**task.sampling, setting: value}, grids=None)):
             if isinstance(event, Judged):
                 found.setdefault(event.path, []).append(_point(event, value, task))
+            elif isinstance(event, Failed):
+                failures.append(event)
             yield event
-    return found
+    return found, failures
 
 
 def _point(row: Judged, value: Value, task: Task) -> SweepPoint:

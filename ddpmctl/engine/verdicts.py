@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,18 +13,18 @@ import numpy as np
 
 from ddpmctl.config import Value
 from ddpmctl.engine.answers import pooled_tally
+from ddpmctl.engine.checkpoint import load_checkpoint
 from ddpmctl.engine.compare import IGNORED
-from ddpmctl.engine.evaluate import Task, evaluate
+from ddpmctl.engine.evaluate import Task, evaluate, used_config
 from ddpmctl.engine.events import Event, Judged
 from ddpmctl.engine.runs import Run, epoch_in_name, find_checkpoints
-from ddpmctl.errors import UsageError
+from ddpmctl.errors import DdpmctlError, UsageError
 from ddpmctl.statistics.contrasts import Contrast, contrast, holm
 from ddpmctl.statistics.intervals import Interval, accuracy_interval
 from ddpmctl.statistics.tallies import Tally
 
 SIGNIFICANT = 0.05
 WORTH_SEEING = 0.05  # the difference for which advice is given: 5 points
-FACTORS = 2
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,6 @@ class Arm:
     def tallies(self, files: Sequence[str]) -> list[Tally]:
         """Return the hits of each checkpoint, over some condition files."""
         return [pooled_tally(row.answers, files) for row in self.rows]
-
-    def accuracy(self, files: Sequence[str]) -> float:
-        """Return the mean accuracy of the checkpoints."""
-        tallies = self.tallies(files)
-        return sum(tally.accuracy for tally in tallies) / len(tallies)
 
 
 @dataclass(frozen=True)
@@ -111,16 +107,18 @@ def judge_arms(candidates: Sequence[Candidate], task: Task, *, anyway: bool = Fa
     """Judge every candidate on the task's conditions and return the arms that they form.
 
     Runs with the same settings but for the seed are one arm. A candidate whose weights do not load is told of by ``Failed`` and left out.
+    That all pictures are made alike is looked at before the first one is made.
 
     Raises:
         UsageError: the pictures would be made in different ways, and ``anyway`` does not allow it.
     """
+    if not anyway:
+        _check_alike([entry.checkpoint for entry in candidates], task)
     by_path = {entry.checkpoint: entry for entry in candidates}
     judged: list[tuple[Candidate, Judged]] = []
     for event in evaluate([entry.checkpoint for entry in candidates], task):
         if isinstance(event, Judged):
             judged.append((by_path[event.path], event))
-            _check_alike([row for _, row in judged], anyway=anyway)
         else:
             yield event
     return _arms(judged)
@@ -179,50 +177,52 @@ def _advice(first: Arm, second: Arm, finding: Finding) -> str:
     return f"no number of repeats shows {points} on these conditions: take more conditions" + (" and training seeds" if spread.seeds_df else "")
 
 
-def _check_alike(rows: Sequence[Judged], *, anyway: bool) -> None:
-    first = asdict(rows[0].sampling)
-    last = asdict(rows[-1].sampling)
-    differing = [f"{name.replace('_', '-')} {first[name]} against {last[name]}" for name in first if first[name] != last[name]]
-    if differing and not anyway:
-        raise UsageError(
-            f"compare: {rows[0].path} and {rows[-1].path} make their pictures in different ways ({', '.join(differing)}); "
-            "give both the same, such as --sampler dpm++2m --guidance 2, or allow it with --anyway"
-        )
+def _check_alike(paths: Sequence[Path], task: Task) -> None:
+    used: list[tuple[Path, dict[str, Value]]] = []
+    for path in paths:
+        with contextlib.suppress(DdpmctlError):  # a file that cannot be used is told of when its turn comes
+            used.append((path, asdict(used_config(load_checkpoint(path, task.assume), task).sampling)))
+    for path, sampling in used[1:]:
+        first, other = used[0][1], used[0][0]
+        differing = [f"{name.replace('_', '-')} {first[name]} against {sampling[name]}" for name in first if first[name] != sampling[name]]
+        if differing:
+            raise UsageError(
+                f"compare: {other} and {path} make their pictures in different ways ({', '.join(differing)}); "
+                "give both the same, such as --sampler dpm++2m --guidance 2, or allow it with --anyway"
+            )
 
 
 def _arms(judged: Sequence[tuple[Candidate, Judged]]) -> list[Arm]:
-    known = [row.config.flat() for _, row in judged if not row.foreign]
-    names = [name for name in (known[0] if known else ()) if name not in IGNORED and len({repr(s[name]) for s in known}) > 1]
+    """Return the arms; where one has several runs, all of which the settings are known are named by what differs, else by their folders."""
+    settings = [None if row.foreign else row.config.flat() for _, row in judged]
+    known = [own for own in settings if own is not None]
+    names = [name for name in (known[0] if known else ()) if name not in IGNORED and len({own[name] for own in known}) > 1]
     groups: dict[object, list[tuple[Candidate, Judged]]] = {}
-    for entry, row in judged:
-        own = row.config.flat()
-        key: object = entry.name if row.foreign else tuple(repr(own[name]) for name in names)
-        groups.setdefault(key, []).append((entry, row))
+    for (entry, row), own in zip(judged, settings, strict=True):
+        groups.setdefault(entry.name if own is None else tuple(own[name] for name in names), []).append((entry, row))
+    replicated = any(len(members) > 1 for members in groups.values())
     arms = []
     for members in groups.values():
-        first = members[0][1]
+        entry, first = members[0]
         differing = {} if first.foreign else {name: first.config.flat()[name] for name in names}
-        title = ", ".join(f"{name}={value}" for name, value in differing.items()) if len(members) > 1 and differing else members[0][0].name
+        title = ", ".join(f"{name}={value}" for name, value in differing.items()) if replicated and differing else entry.name
         arms.append(Arm(title, tuple(row for _, row in members), differing))
     return arms
 
 
 def _effects(arms: Sequence[Arm], tallies: Sequence[Sequence[Tally]]) -> list[Finding]:
     """Return main effects and interaction where the arms are the four cells of two settings with two values each."""
-    names = list(arms[0].settings)
-    levels = {name: sorted({repr(arm.settings.get(name)) for arm in arms}) for name in names}
-    if len(names) != FACTORS or len(arms) != FACTORS**2 or any(len(found) != FACTORS for found in levels.values()):
+    levels = {name: sorted({arm.settings.get(name) for arm in arms}, key=str) for name in arms[0].settings}
+    if len(arms) != 4 or [len(values) for values in levels.values()] != [2, 2]:
         return []
-    signs = [[1 if repr(arm.settings.get(name)) == levels[name][0] else -1 for name in names] for arm in arms]
-    if len({tuple(sign) for sign in signs}) < len(arms):
+    signs = [tuple(1 if arm.settings[name] == values[0] else -1 for name, values in levels.items()) for arm in arms]
+    if len(set(signs)) < len(arms):
         return []
-    values = {name: [_value(arms, name, level) for level in levels[name]] for name in names}
-    titles = [f"{name}: {values[name][0]} - {values[name][1]}" for name in names]
-    weights = [[sign[k] / 2 for sign in signs] for k in range(FACTORS)] + [[float(a * b) for a, b in signs]]
-    found = [contrast(tallies, w) for w in weights]
-    titles.append(f"interaction: {titles[0]}, with {names[1]} {values[names[1]][0]} against {values[names[1]][1]}")
-    return [Finding(title, one, p) for title, one, p in zip(titles, found, holm([one.p for one in found]), strict=True)]
-
-
-def _value(arms: Sequence[Arm], name: str, level: str) -> Value:
-    return next(arm.settings[name] for arm in arms if repr(arm.settings[name]) == level)
+    (first, (a, b)), (second, (c, d)) = levels.items()
+    weights = {
+        f"{first}: {a} - {b}": [one / 2 for one, _ in signs],
+        f"{second}: {c} - {d}": [other / 2 for _, other in signs],
+        f"interaction: {first} {a} - {b}, with {second} {c} against {d}": [float(one * other) for one, other in signs],
+    }
+    found = [contrast(tallies, chosen) for chosen in weights.values()]
+    return [Finding(title, one, p) for title, one, p in zip(weights, found, holm([one.p for one in found]), strict=True)]

@@ -10,13 +10,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from ddpmctl.data.labels import CLASSES, multi_hot
 from ddpmctl.evaluator.scores import THRESHOLD, Score, score
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,6 @@ def breakdown(probabilities: Tensor, requests: Sequence[Sequence[str]]) -> dict[
         probabilities: the classifier's outputs, (B, 24).
         requests: the labels requested of each picture.
     """
-    import torch
-
     groups: dict[str, dict[str, list[int]]] = {"objects": {}, "colours": {}}
     for index, labels in enumerate(requests):
         groups["objects"].setdefault(str(len(labels)), []).append(index)

@@ -59,7 +59,7 @@ def accuracy_interval(tally: Tally, *, seed: int = 0, level: float = LEVEL) -> I
     counts = resamples(count, seed)
     drawn = (counts @ tally.mean_hits) / (counts @ tally.labels)
     low, high = widened_percentiles(drawn, count, level)
-    return Interval(accuracy, low, high)
+    return Interval(accuracy, max(low, 0.0), min(high, 1.0))
 
 
 def widened_percentiles(drawn: NDArray[np.float64], count: int, level: float = LEVEL) -> tuple[float, float]:
@@ -67,7 +67,7 @@ def widened_percentiles(drawn: NDArray[np.float64], count: int, level: float = L
 
     A bootstrap of n clusters is too narrow by sqrt((n - 1) / n) and by what t has over the normal distribution.
     """
-    if count < 2:
+    if count < 2:  # one tells nothing of the others
         return -math.inf, math.inf
     tail = NORMAL.cdf(math.sqrt(count / (count - 1)) * t_quantile((1 - level) / 2, count - 1))
     low, high = np.quantile(drawn, [tail, 1 - tail])

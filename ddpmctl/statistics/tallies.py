@@ -52,10 +52,6 @@ class Tally:
         mean: NDArray[np.float64] = self.hits.mean(axis=1)
         return mean
 
-    def part(self, chosen: slice) -> Tally:
-        """Return the tally of some of the repeats."""
-        return Tally(self.hits[:, chosen], self.labels)
-
 
 def joined(tallies: Sequence[Tally]) -> Tally:
     """Return one tally over the conditions of several files; repeats must agree."""

@@ -25,11 +25,12 @@ from ddpmctl.engine.checkpoint import load_checkpoint, save_checkpoint
 from ddpmctl.engine.evaluate import Task, evaluate, painter_for
 from ddpmctl.engine.evaluator_training import EvaluatorTrained, train_evaluator
 from ddpmctl.engine.events import Judged
-from ddpmctl.engine.generate import Painter, Request, label_tensor, requests_for
+from ddpmctl.engine.generate import Painter, label_tensor, requests_for
 from ddpmctl.engine.judge import Judgement, judge
 from ddpmctl.engine.machine import make_machine
 from ddpmctl.engine.trainer import make_network
 from ddpmctl.evaluator.classifiers import Evaluator, load_evaluator
+from ddpmctl.evaluator.misses import breakdown
 from ddpmctl.evaluator.scores import Score, pooled, score
 from tests.benchmarks import startup
 from tests.benchmarks.contenders import Contender, diffusers_unet, lucidrains_unet, matmul_peak, now, ours, plain_report
@@ -153,12 +154,9 @@ def _trained(path: Path, data: Dataset, preset: str, settings: Mapping[str, Any]
 
 def _by_colours(judged: Mapping[str, Judgement]) -> Figures:
     """Score the lab's files apart by whether two requested objects share a colour."""
-    parts: dict[str, list[tuple[Request, Tensor]]] = {"all differ": [], "one shared": []}
-    for kind in SCORED:
-        for request, answer in zip(judged[kind].requests, judged[kind].probabilities, strict=True):
-            colours = {label.split()[0] for label in request.labels}
-            parts["all differ" if len(colours) == len(request.labels) else "one shared"].append((request, answer))
-    return {name: score(torch.stack([a for _, a in part]), label_tensor([r for r, _ in part])).to_dict() for name, part in parts.items()}
+    answers = torch.cat([judged[kind].probabilities for kind in SCORED])
+    requested = [request.labels for kind in SCORED for request in judged[kind].requests]
+    return {name: part.to_dict() for name, part in breakdown(answers, requested)["colours"].items()}
 
 
 def _held_out_against_seen(judged: Mapping[str, Judgement], repeats: int) -> Figures:

@@ -1,0 +1,149 @@
+"""The decoded cache, and files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpmctl.data.cache import cache_folder
+from ddpmctl.data.dataset import Notice, Progress, load_dataset
+from ddpmctl.errors import UsageError
+from ddpmctl.files import atomic_write, sha256_file
+
+from .conftest import entry, finish, flip, load, picture
+
+# The cache
+
+
+def test_a_changed_folder_is_decoded_anew(folder: Path, cache: Path) -> None:
+    load(folder)
+    kept = entry(cache)
+    inode = kept.stat().st_ino
+    load(folder)
+    assert entry(cache).stat().st_ino == inode
+    changed = picture(9)
+    changed.save(folder / "iclevr" / "CLEVR_train_000001_0.png")
+    data = load(folder)
+    np.testing.assert_array_equal(data.images[2].transpose(1, 2, 0), np.asarray(changed.resize((64, 64), Image.Resampling.BILINEAR)))
+    assert len(list(cache.glob("*.npy"))) == 2
+
+
+DAMAGE = {
+    "a flipped byte": lambda path: flip(path, -100),
+    "a flipped header": lambda path: flip(path, 20),
+    "cut short": lambda path: os.truncate(path, path.stat().st_size - 7),
+    "too long": lambda path: path.write_bytes(path.read_bytes() + b"x"),
+    "empty": lambda path: os.truncate(path, 0),
+    "gone": lambda path: path.unlink(),
+    "no sum": lambda path: path.with_suffix(".json").unlink(),
+    "a broken sum": lambda path: path.with_suffix(".json").write_text("{"),
+    "another sum": lambda path: path.with_suffix(".json").write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_entry_is_rebuilt(folder: Path, cache: Path, damage: str) -> None:
+    before = load(folder)
+    DAMAGE[damage](entry(cache))
+    events, after = finish(load_dataset(folder))
+    assert Progress("decoding", 3, 3) in events
+    np.testing.assert_array_equal(after.images, before.images)
+    assert finish(load_dataset(folder))[0] == []
+    assert {path.suffix for path in cache.iterdir()} == {".npy", ".json"}
+
+
+def test_without_a_cache_the_data_load_and_a_notice_says_so(folder: Path, cache: Path) -> None:
+    cache.write_text("a file where the folder should be")
+    events, data = finish(load_dataset(folder))
+    assert len(data.images) == 3
+    (notice,) = (event for event in events if isinstance(event, Notice))
+    assert str(cache) in notice.text
+    assert "DDPMCTL_CACHE_DIR" in notice.text
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert cache_folder() == tmp_path / "cache"
+    monkeypatch.delenv("DDPMCTL_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "ddpmctl"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder().is_relative_to(tmp_path / "home")
+
+
+def test_two_processes_may_build_one_entry_at_once(folder: Path, cache: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from ddpmctl.data.dataset import load_dataset
+sys.stdin.read()
+events = load_dataset(Path(sys.argv[1]))
+try:
+    while True:
+        print(next(events))
+except StopIteration as stop:
+    print("sum", int(stop.value.images.sum()))
+"""
+    starts = [subprocess.Popen([sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for start in starts:  # both have loaded the tool, or soon will: let go of both at once
+        assert start.stdin is not None
+        start.stdin.close()
+        start.stdin = None
+    answers = [start.communicate(timeout=60)[0] for start in starts]
+    assert [start.returncode for start in starts] == [0, 0]
+    events, data = finish(load_dataset(folder))
+    assert events == []
+    assert all(f"sum {int(data.images.sum())}" in answer and "Notice" not in answer for answer in answers)
+
+
+# Files
+
+
+def test_atomic_write_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    with atomic_write(path) as temporary:
+        temporary.write_text("one")
+        assert not path.exists()
+        assert list(tmp_path.glob("*.pth")) == []
+    with pytest.raises(IsADirectoryError), atomic_write(path) as temporary:
+        temporary.write_bytes(b"half" + tmp_path.read_bytes())
+    assert path.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [path]
+    assert sha256_file(path) == "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"
+
+
+def test_atomic_write_names_the_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UsageError, match=str(tmp_path / "none")), atomic_write(tmp_path / "none" / "x"):
+        pass
+    with pytest.raises(UsageError, match="cannot write here"), atomic_write(tmp_path / "folder") as temporary:
+        temporary.write_text("a folder stands in the way")
+    with pytest.raises(UsageError, match="No space left"), atomic_write(tmp_path / "x"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
+
+
+def test_a_large_entry_starts_at_once(cache: Path) -> None:
+    from ddpmctl.data import cache as module
+
+    images = np.random.default_rng(0).integers(0, 256, (6000, 3, 64, 64), dtype=np.uint8)
+
+    def build() -> Generator[Progress, None, np.ndarray]:
+        yield Progress("rendering", 0, 1)
+        return images
+
+    finish(module.cached_images("k", 6000, build))
+    began = time.perf_counter()
+    events, kept = finish(module.cached_images("k", 6000, build))
+    assert time.perf_counter() - began < 2  # 0.1 s on a quiet machine
+    assert events == []
+    np.testing.assert_array_equal(kept.images, images)

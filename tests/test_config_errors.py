@@ -1,0 +1,153 @@
+"""Settings that cannot be used: refused by flag, in one line, with what is permitted."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ddpmctl.cli.app import app
+from ddpmctl.cli.options import resolve
+from ddpmctl.config import Config, Setting
+from ddpmctl.errors import DataError, UsageError
+
+from .test_config import SETTINGS, written
+
+
+def below(setting: Setting) -> float:
+    return setting.above if setting.above is not None else setting.low - 1
+
+
+def out_of_range() -> list[tuple[str, object]]:
+    numbers = [s for s in SETTINGS.values() if s.kind is not str]
+    low = [(s.name, below(s)) for s in numbers]
+    return low + [(s.name, s.high * 2) for s in numbers if s.high is not None]
+
+
+@pytest.mark.parametrize(("name", "value"), out_of_range())
+def test_out_of_range(name: str, value: float) -> None:
+    number = SETTINGS[name].kind(value)
+    for form in (number, str(number)):
+        with pytest.raises(UsageError, match=SETTINGS[name].flag) as told:
+            SETTINGS[name].check(form)
+        assert SETTINGS[name].range_text() in str(told.value)
+
+
+@pytest.mark.parametrize("setting", [s for s in SETTINGS.values() if s.kind is not str], ids=lambda s: s.name)
+def test_the_ends_of_a_range_belong_to_it(setting: Setting) -> None:
+    for end in (setting.low, setting.high):
+        if end is not None:
+            assert setting.check(setting.kind(end)) == end
+
+
+WRONG_TYPES = [
+    *((name, value) for name in ("epochs", "width", "steps", "seed", "threads") for value in ("2.5", 2.5, "many", "", True, [2], {"a": 1}, math.inf, "nan")),
+    *((name, value) for name in ("lr", "guidance", "ema") for value in ("fast", "", "nan", "inf", True, [1.0], math.nan)),
+    *((name, value) for name in ("net", "act", "device", "lr_decay") for value in (3, True, 1.5, [])),
+    *((name, value) for name in ("width", "lr", "act") for value in (None, "none")),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG_TYPES)
+def test_wrong_types(name: str, value: object) -> None:
+    with pytest.raises(UsageError, match=SETTINGS[name].flag):
+        Config().replace(**{name: value})
+
+
+@pytest.mark.parametrize("value", [10**400, "9" * 400], ids=["number", "text"])
+def test_a_number_beyond_all_bounds(value: object) -> None:
+    with pytest.raises(UsageError, match="--width"):
+        Config().replace(width=value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "near"),
+    [
+        *(("net", "context_unet", "context-unet"), ("act", "gellu", "gelu"), ("act", "ReLU", "relu"), ("schedule", "cosin", "cosine")),
+        *(("optimizer", "adamW", "adamw"), ("sampler", "dpm2m", "dpm++2m"), ("time_sampling", "lognormal", "logit-normal")),
+    ],
+)
+def test_an_unknown_choice_is_told_with_the_nearest_and_all(name: str, value: str, near: str) -> None:
+    with pytest.raises(UsageError, match=SETTINGS[name].flag) as told:
+        resolve({name: value}, None, "report", {})
+    assert f"did you mean {near!r}" in str(told.value)
+    assert value in str(told.value)
+    assert all(entry in str(told.value) for entry in SETTINGS[name].choices.names())
+
+
+@pytest.mark.parametrize(("name", "value"), [("lr_decay", "cosine"), ("precision", "fp16"), ("objective", "flow-matching")])
+def test_an_unknown_choice_is_told_with_all(name: str, value: str) -> None:
+    with pytest.raises(UsageError, match=value) as told:
+        resolve({name: value}, None, "report", {})
+    assert SETTINGS[name].range_text() in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "flag"),
+    [
+        ({"beta_1": 0.5, "beta_2": 0.1}, "--beta-2"),
+        ({"steps": 401}, "--steps"),
+        ({"guidance_from": 0.6, "guidance_to": 0.5}, "--guidance-to"),
+        ({"timesteps": 10, "steps": 11}, "--steps"),
+        ({"width": 12}, "--width"),
+    ],
+)
+def test_settings_that_do_not_go_together(values: dict[str, float], flag: str) -> None:
+    with pytest.raises(UsageError, match=flag):
+        Config().replace(**values)
+
+
+def test_unknown_settings_and_presets() -> None:
+    with pytest.raises(UsageError, match=r"'learning_rate'.*batch_size"):
+        Config.from_flat({"learning_rate": 1.0})
+    with pytest.raises(UsageError, match=r"'fast'.*report.*quick"):
+        resolve({}, None, "fast", {})
+
+
+@pytest.mark.parametrize(
+    ("toml", "kind", "told"),
+    [
+        ("learning_rate = 1.0", UsageError, "unknown setting 'learning_rate'"),
+        ("[training]\nwidth = 8", UsageError, r"unknown setting 'width' in \[training\]"),
+        ("[optimiser]\nlr = 1.0", UsageError, r"unknown setting 'lr' in \[optimiser\]"),
+        ("[training", DataError, "is no TOML"),
+        ("lr = ", DataError, "is no TOML"),
+        ("\udcff", DataError, "is no TOML"),
+    ],
+)
+def test_wrong_toml_is_refused_by_name(tmp_path: Path, toml: str, kind: type[Exception], told: str) -> None:
+    file = tmp_path / "wrong.toml"
+    file.write_bytes(toml.encode("utf-8", "surrogateescape"))
+    with pytest.raises(kind, match=rf"wrong\.toml: .*{told}"):
+        resolve({}, file, "report", {})
+
+
+@pytest.mark.parametrize("toml", ["lr = true", "lr = 2024-01-01", "width = 8.5", "act = 3", "[model]\nact = [1]", "epochs = -1"])
+def test_wrong_values_in_toml(tmp_path: Path, toml: str) -> None:
+    with pytest.raises(UsageError, match="--"):
+        resolve({}, written(tmp_path, toml), "report", {})
+
+
+def test_a_missing_config_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nowhere\.toml"):
+        resolve({}, tmp_path / "nowhere.toml", "report", {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--lr", "fast"], 2, "--lr"),
+        (["--act", "gellu"], 2, "'gelu'"),
+        (["--epochs", "3", "--minutes", "3"], 2, "--minutes"),
+        (["--preset", "fast"], 2, "--preset"),
+        (["--config", "nowhere.toml"], 2, "nowhere.toml"),
+    ],
+)
+def test_the_command_line_tells_in_one_line_and_by_its_exit_code(arguments: list[str], code: int, told: str) -> None:
+    result = CliRunner().invoke(app, ["train", "--print-config", *arguments])
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert told in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
