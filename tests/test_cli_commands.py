@@ -192,6 +192,9 @@ class TestEvaluate:
         with (tmp_path / "s.csv").open() as file:
             assert [(row["steps"], row["network calls"]) for row in csv.DictReader(file)] == [("2", "2"), ("3", "3"), ("6", "6")]
         assert size(tmp_path / "sweep-steps.png")[0] > 600
+        with Image.open(tmp_path / "sweep-steps.png") as image:
+            pixels = np.asarray(image.convert("L"))
+        assert pixels[:, :2].min() == pixels[:, -2:].min() == 255, "a label runs off the figure"
         assert ddpmctl(*asked, "guidance=0,1").exit_code == 0
         with (tmp_path / "s.csv").open() as file:
             assert [(row["guidance"], row["network calls"]) for row in csv.DictReader(file)] == [("0.0", "6"), ("1.0", "12")]

@@ -5,6 +5,7 @@ What matters is told by place, length, markers or written figures; colour only r
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,8 @@ def save_sweep(path: Path, setting: str, series: Mapping[str, Sequence[SweepPoin
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:.0f}")
     axis.grid(alpha=0.3)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, [textwrap.fill(label, 70) for label in labels], loc="outside lower center", ncols=1, frameon=False, fontsize=9)
     return save_figure(path, figure)
 
 

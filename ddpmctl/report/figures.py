@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import statistics
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ddpmctl.engine.compare import FILES, Comparison
+from ddpmctl.config import Value
+from ddpmctl.engine.compare import FILES, Arm, Comparison
 from ddpmctl.files import atomic_write
 
 # Okabe & Ito's colours tell apart under colour blindness; markers and dashes without any colour.
@@ -18,24 +20,25 @@ DPI = 130
 
 
 def save_comparison_figure(path: Path, comparison: Comparison) -> Path:
-    """Write a PNG with accuracy over epochs, a panel for each condition file, and the loss where it is recorded."""
+    """Write a PNG with accuracy over epochs, a panel for each condition file, and the loss where it is recorded.
+
+    Runs that differ in nothing but their seed are one line, their mean, in a band from the lowest of them to the highest.
+    """
     with_loss = any(not math.isnan(point.loss) for arm in comparison.arms for point in arm.points)
     titles = [*(f"accuracy on {name}" for name in FILES), *(["training loss"] if with_loss else [])]
     figure = Figure(figsize=(4.6 * len(titles), 4.4), layout="constrained")
     axes = figure.subplots(1, len(titles), squeeze=False)[0]
-    for number, arm in enumerate(comparison.arms):
-        epochs = [point.epoch for point in arm.points]
-        series = [[point.accuracy[name] for point in arm.points] for name in FILES] + [[point.loss for point in arm.points]]
-        for axis, values in zip(axes, series, strict=False):
-            axis.plot(
-                epochs,
-                values,
-                color=COLOURS[number % len(COLOURS)],
-                linestyle=DASHES[number % len(DASHES)],
-                marker=MARKERS[number % len(MARKERS)],
-                markersize=4,
-                label=arm.name,
-            )
+    for number, (title, arms) in enumerate(replicates(comparison).items()):
+        colour = COLOURS[number % len(COLOURS)]
+        style = {"color": colour, "linestyle": DASHES[number % len(DASHES)], "marker": MARKERS[number % len(MARKERS)], "markersize": 4, "label": title}
+        epochs = sorted(set.intersection(*({point.epoch for point in arm.points} for arm in arms)))
+        points = [[point for point in arm.points if point.epoch in epochs] for arm in arms]
+        series = [[[point.accuracy[name] for point in of] for of in points] for name in FILES] + [[[point.loss for point in of] for of in points]]
+        for axis, runs in zip(axes, series, strict=False):
+            by_epoch = list(zip(*runs, strict=True))
+            axis.plot(epochs, [statistics.fmean(values) for values in by_epoch], **style)
+            if len(arms) > 1:
+                axis.fill_between(epochs, [min(values) for values in by_epoch], [max(values) for values in by_epoch], color=colour, alpha=0.2, linewidth=0)
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=11)
         axis.set_xlabel("epoch")
@@ -48,6 +51,19 @@ def save_comparison_figure(path: Path, comparison: Comparison) -> Path:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=1 if max(map(len, labels)) > 40 else 2, fontsize=9, frameon=False)
     return save_figure(path, figure)
+
+
+def replicates(comparison: Comparison) -> dict[str, list[Arm]]:
+    """Return the arms by title, those together that differ in nothing but their seed."""
+    groups: dict[str | tuple[Value, ...], list[Arm]] = {}
+    for number, arm in enumerate(comparison.arms):
+        key: str | tuple[Value, ...] = arm.name if arm.settings is None else tuple(values[number] for values in comparison.differing.values())
+        groups.setdefault(key, []).append(arm)
+    titled = {}
+    for values, arms in groups.items():
+        differing = ", ".join(f"{name}={value}" for name, value in zip(comparison.differing, values, strict=True)) if isinstance(values, tuple) else ""
+        titled[arms[0].name if len(arms) == 1 else f"{differing or 'all'} ({len(arms)} seeds: mean and range)"] = arms
+    return titled
 
 
 def save_figure(path: Path, figure: Figure) -> Path:
