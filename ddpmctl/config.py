@@ -105,6 +105,16 @@ class MachineConfig:
 
 
 @dataclass(frozen=True)
+class RunConfig:
+    """How a run is kept and what it survives; no part of the recipe."""
+
+    checkpoint_minutes: float | None = setting(10.0, "Minutes between states to resume from, beside those after each score (none: off).", above=0)
+    keep: int | None = setting(None, "Scored checkpoints kept beside the best and the last (none: all).", low=0)
+    on_nan: str = setting("stop", "After numbers that are not finite: rollback is to the last state, at half the learning rate.", choices=("stop", "rollback"))
+    micro_batch: int | None = setting(None, "Images per network call; their gradients are added up to the batch's (none: the whole batch).", low=1)
+
+
+@dataclass(frozen=True)
 class Config:
     """One run's settings, all of them."""
 
@@ -113,6 +123,7 @@ class Config:
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     machine: MachineConfig = dataclasses.field(default_factory=MachineConfig)
+    run: RunConfig = dataclasses.field(default_factory=RunConfig)
 
     def to_dict(self) -> dict[str, dict[str, Value]]:
         """Return the settings as nested plain values, {section: {name: value}}."""
@@ -154,7 +165,9 @@ SECTIONS: dict[str, type[Any]] = {
     "training": TrainingConfig,
     "sampling": SamplingConfig,
     "machine": MachineConfig,
+    "run": RunConfig,
 }
+RECIPE = ("model", "diffusion", "training", "sampling")  # what a result depends on
 
 
 @dataclass(frozen=True)

@@ -17,3 +17,9 @@ class DataError(DdpmctlError):
     """A file or folder whose contents cannot be used: images, JSON files, checkpoints."""
 
     exit_code = 3
+
+
+class DivergedError(DdpmctlError):
+    """Training whose numbers are no longer finite."""
+
+    exit_code = 4

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writing and content hashes (standard library only)."""
+"""Files that are whole or absent: atomic, verified writing, room on the disk, and content hashes (standard library only)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ddpmctl.errors import UsageError
+from ddpmctl.errors import DataError, UsageError
 
 # What a full or read-only disk answers in the middle of a write: the person's to mend, unlike any other OSError of the body.
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EROFS, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
+
+
+SPARE_BYTES = 2**20  # left free beside every write: for logs, and for a file system's own needs
 
 
 def cannot_write(folder: Path, error: OSError) -> UsageError:
@@ -52,6 +56,61 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_verified(path: Path, data: bytes | memoryview) -> str:
+    """Write bytes to a file that appears whole or not at all, after they were read back from the disk; return their SHA-256 in hex.
+
+    Raises:
+        UsageError: the folder cannot be written to, or has no room.
+        DataError: the disk gives back other bytes than it was given; the earlier file is untouched.
+    """
+    need_room(path.parent, len(data))
+    digest = hashlib.sha256(data).hexdigest()
+    with atomic_write(path) as temporary:
+        with open(temporary, "r+b") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            if hasattr(os, "posix_fadvise"):  # else the bytes would be read back from memory and not from the disk
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if temporary.stat().st_size != len(data) or sha256_file(temporary) != digest:
+            raise DataError(f"{path}: the disk gave back other bytes than were written; the earlier file is untouched, but do not trust this disk")
+    return digest
+
+
+def need_room(folder: Path, size: int, purpose: str = "") -> None:
+    """Refuse to begin what would not fit.
+
+    Args:
+        folder: an existing folder on the disk in question.
+        size: bytes that are going to be written.
+        purpose: what they are for, as the beginning of the message.
+
+    Raises:
+        UsageError: fewer bytes are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < size + SPARE_BYTES:
+        what = f"{purpose}: " if purpose else ""
+        raise UsageError(f"{folder}: {what}{in_bytes(size)} are needed and {in_bytes(free)} are free; make room, or choose another folder")
+
+
+def in_bytes(size: int) -> str:
+    """Return a number of bytes in words."""
+    value = float(size)
+    for unit in ("bytes", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that killed writers of ``folder`` left; the caller sees to it that nobody is writing there."""
+    for left in folder.glob(".*.tmp"):
+        with suppress(OSError):
+            left.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -144,13 +144,6 @@ def test_resume_on_a_folder_that_is_no_run(tmp_path: Path) -> None:
     assert "there is no such run folder" in refused(2, "train", "--resume", tmp_path / "nowhere")
 
 
-def test_resume_without_a_state(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    for name in ("config.toml", "data.json"):
-        (tmp_path / "run" / name).write_bytes((run / name).read_bytes())
-    assert "state.pt" in refused(2, "train", "--resume", tmp_path / "run")
-
-
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -133,8 +133,9 @@ def test_the_exact_target_has_no_loss(objective: str, time_sampling: str) -> Non
         return diffusion.objective.target(x0, (x_t - signal * x0) / noise, signal, noise)
 
     net = Watcher(answer)
-    assert loss(net, x0, torch.ones(16, 24), torch.Generator().manual_seed(0)).item() < 1e-8
-    assert loss(Watcher(lambda *given: answer(*given) + 0.5), x0, torch.ones(16, 24), torch.Generator().manual_seed(0)).item() == pytest.approx(0.25, rel=1e-4)
+    batch = loss.draw(x0, torch.ones(16, 24), torch.Generator().manual_seed(0))
+    assert loss(net, batch).item() < 1e-8
+    assert loss(Watcher(lambda *given: answer(*given) + 0.5), batch).item() == pytest.approx(0.25, rel=1e-4)
 
 
 def test_the_reports_loss_on_a_batch_by_hand() -> None:
@@ -142,7 +143,7 @@ def test_the_reports_loss_on_a_batch_by_hand() -> None:
     x0, _ = pair((6, 3, 8, 8), torch.float32)
     labels = torch.eye(6, 24)
     net = Watcher(lambda x_t, labels, time: 0.3 * x_t + labels.sum(1).view(-1, 1, 1, 1) * time.view(-1, 1, 1, 1))
-    value = loss(net, x0, labels, torch.Generator().manual_seed(11))
+    value = loss(net, loss.draw(x0, labels, torch.Generator().manual_seed(11)))
 
     t = steps_of(net, diffusion)
     assert len(set(t.tolist())) > 1, "t is drawn image by image"
@@ -163,7 +164,7 @@ def test_the_loss_is_a_pure_function_of_the_generators_seed() -> None:
     loss, _ = loss_of(label_dropout=0.5)
     x0, _ = pair(dtype=torch.float32)
     net = Watcher(lambda x_t, labels, time: x_t * labels.sum(1).view(-1, 1, 1, 1))
-    values = [loss(net, x0, torch.ones(4, 24), torch.Generator().manual_seed(seed)).item() for seed in (1, 1, 2)]
+    values = [loss(net, loss.draw(x0, torch.ones(4, 24), torch.Generator().manual_seed(seed))).item() for seed in (1, 1, 2)]
     assert values[0] == values[1] != values[2]
 
 
@@ -181,7 +182,7 @@ def test_x0_weighted_by_snr_plus_one_is_the_loss_of_v() -> None:
             signal, noise = (torch.tensor(s[t], dtype=torch.float32).view(-1, 1, 1, 1) for s in (diffusion.schedule.signal, diffusion.schedule.noise))
             return diffusion.objective.target(guess, (x_t - signal * guess) / noise, signal, noise)
 
-        losses.append(loss(Watcher(answer), x0, torch.ones(6, 24), torch.Generator().manual_seed(0)).item())
+        losses.append(loss(Watcher(answer), loss.draw(x0, torch.ones(6, 24), torch.Generator().manual_seed(0))).item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
@@ -237,7 +238,7 @@ def test_label_dropout_hides_that_share_of_the_label_sets(share: float) -> None:
     labels = torch.zeros(4_000, 24)
     labels[:, :3] = 1
     net = Watcher(lambda x_t, labels, time: x_t)
-    loss(net, torch.zeros(4_000, 1, 1, 1), labels, torch.Generator().manual_seed(0))
+    loss(net, loss.draw(torch.zeros(4_000, 1, 1, 1), labels, torch.Generator().manual_seed(0)))
     kept = net.labels.sum(1)
     assert set(kept.tolist()) <= {0.0, 3.0}, "an image keeps all of its labels or none"
     torch.testing.assert_close(net.labels[kept > 0], labels[kept > 0])
@@ -249,7 +250,8 @@ def test_dropped_labels_are_drawn_apart_from_noise_and_times() -> None:
     seen = []
     for share in (0.0, 0.5):
         net = Watcher(lambda x_t, labels, time: x_t)
-        loss_of(label_dropout=share)[0](net, pair(dtype=torch.float32)[0], torch.ones(4, 24), torch.Generator().manual_seed(0))
+        loss, _ = loss_of(label_dropout=share)
+        loss(net, loss.draw(pair(dtype=torch.float32)[0], torch.ones(4, 24), torch.Generator().manual_seed(0)))
         seen.append((net.x_t, net.time))
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 
@@ -268,7 +270,7 @@ def test_that_share_of_the_images_is_mirrored_left_to_right(share: float) -> Non
     loss, _ = loss_of(objective="x0", mirror=share)
     x0 = torch.zeros(count, 1, 2, 2)
     x0[:, :, 0, 0] = 1  # mirrored, it stands at (0, 1): two of four pixels differ by one
-    value = loss(Watcher(lambda x_t, labels, time: x0), x0, torch.ones(count, 24), torch.Generator().manual_seed(0)).item()
+    value = loss(Watcher(lambda x_t, labels, time: x0), loss.draw(x0, torch.ones(count, 24), torch.Generator().manual_seed(0))).item()
     assert 2 * value == pytest.approx(share, abs=5 * math.sqrt(share * (1 - share) / count))
 
 
@@ -276,6 +278,7 @@ def test_mirroring_is_drawn_apart_from_noise_times_and_dropped_labels() -> None:
     seen = []
     for share in (0.0, 1.0):
         net = Watcher(lambda x_t, labels, time: x_t)
-        loss_of(mirror=share, label_dropout=0.5)[0](net, torch.zeros(64, 3, 8, 8), torch.ones(64, 24), torch.Generator().manual_seed(0))
+        loss, _ = loss_of(mirror=share, label_dropout=0.5)
+        loss(net, loss.draw(torch.zeros(64, 3, 8, 8), torch.ones(64, 24), torch.Generator().manual_seed(0)))
         seen.append((net.x_t, net.time, net.labels))
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))

@@ -222,7 +222,9 @@ def test_a_run_decays_by_whole_epochs_as_in_the_report() -> None:
     trainer = trainer_of(epochs=4, lr=1e-3, lr_decay="linear")
     used = []
     while not trainer.done:
-        used += [trainer.step() for _ in range(trainer.batches_per_epoch)]
+        for _ in range(trainer.batches_per_epoch):
+            trainer.step()
+            used.append(trainer.counters.lr)
         trainer.end_epoch(trainer.mean_loss("epoch"))
     assert used == pytest.approx([1e-3 * (1 - epoch / 4) for epoch in range(4) for _ in range(2)])
 

@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ddpmctl.cli.crash import in_one_line, report
+from ddpmctl.cli.signals import Stopped, stop_is_raised
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import PRESETS, Config, Setting, Value, settings
 from ddpmctl.config_toml import load_toml
@@ -60,13 +62,21 @@ def command(*sections: str) -> Callable[[Callable[..., None]], Callable[..., Non
             if "given" in signature.parameters:
                 values["given"] = {name: value for name, value in given.items() if value is not None}
             try:
-                function(**values)
+                with stop_is_raised():
+                    function(**values)
             except DdpmctlError as error:
                 Terminal().error(str(error))
                 raise typer.Exit(error.exit_code) from None
-            except KeyboardInterrupt:
-                Terminal().error("interrupted")
-                raise typer.Exit(130) from None
+            except Stopped as stop:
+                Terminal().error(stop.words)
+                raise typer.Exit(stop.exit_code) from None
+            except (typer.Exit, typer.Abort, BrokenPipeError):  # the last one: whoever read our output went away
+                raise
+            except Exception as error:
+                file = report(error)
+                where = f"the full traceback is in {file}" if file else "and the traceback could not be written anywhere"
+                Terminal().error(f"unexpected: {in_one_line(error)}; {where}. Please report it")
+                raise typer.Exit(1) from None
 
         del run.__wrapped__  # typer would read the options of the function inside
         run.__annotations__ = {}

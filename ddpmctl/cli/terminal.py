@@ -72,6 +72,7 @@ class Terminal:
             "budget": f"{budget} of {training.batch_size} images, {plan.steps_per_epoch} steps an epoch",
             "estimated": f"{duration} of training, sampling for scores not counted",
             "evaluator": plan.evaluator,
+            "disk": plan.disk,
         }
         for name, text in lines.items():
             self.err.print(f"[bold]{name:>10}[/]  {escape(text)}", soft_wrap=True)
@@ -160,7 +161,7 @@ def events_of() -> ModuleType:
     return events
 
 
-def describe(event: object) -> str:
+def describe(event: object) -> str:  # noqa: PLR0911 - one line an event
     """Return an event as one line of narration, empty for those that are not worth a line."""
     e = events_of()
     match event:
@@ -169,6 +170,10 @@ def describe(event: object) -> str:
         case e.Evaluated():
             parts = [f"{name} {s.accuracy:.4f} ({s.hits}/{s.labels}), exact {s.exact}/{s.images}" for name, s in event.scores.items()]
             return f"epoch {event.epoch}  " + "  ".join(parts)
+        case e.RolledBack():
+            return f"note: {event.reason}; back to step {event.step} at {event.lr_scale:g} of the learning rate (rollback {event.count})"
+        case e.Overridden():
+            return "note: from here on " + "; ".join(f"{name} is {now}, not {before}" for name, (before, now) in event.changed.items())
         case e.Failed():
             return f"skipped {event.path}: {event.reason}"
         case e.Notice():

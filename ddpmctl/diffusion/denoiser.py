@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -70,6 +70,28 @@ class Diffusion:
         return denoise
 
 
+class Noised(NamedTuple):
+    """A training batch after everything random of it was drawn.
+
+    Attributes:
+        x_t, target: (B, 3, H, W).
+        labels: (B, 24), all zero where they were dropped.
+        time: t / T, (B,).
+        weight: of the squared error, (B, 1, 1, 1).
+    """
+
+    x_t: Tensor
+    target: Tensor
+    labels: Tensor
+    time: Tensor
+    weight: Tensor
+
+    def parts(self, size: int) -> Iterator[Noised]:
+        """Yield the batch in parts of ``size`` images, the last one perhaps smaller."""
+        for start in range(0, len(self.x_t), size):
+            yield Noised(*(value[start : start + size] for value in self))
+
+
 class TrainingLoss:
     """MSE between the network's output and the objective's target at random t (Ho et al. 2020, eq. 14)."""
 
@@ -81,14 +103,13 @@ class TrainingLoss:
         self.weigh: Callable[[Tensor, TrainingConfig], Tensor] = LOSS_WEIGHTS.get(config.loss_weight)
         self.draw_times: Callable[[int, int, TrainingConfig, torch.Generator], Tensor] = TIME_SAMPLINGS.get(config.time_sampling)
 
-    def __call__(self, net: Callable[[Tensor, Tensor, Tensor], Tensor], x0: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
-        """Return the mean weighted loss of a batch, a scalar.
+    def draw(self, x0: Tensor, labels: Tensor, rng: torch.Generator) -> Noised:
+        """Return a batch at random t, with random noise and some labels dropped.
 
         Args:
-            net: the network.
             x0: (B, 3, H, W) in [-1, 1].
             labels: (B, 24), multi-hot.
-            rng: a generator on x0's device: the batch's noise is a pure function of its seed.
+            rng: a generator on x0's device: what is drawn is a pure function of its seed.
         """
         t = self.draw_times(len(x0), self.timesteps, self.config, rng)  # (B,) in 1..T
         eps = torch.randn(x0.shape, generator=rng, device=x0.device)
@@ -97,9 +118,13 @@ class TrainingLoss:
             mirrored = torch.rand((len(x0), 1, 1, 1), generator=rng, device=x0.device) < self.config.mirror
             x0 = torch.where(mirrored, x0.flip(3), x0)
         signal, noise = self.signal[t].view(-1, 1, 1, 1), self.noise[t].view(-1, 1, 1, 1)
-        out = net(signal * x0 + noise * eps, labels * keep, t / self.timesteps)
-        squares = F.mse_loss(out.float(), self.objective.target(x0, eps, signal, noise), reduction="none")
-        return (self.weigh(noise, self.config) * squares).mean()
+        target = self.objective.target(x0, eps, signal, noise)
+        return Noised(signal * x0 + noise * eps, target, labels * keep, t / self.timesteps, self.weigh(noise, self.config))
+
+    def __call__(self, net: Callable[[Tensor, Tensor, Tensor], Tensor], batch: Noised) -> Tensor:
+        """Return the mean weighted loss of a batch, a scalar."""
+        out = net(batch.x_t, batch.labels, batch.time)
+        return (batch.weight * F.mse_loss(out.float(), batch.target, reduction="none")).mean()
 
 
 @LOSS_WEIGHTS.register("flat")

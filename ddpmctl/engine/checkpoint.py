@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from ddpmctl.config import Config, Value
+from ddpmctl.data.lab import show
+from ddpmctl.data.tensor_files import Declared, TensorFile, open_tensors
 from ddpmctl.diffusion.schedules import make_schedule
 from ddpmctl.errors import DataError, UsageError
-from ddpmctl.files import atomic_write
+from ddpmctl.files import write_verified
 from ddpmctl.registry import NETWORKS
 
 FORMAT = "ddpmctl checkpoint 1"
 FILE_NAME = re.compile(r"epoch(?P<epoch>\d+)_(?P<test>\d(?:\.\d+)?)_(?P<new_test>\d(?:\.\d+)?)\.pth")
+FLOATING = ("DoubleStorage", "FloatStorage", "HalfStorage", "BFloat16Storage")
 SCHEDULE_BUFFERS = ("alphabar_t", "alpha_bar_t", "alphas_cumprod")
 
 
@@ -46,22 +48,8 @@ class Checkpoint:
     recorded: dict[str, float] = field(default_factory=dict)
 
     def network(self) -> nn.Module:
-        """Return the network with these weights, on the CPU, in evaluation mode.
-
-        Raises:
-            DataError: the weights belong to another network.
-        """
-        with torch.device("meta"):
-            net: nn.Module = NETWORKS.get(self.config.model.net)(self.config.model)
-        shapes = {name: tuple(value.shape) for name, value in net.state_dict().items()}
-        wrong = [name for name, shape in shapes.items() if name not in self.weights or tuple(self.weights[name].shape) != shape]
-        wrong += [name for name in self.weights if name not in shapes]
-        if wrong:
-            raise DataError(
-                f"{self.path}: the weights are not those of a {self.config.model.net} of width {self.config.model.width} "
-                f"({len(wrong)} of {len(shapes)} differ, the first is {wrong[0]!r})"
-            )
-        net = NETWORKS.get(self.config.model.net)(self.config.model)
+        """Return the network with these weights, on the CPU, in evaluation mode."""
+        net: nn.Module = NETWORKS.get(self.config.model.net)(self.config.model)
         net.load_state_dict(self.weights)
         return net.eval().to(memory_format=torch.channels_last)
 
@@ -72,13 +60,14 @@ def save_checkpoint(path: Path, config: Config, weights: Mapping[str, Tensor], *
 
 
 def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
-    """Write tensors and plain values to a file that appears whole or not at all.
+    """Write tensors and plain values to a file that appears whole or not at all, after it was read back from the disk.
 
     Raises:
-        UsageError: the folder cannot be written to.
+        UsageError: the folder cannot be written to, or has no room.
     """
-    with atomic_write(path) as temporary:
-        torch.save(content, temporary)
+    data = io.BytesIO()  # torch reports a disk that fills up in the middle of its writing in ways that cannot be told apart
+    torch.save(content, data)
+    write_verified(path, data.getbuffer())
 
 
 def load_tensors(path: Path) -> tuple[Any, str]:
@@ -88,21 +77,14 @@ def load_tensors(path: Path) -> tuple[Any, str]:
         UsageError: there is no such file.
         DataError: the file is damaged or is no file of tensors.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise UsageError(f"{path}: there is no such file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises whatever a damaged file provokes
-        raise DataError(f"{path}: is no checkpoint, or a damaged one ({type(error).__name__})") from None
-    return content, hashlib.sha256(data).hexdigest()
+    with open_tensors(path) as file:
+        return file.load(), file.sha256
 
 
 def load_checkpoint(path: Path, assume: Mapping[str, Value] | None = None) -> Checkpoint:
     """Return a checkpoint, ours or a state dict under the report's names (bare, or with the prefix ``nn_model.``).
+
+    What a file says of its settings and shapes is checked before its tensors take any memory.
 
     Args:
         path: the file.
@@ -112,50 +94,82 @@ def load_checkpoint(path: Path, assume: Mapping[str, Value] | None = None) -> Ch
         UsageError: there is no such file.
         DataError: the file is damaged, or is no checkpoint of a network known here.
     """
-    content, sha256 = load_tensors(path)
-    if isinstance(content, dict) and content.get("format") == FORMAT:
-        return _own(path, content, sha256)
-    return _foreign(path, content, sha256, assume or {})
+    with open_tensors(path) as file:
+        if isinstance(file.outline, dict) and file.outline.get("format") == FORMAT:
+            return _own(path, file)
+        return _foreign(path, file, assume or {})
 
 
-def _own(path: Path, content: dict[str, Any], sha256: str) -> Checkpoint:
+def _own(path: Path, file: TensorFile) -> Checkpoint:
+    content = file.outline
     try:
         config = Config.from_flat({name: value for section in content["config"].values() for name, value in section.items()})
-        known, weights = content["known"], content["weights"]
-        _check_tensors(path, weights)
-        recorded = {name: float(value["accuracy"]) for name, value in known.get("scores", {}).items()}
-        return Checkpoint(path, config, weights, sha256, foreign=False, epoch=known.get("epoch"), loss=known.get("loss"), recorded=recorded)
+        known = content["known"]
+        recorded = {str(name): float(value["accuracy"]) for name, value in known.get("scores", {}).items()}
+        epoch, loss = known.get("epoch"), known.get("loss")
+        if not isinstance(epoch, int | None) or not isinstance(loss, float | None):
+            raise TypeError("epoch or loss")
+        _check_shapes(path, config, content["weights"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(f"{path}: the checkpoint lacks a part or has it in another form ({error!r})") from None
+        raise DataError(f"{path}: the checkpoint lacks a part or has it in another form ({show(repr(error))})") from None
     except UsageError as error:
         raise DataError(f"{path}: its settings cannot be used here: {error}") from None
+    weights = file.load()["weights"]
+    _check_finite(path, weights)
+    return Checkpoint(path, config, weights, file.sha256, foreign=False, epoch=epoch, loss=loss, recorded=recorded)
 
 
-def _foreign(path: Path, content: Any, sha256: str, assume: Mapping[str, Value]) -> Checkpoint:
-    for key in ("model", "state_dict", "model_state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise DataError(f"{path}: holds no state dict")
-    tensors = {name.removeprefix("module."): value for name, value in content.items()}
-    prefixed = {name.removeprefix("nn_model."): value for name, value in tensors.items() if name.startswith("nn_model.")}
-    weights = prefixed or tensors
-    first = weights.get("init_conv.conv1.0.weight")
-    if not isinstance(first, Tensor) or first.ndim != 4:
+def _foreign(path: Path, file: TensorFile, assume: Mapping[str, Value]) -> Checkpoint:
+    keys = _way_to_weights(path, file.outline)
+    shapes = _at(file.outline, keys)
+    prefixed = any(name.removeprefix("module.").startswith("nn_model.") for name in shapes)
+    own = _own_names(shapes, prefixed=prefixed)
+    first = own.get("init_conv.conv1.0.weight")
+    if not isinstance(first, Declared) or len(first.shape) != 4:
         raise DataError(f"{path}: holds neither a ddpmctl checkpoint nor a state dict under the report's names (init_conv, down1, ...)")
-    _check_tensors(path, weights)
-    known = recorded_in_name(path)
-    buffers = _schedule_of(path, tensors) if prefixed else {}
     try:
-        config = Config.from_flat({"width": first.shape[0], **buffers})
+        config = Config.from_flat({"width": first.shape[0]})
     except UsageError as error:
         raise DataError(f"{path}: its weights are of no network that can be built here ({error})") from None
+    _check_shapes(path, _assuming(path, config, assume), own)
+    tensors = _at(file.load(), keys)
+    weights = _own_names(tensors, prefixed=prefixed)
+    _check_finite(path, weights)
+    config = _assuming(path, config.replace(**_schedule_of(path, tensors)) if prefixed else config, assume)
+    known = recorded_in_name(path)
+    epoch = known.pop("epoch", None)
+    return Checkpoint(path, config, weights, file.sha256, foreign=True, epoch=None if epoch is None else int(epoch), recorded=known)
+
+
+def _assuming(path: Path, config: Config, assume: Mapping[str, Value]) -> Config:
     try:
-        config = config.replace(**assume)
+        return config.replace(**assume)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
-    epoch = known.pop("epoch", None)
-    return Checkpoint(path, config, weights, sha256, foreign=True, epoch=None if epoch is None else int(epoch), recorded=known)
+
+
+def _way_to_weights(path: Path, outline: Any) -> list[str]:
+    """Return the keys under which training scripts put a state dict, outermost first; none for a bare one."""
+    keys = []
+    for key in ("model", "state_dict", "model_state_dict"):
+        if isinstance(outline, dict) and isinstance(outline.get(key), dict):
+            keys.append(key)
+            outline = outline[key]
+    if not isinstance(outline, dict) or not all(isinstance(name, str) for name in outline):
+        raise DataError(f"{path}: holds no state dict")
+    return keys
+
+
+def _at(content: Any, keys: Sequence[str]) -> Any:
+    for key in keys:
+        content = content[key]
+    return content
+
+
+def _own_names(content: Mapping[str, Any], *, prefixed: bool) -> dict[str, Any]:
+    """Return a state dict without the prefixes that wrappers give; where there is ``nn_model.``, what lies beside it is left out."""
+    names = {name.removeprefix("module."): value for name, value in content.items()}
+    return {name.removeprefix("nn_model."): value for name, value in names.items() if name.startswith("nn_model.") or not prefixed}
 
 
 def recorded_in_name(path: Path) -> dict[str, float]:
@@ -176,9 +190,27 @@ def _schedule_of(path: Path, tensors: Mapping[str, Any]) -> dict[str, Value]:
     raise DataError(f"{path}: its schedule buffer is none of ours; name one with --assume schedule=NAME after removing the buffer")
 
 
-def _check_tensors(path: Path, weights: Any) -> None:
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+def _check_shapes(path: Path, config: Config, declared: Any) -> None:
+    """Compare what a file declares with the network that its settings name, before either takes memory."""
+    if not isinstance(declared, dict) or not all(isinstance(value, Declared) for value in declared.values()):
         raise DataError(f"{path}: holds other things than tensors among its weights")
-    bad = next((name for name, value in weights.items() if value.is_floating_point() and not torch.isfinite(value).all()), None)
-    if bad is not None:
+    with torch.device("meta"):
+        net: nn.Module = NETWORKS.get(config.model.net)(config.model)
+    expected = {name: (tuple(value.shape), value.is_floating_point()) for name, value in net.state_dict().items()}
+    found = {name: (value.shape, value.kind in FLOATING) for name, value in declared.items()}
+    wrong = [name for name, value in expected.items() if found.get(name) != value] + [name for name in found if name not in expected]
+    if wrong:
+        raise DataError(
+            f"{path}: the weights are not those of a {config.model.net} of width {config.model.width} "
+            f"({len(wrong)} of {len(expected)} differ, the first is {show(wrong[0])})"
+        )
+
+
+def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
+    if (bad := not_finite(weights)) is not None:
         raise DataError(f"{path}: the weights {bad!r} are not finite")
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the first tensor that holds an infinite number or none at all, or None."""
+    return next((name for name, value in tensors.items() if value.is_floating_point() and not torch.isfinite(value).all()), None)

@@ -14,7 +14,7 @@ from ddpmctl.engine.runs import Run, find_checkpoints
 from ddpmctl.errors import DataError, UsageError
 
 FILES = ("test", "new_test")
-IGNORED = frozenset({"seed", "device", "threads"})  # named apart, or no part of the recipe
+IGNORED = frozenset({"seed", "device", "threads", *(setting.name for setting in settings("run"))})  # named apart, or no part of the recipe
 
 SAMPLING = tuple(setting.name for setting in settings("sampling"))
 

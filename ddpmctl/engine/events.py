@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddpmctl.config import Config, SamplingConfig
+from ddpmctl.config import Config, SamplingConfig, Value
 from ddpmctl.data.dataset import Notice, Progress
 from ddpmctl.engine.answers import Answers
 from ddpmctl.evaluator.scores import Score
 
-__all__ = ["EpochDone", "Evaluated", "Event", "Failed", "Finished", "Judged", "Notice", "Plan", "Progress", "Saved", "Started", "StepDone", "Ticked"]
+__all__ = [
+    "EpochDone", "Evaluated", "Event", "Failed", "Finished", "Judged", "Notice", "Overridden", "Plan", "Progress", "RolledBack", "Saved", "Started",
+    "StepDone", "Ticked",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class Plan:
 
     Attributes:
         seconds: estimated duration of the training steps, or None where it is not known.
+        disk: what the run needs, in words.
     """
 
     config: Config
@@ -33,6 +37,7 @@ class Plan:
     seconds: float | None
     terminal_snr: float
     evaluator: str
+    disk: str
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,30 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class RolledBack:
+    """Numbers were no longer finite; training goes on from an earlier state.
+
+    Attributes:
+        reason: what was not finite, and where.
+        step: of the state gone back to.
+        lr_scale: what is left of the learning rate.
+    """
+
+    reason: str
+    step: int
+    lr_scale: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Overridden:
+    """A resumed run goes on with other settings: (before, now) by name."""
+
+    step: int
+    changed: dict[str, tuple[Value, Value]]
+
+
+@dataclass(frozen=True)
 class Finished:
     """The run has used up its budget."""
 
@@ -154,4 +183,4 @@ class Finished:
     seconds: float
 
 
-Event = Progress | Notice | Started | Ticked | StepDone | EpochDone | Evaluated | Saved | Judged | Failed | Finished
+Event = Progress | Notice | Started | Ticked | StepDone | EpochDone | Evaluated | Saved | Judged | Failed | RolledBack | Overridden | Finished

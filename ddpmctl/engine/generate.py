@@ -17,7 +17,7 @@ from ddpmctl.diffusion.denoiser import Diffusion, Guidance
 from ddpmctl.diffusion.randomness import ImageNoise, Key
 from ddpmctl.diffusion.samplers import Frame, Sampler, sampler_times
 from ddpmctl.diffusion.schedules import Schedule
-from ddpmctl.engine.machine import Machine
+from ddpmctl.engine.machine import Machine, out_of_memory, release_memory
 from ddpmctl.registry import SAMPLERS
 from ddpmctl.report.denoising import Moment
 
@@ -97,16 +97,32 @@ class Painter:
         return sampler
 
     def batches(self, requests: Sequence[Request], batch_size: int = BATCH) -> Iterator[Progress | Tensor]:
-        """Yield progress, and the finished images batch by batch, in order: float32 in [-1, 1], (B, 3, 64, 64), on the device."""
-        done, total = 0, len(requests) * self.steps
-        yield Progress("sampling", done, total)
-        for start in range(0, len(requests), batch_size):
-            for frame in self.frames(requests[start : start + batch_size]):
-                if not frame.pure_noise:
-                    done += len(frame.x_t)
-                    yield Progress("sampling", done, total)
-                if frame.t == 0:
-                    yield frame.x_t.clamp(-1, 1)
+        """Yield progress, and the finished images batch by batch, in order: float32 in [-1, 1], (B, 3, 64, 64), on the device.
+
+        A batch that does not fit in memory is begun anew at half the size: each image has its own noise, so the pictures are the same.
+        """
+        start, size, total = 0, batch_size, len(requests) * self.steps
+        yield Progress("sampling", 0, total)
+        while start < len(requests):
+            part, done = requests[start : start + size], start * self.steps
+            fits = True
+            try:
+                for frame in self.frames(part):
+                    if not frame.pure_noise:
+                        done += len(part)
+                        yield Progress("sampling", done, total)
+                    if frame.t == 0:
+                        yield frame.x_t.clamp(-1, 1)
+            except Exception as error:
+                if len(part) == 1 or not out_of_memory(error):
+                    raise
+                fits = False
+            # Outside of the handler, where the error no longer holds on to the tensors of the attempt.
+            if fits:
+                start += len(part)
+            else:
+                size = len(part) // 2
+                release_memory(self.machine)
 
 
 def settled(sampling: SamplingConfig, schedule: Schedule) -> SamplingConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,6 +55,20 @@ def make_machine(config: MachineConfig) -> Machine:
     device = _device(config.device)
     precision = config.precision if config.precision != "auto" else ("bf16" if _bf16_is_faster(device) else "fp32")
     return Machine(device, precision, config.compile)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that the device, or the CPU's own memory, has no room for an operation."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in ("can't allocate memory", "not enough memory", "out of memory"))
+
+
+def release_memory(machine: Machine) -> None:
+    """Give back what a failed attempt left allocated and nobody uses."""
+    gc.collect()
+    if machine.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _device(name: str) -> torch.device:

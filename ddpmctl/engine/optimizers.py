@@ -79,7 +79,7 @@ def make_optimizers(net: nn.Module, config: TrainingConfig) -> list[torch.optim.
     return optimizers
 
 
-def set_lr(optimizers: list[torch.optim.Optimizer], config: TrainingConfig, step: int, fraction: float) -> float:
+def set_lr(optimizers: list[torch.optim.Optimizer], config: TrainingConfig, step: int, fraction: float, scale: float = 1.0) -> float:
     """Set the learning rate for a step and return that of the first optimizer.
 
     Args:
@@ -87,8 +87,9 @@ def set_lr(optimizers: list[torch.optim.Optimizer], config: TrainingConfig, step
         config: names the decay and the warm-up.
         step: steps done before this one.
         fraction: of the budget used so far, in whole epochs or of the clock.
+        scale: what is left of the learning rate after rollbacks.
     """
-    factor = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    factor = scale * (min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0)
     if config.lr_decay == "linear":
         factor *= max(0.0, 1 - fraction)
     for optimizer in optimizers:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import platform
 import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from ddpmctl.config import Config
 from ddpmctl.config_toml import dump_toml, load_toml
 from ddpmctl.engine.checkpoint import FILE_NAME
-from ddpmctl.engine.events import EpochDone, Evaluated, Event, StepDone
 from ddpmctl.errors import DataError, UsageError
-from ddpmctl.files import atomic_write, cannot_write
+from ddpmctl.files import atomic_write, cannot_write, sweep
 
-RESULT_COLUMNS = (
-    "epoch", "step", "images_seen", "seconds", "loss", "test", "new_test", "test_exact", "new_test_exact", "evaluator", "checkpoint"
-)  # fmt: skip
+STALE_SECONDS = 3600  # a run's folder is made in milliseconds: one that was not finished by now never will be
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,13 @@ class Run:
 
     @property
     def metrics_file(self) -> Path:
-        """One JSON object a line for every logged step, epoch and evaluation."""
+        """One JSON object a line for every logged step, epoch and evaluation: nothing in it depends on a clock."""
         return self.folder / "metrics.jsonl"
+
+    @property
+    def timing_file(self) -> Path:
+        """One JSON object a line: what each line of metrics.jsonl took in seconds."""
+        return self.folder / "timing.jsonl"
 
     @property
     def results_file(self) -> Path:
@@ -52,6 +63,16 @@ class Run:
         return self.folder / "state.pt"
 
     @property
+    def diagnosis_file(self) -> Path:
+        """What is known of numbers that were not finite, as JSON."""
+        return self.folder / "diagnosis.json"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by the process that trains here; the file itself stays."""
+        return self.folder / ".lock"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of scored checkpoints."""
         return self.folder / "checkpoints"
@@ -60,6 +81,12 @@ class Run:
     def samples(self) -> Path:
         """The folder of sample grids."""
         return self.folder / "samples"
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing was trained here yet: a killed run that had only just been made."""
+        written = [self.state_file, *(file for file in (self.metrics_file, self.results_file, self.timing_file) if file.exists() and file.stat().st_size)]
+        return not any(file.exists() for file in written) and not any(self.checkpoints.glob("*.pth"))
 
     def config(self) -> Config:
         """Return the run's settings.
@@ -99,9 +126,16 @@ class Run:
         with atomic_write(self.folder / f"{name}.json") as temporary:
             temporary.write_text(json.dumps({"checkpoint": checkpoint.relative_to(self.folder).as_posix()}) + "\n", encoding="utf-8")
 
+    def retain(self, count: int) -> None:
+        """Delete scored checkpoints but the best, the last, and the ``count`` latest of the others; each of those that stay is whole on disk."""
+        spared = {self.pointer("best"), self.pointer("latest")}
+        others = [file for file in find_checkpoints(self.folder) if file not in spared]
+        for file in others[: max(0, len(others) - count)]:
+            file.unlink(missing_ok=True)
+
 
 def create_run(parent: Path, name: str | None, config: Config, data: dict[str, object]) -> Run:
-    """Make a new run folder holding its settings; never an existing one.
+    """Make a new run folder holding its settings, whole or not at all; never an existing one.
 
     Raises:
         UsageError: the name is taken or no folder name, or the parent cannot be written to.
@@ -110,34 +144,84 @@ def create_run(parent: Path, name: str | None, config: Config, data: dict[str, o
         raise UsageError(f"--name: {name!r} is no folder name; use letters, digits, '.', '_', '+' and '-'")
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        folder = _claim(parent, name, config)
-        (folder / "checkpoints").mkdir()
-        (folder / "samples").mkdir()
+        _sweep_unfinished(parent)
+        made = parent / f".run-{secrets.token_hex(8)}.tmp"
+        made.mkdir()
+        run = Run(made)
+        run.checkpoints.mkdir()
+        run.samples.mkdir()
     except OSError as error:
         raise cannot_write(parent, error) from None
-    run = Run(folder)
+    try:
+        save_config(run, config)
+        with atomic_write(run.data_file) as temporary:
+            temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        return Run(_claim(made, parent, name, config))
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+
+
+def save_config(run: Run, config: Config) -> None:
+    """Write a run's settings."""
     with atomic_write(run.config_file) as temporary:
         temporary.write_text(dump_toml(config), encoding="utf-8")
-    with atomic_write(run.data_file) as temporary:
-        temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    return run
 
 
-def _claim(parent: Path, name: str | None, config: Config) -> Path:
-    if name is not None:
-        try:
-            (parent / name).mkdir()
-        except FileExistsError:
-            raise UsageError(f"--name: {parent / name} exists already; choose another name, or go on with --resume {parent / name}") from None
-        return parent / name
-    base = name_for(config)
+def _sweep_unfinished(parent: Path) -> None:
+    for left in parent.glob(".run-*.tmp"):
+        with suppress(OSError):
+            if abs(time.time() - left.stat().st_mtime) > STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _claim(made: Path, parent: Path, name: str | None, config: Config) -> Path:
+    """Give a finished folder its name; a rename onto a folder that holds something fails, whoever made it a moment ago."""
+    base = name or name_for(config)
     for suffix in ("", *(f"-{n}" for n in range(2, 10_000))):
         try:
-            (parent / (base + suffix)).mkdir()
-        except FileExistsError:
-            continue
-        return parent / (base + suffix)
+            return made.rename(parent / (base + suffix))
+        except OSError as error:
+            if not os.path.lexists(parent / (base + suffix)):
+                raise cannot_write(parent, error) from None
+            if name is not None:
+                raise UsageError(f"--name: {parent / name} exists already; choose another name, or go on with --resume {parent / name}") from None
     raise UsageError(f"{parent}: holds ten thousand runs called {base}; give --name")
+
+
+@contextmanager
+def held(run: Run) -> Iterator[None]:
+    """Hold a run's folder against every other process that would train in it; what killed ones left half-written is removed.
+
+    The operating system lets go of the lock when its holder dies, however that happens.
+
+    Raises:
+        UsageError: another process is training there; names it.
+    """
+    lock = FileLock(run.lock_file, timeout=0, mode=0o644)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UsageError(f"{run.folder}: {_holder(run)} is training this run; wait for it, or stop it first") from None
+    except (OSError, NotImplementedError) as error:
+        raise UsageError(f"{run.folder}: cannot be locked against a second trainer ({error}); choose another disk with --runs-dir") from None
+    try:
+        with suppress(OSError):
+            (run.folder / ".holder").write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+        for folder in (run.folder, run.checkpoints, run.samples):
+            sweep(folder)
+        yield
+    finally:
+        with suppress(OSError):
+            (run.folder / ".holder").unlink()
+        lock.release()
+
+
+def _holder(run: Run) -> str:
+    try:
+        return (run.folder / ".holder").read_text(encoding="utf-8")[:200].strip() or "another process"
+    except (OSError, UnicodeDecodeError):
+        return "another process"
 
 
 def name_for(config: Config) -> str:
@@ -198,52 +282,3 @@ def epoch_in_name(path: Path) -> int:
     """Return the epoch that a report-style file name tells, -1 where it tells none."""
     match = FILE_NAME.fullmatch(path.name)
     return int(match["epoch"]) if match else -1
-
-
-class RunLog:
-    """The reader of the event stream that writes metrics.jsonl and results.csv."""
-
-    def __init__(self, run: Run) -> None:
-        """Append to the run's files; a last line that a crash cut short is dropped, so that no row is glued to it."""
-        self.run = run
-        for file in (run.metrics_file, run.results_file):
-            _drop_torn_line(file)
-
-    def read(self, event: Event) -> None:
-        """Append an event that belongs in the log; others are passed over."""
-        match event:
-            case StepDone():
-                self._append({"event": "step", **event.__dict__})
-            case EpochDone():
-                self._append({"event": "epoch", **event.__dict__})
-            case Evaluated():
-                scores = {name: value.to_dict() for name, value in event.scores.items()}
-                self._append({"event": "evaluation", **event.__dict__, "scores": scores, "checkpoint": event.checkpoint.name})
-                self._append_result(event)
-
-    def _append(self, record: dict[str, object]) -> None:
-        with self.run.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def _append_result(self, event: Evaluated) -> None:
-        new = not self.run.results_file.exists() or self.run.results_file.stat().st_size == 0
-        with self.run.results_file.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, RESULT_COLUMNS)
-            if new:
-                writer.writeheader()
-            writer.writerow(
-                {
-                    **{name: getattr(event, name) for name in ("epoch", "step", "images_seen", "seconds", "loss", "evaluator")},
-                    **{name: value.accuracy for name, value in event.scores.items()},
-                    **{f"{name}_exact": value.exact_match for name, value in event.scores.items()},
-                    "checkpoint": event.checkpoint.name,
-                }
-            )
-
-
-def _drop_torn_line(file: Path) -> None:
-    if not file.exists():
-        return
-    with file.open("rb+") as handle:
-        content = handle.read()
-        handle.truncate(content.rfind(b"\n") + 1)

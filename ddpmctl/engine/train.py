@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ddpmctl.config import Config
+from ddpmctl.config import RECIPE, Config, Value
 from ddpmctl.data.dataset import Dataset
-from ddpmctl.engine.checkpoint import load_tensors, save_checkpoint, save_tensors
-from ddpmctl.engine.events import EpochDone, Evaluated, Event, Finished, Plan, Saved, Started, StepDone, Ticked
+from ddpmctl.data.lab import show
+from ddpmctl.engine.checkpoint import load_tensors, not_finite, save_checkpoint, save_tensors
+from ddpmctl.engine.events import EpochDone, Evaluated, Event, Finished, Notice, Overridden, Plan, RolledBack, Saved, Started, StepDone, Ticked
 from ddpmctl.engine.generate import Painter
 from ddpmctl.engine.judge import judge
+from ddpmctl.engine.log import RunLog
 from ddpmctl.engine.machine import Machine
-from ddpmctl.engine.runs import Run, RunLog
-from ddpmctl.engine.trainer import Trainer, probe_seconds_per_image
-from ddpmctl.errors import DataError
+from ddpmctl.engine.runs import Run, save_config
+from ddpmctl.engine.space import room_for
+from ddpmctl.engine.trainer import Diverged, Trainer, probe_seconds_per_image
+from ddpmctl.errors import DataError, DdpmctlError, DivergedError
 from ddpmctl.evaluator.classifiers import Evaluator
+from ddpmctl.files import atomic_write
 from ddpmctl.report.grids import save_grid
 
 LOG_STEPS = 50
 TICK_SECONDS = 0.5
+MAX_ROLLBACKS = 3
 SCORED = ("test", "new_test")
 
 
@@ -50,13 +54,16 @@ def make_plan(config: Config, run: Path, dataset_name: str, images: int, machine
         seconds=seconds,
         terminal_snr=make_schedule(config.diffusion).terminal_snr,
         evaluator=evaluator,
+        disk=str(room_for(config)),
     )
 
 
-def train(plan: Plan, run: Run, dataset: Dataset, evaluator: Evaluator, machine: Machine, *, resume: bool = False) -> Generator[Event, None, None]:
+def train(
+    plan: Plan, run: Run, dataset: Dataset, evaluator: Evaluator, machine: Machine, *, resume: bool = False, recorded: Config | None = None
+) -> Generator[Event, None, None]:
     """Train until the budget is used up, yielding events; the run's files are written here, whoever listens.
 
-    A reader that stops early loses nothing: on leaving, a state is written from which ``resume`` goes on.
+    A reader that stops early loses nothing: on leaving, a state is written from which ``resume`` goes on. The caller holds the run (``held``).
 
     Args:
         plan: the settings, and what was said of them.
@@ -65,47 +72,128 @@ def train(plan: Plan, run: Run, dataset: Dataset, evaluator: Evaluator, machine:
         evaluator: scores each saved checkpoint.
         machine: where to train.
         resume: go on from the run's state.
+        recorded: the settings that the state must be of, where the plan's are to replace them from now on.
 
     Raises:
-        DataError: there is no usable state to resume from; the loss is no longer finite.
+        DataError: there is no usable state to resume from.
+        DivergedError: the numbers are no longer finite; what is known of them stands in the run's diagnosis.json.
+        UsageError: the disk is full, or a batch does not fit in memory.
     """
-    trainer = Trainer(plan.config, machine, dataset)
-    if resume:
-        state, _ = load_tensors(run.state_file)
-        trainer.restore(state, str(run.state_file))
-    log = RunLog(run)
+    trainer, log = Trainer(plan.config, machine, dataset), RunLog(run)
+    yield from _begin(trainer, log, run, recorded or plan.config, resume=resume)
     yield Started(plan, trainer.counters.step)
     try:
-        for event in _events(trainer, run, evaluator):
+        for event in _with_rollbacks(trainer, log, run, evaluator):
             log.read(event)
             yield event
     except GeneratorExit:
         # Raised where an event was yielded, so never in the middle of a step.
-        save_tensors(run.state_file, trainer.state())
+        save_state(trainer, log, run)
         raise
 
 
-def _events(trainer: Trainer, run: Run, evaluator: Evaluator) -> Iterator[Event]:
-    begun, last_tick = time.perf_counter(), 0.0
+def save_state(trainer: Trainer, log: RunLog, run: Run) -> None:
+    """Write all that is needed to go on from here, and how long the log is here."""
+    state = trainer.state()
+    save_tensors(run.state_file, {**state, "log": log.sizes()})
+
+
+def _begin(trainer: Trainer, log: RunLog, run: Run, recorded: Config, *, resume: bool) -> Iterator[Event]:
+    """Bring the trainer to the run's state, or write the first one: from then on there is always something to go back to."""
+    if not resume:
+        save_state(trainer, log, run)
+        return
+    if run.is_untouched:
+        yield Notice(f"{run.folder}: nothing was trained here yet; training begins at its first step")
+        log.cut({})
+        save_state(trainer, log, run)
+        return
+    yield from _restore(trainer, log, run, recorded)
+    changed = _recipe_changes(recorded, trainer.config)
+    if changed:
+        save_state(trainer, log, run)  # from here on the state is one of the new settings
+        save_config(run, trainer.config)
+        event = Overridden(trainer.counters.step, changed)
+        log.read(event)
+        yield event
+
+
+def _restore(trainer: Trainer, log: RunLog, run: Run, recorded: Config) -> Iterator[Event]:
+    state, _ = load_tensors(run.state_file)
+    where = str(run.state_file)
+    trainer.restore(state, where)
+    try:
+        of = Config.from_flat({name: value for section in state["config"].values() for name, value in section.items()})
+        sizes = dict(state["log"])
+    except (KeyError, TypeError, AttributeError, ValueError, DdpmctlError) as error:
+        raise DataError(f"{where}: lacks a part or has it in another form ({show(repr(error))})") from None
+    if other := _recipe_changes(of, recorded):
+        told = "; ".join(f"{name}: {before} in the state, {now} in config.toml" for name, (before, now) in other.items())
+        raise DataError(f"{where}: is of other settings than {run.config_file.name} ({told}); give the file its old settings, and change them with --override")
+    if short := log.cut(sizes):
+        yield Notice(f"{run.folder}: {', '.join(short)} lost rows after the state was saved; they are not made anew")
+
+
+def _recipe_changes(before: Config, now: Config) -> dict[str, tuple[Value, Value]]:
+    old, new = before.to_dict(), now.to_dict()
+    return {name: (value, new[section][name]) for section in RECIPE for name, value in old[section].items() if value != new[section][name]}
+
+
+def _with_rollbacks(trainer: Trainer, log: RunLog, run: Run, evaluator: Evaluator) -> Iterator[Event]:
+    """Yield training's events; where numbers are no longer finite, write down what is known and, if told to, go back and try again."""
+    begun = time.perf_counter()
     while True:
+        try:
+            yield from _events(trainer, log, run, evaluator)
+            yield Finished(run.folder, trainer.counters.epoch, time.perf_counter() - begun)
+            return
+        except Diverged as error:
+            reason = str(error)
+            _write_diagnosis(run, error)
+        told = f"{reason}; what is known stands in {run.diagnosis_file}"
+        if trainer.config.run.on_nan != "rollback":
+            raise DivergedError(f"{told}. The last good state is kept: resume with --on-nan rollback, or train anew with a lower --lr or --precision fp32")
+        if trainer.counters.rollbacks >= MAX_ROLLBACKS:
+            raise DivergedError(f"{told}. It was rolled back {MAX_ROLLBACKS} times already; train anew with a lower --lr or --precision fp32")
+        yield from _restore(trainer, log, run, trainer.config)
+        trainer.counters.rollbacks += 1
+        trainer.counters.lr_scale /= 2
+        yield RolledBack(reason, trainer.counters.step, trainer.counters.lr_scale, trainer.counters.rollbacks)
+        save_state(trainer, log, run)
+
+
+def _write_diagnosis(run: Run, error: Diverged) -> None:
+    last = run.pointer("latest")
+    known = {"reason": str(error), **error.diagnosis, "last_checkpoint": None if last is None else last.name, "state": run.state_file.name}
+    with atomic_write(run.diagnosis_file) as temporary:
+        temporary.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+
+
+def _events(trainer: Trainer, log: RunLog, run: Run, evaluator: Evaluator) -> Iterator[Event]:
+    """Yield the events of training; wherever one is yielded, a state that is saved there goes on with what follows it."""
+    last_tick, counters = 0.0, trainer.counters
+    last_saved = time.perf_counter()
+    minutes = trainer.config.run.checkpoint_minutes
+    while True:
+        if trainer.epoch_is_over:
+            yield _end_epoch(trainer)
         if _score_is_due(trainer):
-            yield from _score_and_save(trainer, run, evaluator)
+            yield from _score_and_save(trainer, log, run, evaluator)
+            last_saved = time.perf_counter()
         if trainer.done:
-            break
-        lr = trainer.step()
-        counters = trainer.counters
-        # Counters move on before their event is yielded: a reader may leave there, and the state is then saved as it stands.
+            return
+        if minutes is not None and time.perf_counter() - last_saved > 60 * minutes:
+            save_state(trainer, log, run)
+            last_saved = time.perf_counter()
+            yield Saved(run.state_file)
+        trainer.step()
         if counters.step % LOG_STEPS == 0:
-            done = StepDone(counters.step, counters.epoch + 1, counters.images_seen, trainer.mean_loss("logged"), lr, counters.seconds)
+            done = StepDone(counters.step, counters.epoch + 1, counters.images_seen, trainer.mean_loss("logged"), counters.lr, counters.seconds)
             trainer.end_logged()
-            _check_finite(done.loss, done.step, lr)
             yield done
-        if counters.batch == trainer.batches_per_epoch or trainer.done:
-            yield _end_epoch(trainer, lr)
         if time.perf_counter() - last_tick > TICK_SECONDS:
             last_tick = time.perf_counter()
             yield _tick(trainer)
-    yield Finished(run.folder, trainer.counters.epoch, time.perf_counter() - begun)
 
 
 def _score_is_due(trainer: Trainer) -> bool:
@@ -114,12 +202,12 @@ def _score_is_due(trainer: Trainer) -> bool:
     return counters.batch == 0 and counters.epoch > counters.scored_epoch and due
 
 
-def _end_epoch(trainer: Trainer, lr: float) -> EpochDone:
+def _end_epoch(trainer: Trainer) -> EpochDone:
+    # Counters move on before their event is yielded: a reader may leave there, and the state is then saved as it stands.
     counters, loss = trainer.counters, trainer.mean_loss("epoch")
-    _check_finite(loss, counters.step, lr)
     rate = counters.epoch_images / max(counters.epoch_seconds, 1e-9)
     trainer.end_epoch(loss)
-    return EpochDone(counters.epoch, counters.step, counters.images_seen, loss, lr, counters.seconds, rate)
+    return EpochDone(counters.epoch, counters.step, counters.images_seen, loss, counters.lr, counters.seconds, rate)
 
 
 def _tick(trainer: Trainer) -> Ticked:
@@ -129,12 +217,7 @@ def _tick(trainer: Trainer) -> Ticked:
     return Ticked(counters.step, counters.epoch + 1, loss, rate, trainer.fraction)
 
 
-def _check_finite(loss: float, step: int, lr: float) -> None:
-    if not math.isfinite(loss):
-        raise DataError(f"the loss is no longer finite at step {step} (learning rate {lr:g}); lower --lr, or try --precision fp32")
-
-
-def _score_and_save(trainer: Trainer, run: Run, evaluator: Evaluator) -> Iterator[Event]:
+def _score_and_save(trainer: Trainer, log: RunLog, run: Run, evaluator: Evaluator) -> Iterator[Event]:
     config, counters = trainer.config, trainer.counters
     painter = Painter(trainer.sampling_network(), trainer.diffusion, config.sampling, trainer.machine)
     judged = yield from judge(painter, evaluator, {name: trainer.dataset.conditions[name] for name in SCORED}, seed=config.training.seed)
@@ -144,7 +227,10 @@ def _score_and_save(trainer: Trainer, run: Run, evaluator: Evaluator) -> Iterato
         "epoch": counters.epoch, "step": counters.step, "images_seen": counters.images_seen, "loss": counters.last_loss, "seconds": counters.seconds,
         "scores": {name: value.to_dict() for name, value in scores.items()}, "evaluator": evaluator.sha256, "data": trainer.dataset.key,
     }  # fmt: skip
-    save_checkpoint(path, config, trainer.weights(), **known)
+    weights = trainer.weights()
+    if (bad := not_finite(weights)) is not None:
+        raise Diverged(f"the weights {bad!r} are not finite after step {counters.step}", {"step": counters.step, "name": bad})
+    save_checkpoint(path, config, weights, **known)
     for name, judgement in judged.items():
         save_grid(run.samples / f"epoch{counters.epoch}_{name}.png", judgement.pictures, [", ".join(r.labels) for r in judgement.requests])
     run.point("latest", path)
@@ -154,8 +240,10 @@ def _score_and_save(trainer: Trainer, run: Run, evaluator: Evaluator) -> Iterato
         run.point("best", path)
     counters.scored_epoch = counters.epoch
     yield Evaluated(counters.epoch, counters.step, counters.images_seen, counters.last_loss, counters.seconds, scores, evaluator.sha256, path)
+    save_state(trainer, log, run)
+    if config.run.keep is not None:
+        run.retain(config.run.keep)
     yield Saved(path)
-    save_tensors(run.state_file, trainer.state())
     yield Saved(run.state_file)
 
 

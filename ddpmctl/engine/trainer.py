@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import math
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,15 +16,25 @@ from torch.optim.swa_utils import AveragedModel
 
 from ddpmctl.config import Config
 from ddpmctl.data.dataset import Dataset
+from ddpmctl.data.lab import show
 from ddpmctl.diffusion.denoiser import Diffusion, TrainingLoss
 from ddpmctl.diffusion.randomness import derived_seed, generator
-from ddpmctl.engine.machine import Machine
+from ddpmctl.engine.checkpoint import not_finite
+from ddpmctl.engine.machine import Machine, out_of_memory, release_memory
 from ddpmctl.engine.optimizers import make_optimizers, set_lr
-from ddpmctl.errors import DataError
+from ddpmctl.errors import DataError, DivergedError, UsageError
 from ddpmctl.registry import NETWORKS
 
-STEPS_AHEAD = 4  # that a GPU may have queued
-STATE_FORMAT = "ddpmctl training state 1"
+STATE_FORMAT = "ddpmctl training state 2"
+
+
+class Diverged(DivergedError):
+    """Numbers that are not finite, with what is known of them as plain values."""
+
+    def __init__(self, message: str, diagnosis: dict[str, Any]) -> None:
+        """Take the message and the diagnosis."""
+        super().__init__(message)
+        self.diagnosis = diagnosis
 
 
 def make_network(config: Config) -> nn.Module:
@@ -63,6 +74,8 @@ class Counters:
         logged_loss, logged_images: the same since the last logged step.
         scored_epoch: the last epoch after which a checkpoint was scored and saved.
         last_loss: mean loss of the last whole epoch.
+        lr: learning rate of the last step.
+        lr_scale: what rollbacks have left of the learning rate.
     """
 
     step: int = 0
@@ -75,6 +88,9 @@ class Counters:
     scored_epoch: int = 0
     last_loss: float = 0.0
     best: float = -1.0
+    lr: float = 0.0
+    lr_scale: float = 1.0
+    rollbacks: int = 0
     epoch_loss: float = 0.0
     logged_loss: float = 0.0
     logged_images: int = 0
@@ -104,7 +120,6 @@ class Trainer:
         self.labels = torch.from_numpy(self.dataset.labels).to(device)
         self._order: tuple[int, Tensor] | None = None
         self._sums = {name: torch.zeros((), device=device) for name in ("epoch_loss", "logged_loss")}
-        self._queued: collections.deque[torch.cuda.Event] = collections.deque()
 
     @property
     def batches_per_epoch(self) -> int:
@@ -130,6 +145,11 @@ class Trainer:
         """Whether the budget is used up."""
         return self.fraction >= 1
 
+    @property
+    def epoch_is_over(self) -> bool:
+        """Whether the steps of a pass over the images are done, or what the budget left of it, and ``end_epoch`` is due."""
+        return self.counters.batch == self.batches_per_epoch or (self.counters.batch > 0 and self.done)
+
     def weights(self) -> dict[str, Tensor]:
         """Return the weights to sample with: the average where one is kept."""
         net = self.net if self.average is None else self.average.module
@@ -140,29 +160,25 @@ class Trainer:
         net: nn.Module = self.net if self.average is None else self.average.module
         return net.eval()
 
-    def step(self) -> float:
-        """Train on the next batch and return the learning rate that was used.
+    def step(self) -> None:
+        """Train on the next batch. The batch, its t, noise and dropped labels are pure functions of (seed, step).
 
-        The batch, its t, noise and dropped labels are pure functions of (seed, step).
+        Raises:
+            DivergedError: the loss or a gradient is not finite; the optimizers have not moved.
+            UsageError: the batch does not fit in memory; says what would.
         """
         start = time.perf_counter()
         counters, training = self.counters, self.config.training
         chosen = self._batch_indices()
-        x0 = (self.images[chosen].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-        labels = self.labels[chosen].float()
-        rng = generator(training.seed, "step", counters.step, device=self.machine.device)
-        lr = set_lr(self.optimizers, training, counters.step, self._decay_fraction())
+        counters.lr = set_lr(self.optimizers, training, counters.step, self._decay_fraction(), counters.lr_scale)
         self.net.train()
-        with self.machine.autocast():
-            loss = self.loss(self.forward, x0, labels, rng)
-        self.net.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = self._gradients(chosen)
+        self._check_finite(loss, chosen)
         for optimizer in self.optimizers:
             optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.net)
-        torch._foreach_add_(list(self._sums.values()), loss.detach() * len(chosen))  # stays on the device: reading it would wait for the step
-        self._wait_for_earlier_steps()
+        torch._foreach_add_(list(self._sums.values()), loss * len(chosen))
         counters.step += 1
         counters.batch += 1
         counters.images_seen += len(chosen)
@@ -170,17 +186,65 @@ class Trainer:
         counters.logged_images += len(chosen)
         counters.seconds += time.perf_counter() - start
         counters.epoch_seconds += time.perf_counter() - start
-        return lr
 
-    def _wait_for_earlier_steps(self) -> None:
-        """Let a GPU be at most a few steps behind, so that a budget in minutes counts its work and not the launching of it."""
-        if self.machine.device.type != "cuda":
+    def _gradients(self, chosen: Tensor) -> Tensor:
+        """Leave the batch's gradients in the network and return its mean loss."""
+        size = self.config.run.micro_batch or len(chosen)
+        try:
+            return self._accumulate(chosen, size)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+        # Outside of the handler, where the error no longer holds on to the tensors of the attempt.
+        fitting = next((part for part in _halves(min(size, len(chosen))) if self._fits(chosen, part)), None)
+        if fitting is None:
+            raise UsageError(f"--width: not even one image of this network fits in the memory of {self.machine.describe()}")
+        raise UsageError(
+            f"--batch-size: {min(size, len(chosen))} images at a time do not fit in the memory of {self.machine.describe()}; "
+            f"--micro-batch {fitting} does, and adds up the gradients of {-(-len(chosen) // fitting)} to the same step"
+        )
+
+    def _accumulate(self, chosen: Tensor, size: int) -> Tensor:
+        x0 = (self.images[chosen].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        rng = generator(self.config.training.seed, "step", self.counters.step, device=self.machine.device)
+        batch = self.loss.draw(x0, self.labels[chosen].float(), rng)
+        self.net.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.machine.device)
+        for part in batch.parts(size):
+            with self.machine.autocast():
+                loss = self.loss(self.forward, part) * (len(part.x_t) / len(chosen))
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    def _fits(self, chosen: Tensor, size: int) -> bool:
+        self.net.zero_grad(set_to_none=True)
+        release_memory(self.machine)
+        try:
+            self._accumulate(chosen, size)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            return False
+        return True
+
+    def _check_finite(self, loss: Tensor, chosen: Tensor) -> None:
+        """Stop before an optimizer sees numbers that are not finite; the price is one wait for the device a step."""
+        gradients = {name: p.grad for name, p in self.net.named_parameters() if p.grad is not None}
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients.values()))))
+        loss_value, norm_value = torch.stack((loss, norm)).tolist()
+        if math.isfinite(loss_value) and math.isfinite(norm_value):
             return
-        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record()
-        self._queued.append(done)
-        if len(self._queued) > STEPS_AHEAD:
-            self._queued.popleft().synchronize()
+        counters = self.counters
+        what = "gradient norm" if math.isfinite(loss_value) else "loss"
+        raise Diverged(
+            f"the {what} is not finite at step {counters.step + 1} (epoch {counters.epoch + 1}, learning rate {counters.lr:g})",
+            {
+                "step": counters.step + 1, "epoch": counters.epoch + 1, "lr": counters.lr, "loss": str(loss_value), "gradient_norm": str(norm_value),
+                "gradients_not_finite": [name for name, value in gradients.items() if not torch.isfinite(value).all()],
+                "batch_indices": chosen.tolist(),
+            },
+        )  # fmt: skip
 
     def _decay_fraction(self) -> float:
         training = self.config.training
@@ -214,9 +278,13 @@ class Trainer:
         self._sums["logged_loss"].zero_()
 
     def state(self) -> dict[str, Any]:
-        """Return all that is needed to go on, as tensors and plain values."""
+        """Return all that is needed to go on, as tensors and plain values.
+
+        Raises:
+            DivergedError: weights are not finite.
+        """
         self.counters.epoch_loss, self.counters.logged_loss = float(self._sums["epoch_loss"]), float(self._sums["logged_loss"])
-        return {
+        state = {
             "format": STATE_FORMAT,
             "config": self.config.to_dict(),
             "data": self.dataset.key,
@@ -225,28 +293,88 @@ class Trainer:
             "average": None if self.average is None else self.average.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
+        for part in ("net", "average"):
+            if (bad := not_finite(state[part] or {})) is not None:
+                raise Diverged(f"the weights {bad!r} are not finite after step {self.counters.step}", {"step": self.counters.step, "part": part, "name": bad})
+        return state
 
     def restore(self, state: Any, where: str) -> None:
-        """Go on from ``state()``'s content.
+        """Go on from ``state()``'s content; learning rates stay those of this trainer's settings.
 
         Raises:
-            DataError: the state is of another format, or of other data or settings; ``where`` names it.
+            DataError: the state is of another format or of other data, or does not fit the settings; ``where`` names it.
         """
         if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
             raise DataError(f"{where}: is no training state of this version")
         if state.get("data") != self.dataset.key:
             raise DataError(f"{where}: the run was trained on other data than {self.dataset.name}")
+        peaks = [[group["peak_lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         try:
+            counters = _counters(state["counters"])
+            if counters.batch > self.batches_per_epoch:
+                raise ValueError("it stands in the middle of an epoch of other batches")
+            _check_state(self.net.state_dict(), state["net"])
             self.net.load_state_dict(state["net"])
             if self.average is not None:
+                _check_state(self.average.state_dict(), state["average"])
                 self.average.load_state_dict(state["average"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                _check_optimizer_state(optimizer, saved)
                 optimizer.load_state_dict(saved)
-            self.counters = Counters(**state["counters"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise DataError(f"{where}: does not fit the run's settings ({str(error).splitlines()[0]})") from None
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise DataError(f"{where}: does not fit the run's settings ({show(str(error).splitlines()[0] if str(error) else repr(error))})") from None
+        for optimizer, own in zip(self.optimizers, peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, own, strict=True):
+                group["peak_lr"] = peak
+        self.counters, self._order = counters, None
         for name, total in self._sums.items():
             total.fill_(getattr(self.counters, name))
+
+
+def _halves(size: int) -> Iterator[int]:
+    while size > 1:
+        size //= 2
+        yield size
+
+
+def _counters(saved: Any) -> Counters:
+    """Return saved counters after checking that all are there, of the right type, and sane."""
+    fresh = Counters()
+    if not isinstance(saved, dict) or set(saved) != set(fresh.__dict__):
+        raise ValueError("its counters are others")
+    for name, value in saved.items():
+        if type(value) is not type(getattr(fresh, name)) or not math.isfinite(value) or (value < 0 and name != "best"):
+            raise ValueError(f"its counter {name!r} is {show(value)}")
+    return Counters(**saved)
+
+
+def _check_state(expected: Mapping[str, Tensor], saved: Any) -> None:
+    if not isinstance(saved, dict) or set(saved) != set(expected):
+        raise ValueError("its weights are those of another network")
+    for name, value in expected.items():
+        if not isinstance(saved[name], Tensor) or saved[name].shape != value.shape or saved[name].dtype != value.dtype:
+            raise ValueError(f"its weights {name!r} are of another shape or type")
+    if (bad := not_finite(saved)) is not None:
+        raise ValueError(f"its weights {bad!r} are not finite")
+
+
+def _check_optimizer_state(optimizer: torch.optim.Optimizer, saved: Any) -> None:
+    """Hold each parameter's saved moments to its shape: torch looks at them only in the middle of a step."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    groups, moments = saved["param_groups"], saved["state"]
+    if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
+        raise ValueError("its optimizer is another one")
+    if [set(group) for group in groups] != [set(group) for group in optimizer.param_groups]:
+        raise ValueError("its optimizer has other settings")
+    if moments and set(moments) != set(range(len(parameters))):
+        raise ValueError("its optimizer knows other parameters")
+    names = {frozenset(of) for of in moments.values()}
+    if len(names) > 1:
+        raise ValueError("its optimizer remembers other things of some parameters than of others")
+    for index, of in moments.items():
+        for name, value in of.items():
+            if isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameters[index].shape:
+                raise ValueError(f"its optimizer's {name!r} of parameter {index} is of another shape")
 
 
 def probe_seconds_per_image(config: Config, machine: Machine) -> float:

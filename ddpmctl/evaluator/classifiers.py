@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import importlib.resources
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpmctl.data.labels import CLASSES
-from ddpmctl.errors import DataError, UsageError
+from ddpmctl.data.tensor_files import Declared, TensorFile, checked, open_tensors
+from ddpmctl.errors import DataError
 
 BUILT_IN = "built-in"
 FORMAT = "ddpmctl evaluator 1"
@@ -132,15 +131,19 @@ def load_evaluator(path: Path | None = None, root: Path | None = None, device: t
     if path is None and root is not None and (root / LAB_FILE).is_file():
         path = root / LAB_FILE
     name = BUILT_IN if path is None else str(path)
-    data = _built_in() if path is None else _read(path)
-    try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises whatever a damaged file provokes
-        raise DataError(f"{name}: is no classifier file, or a damaged one ({type(error).__name__})") from None
-    with torch.random.fork_rng(devices=[]):  # a new network draws weights, which the file's replace
-        net = _network(name, content)
+    with contextlib.nullcontext(_built_in()) if path is None else open_tensors(path) as file:
+        with torch.random.fork_rng(devices=[]):  # a new network draws weights, which the file's replace
+            net, key = _network(name, file.outline)
+        _check_shapes(net, file.outline.get(key), name)
+        weights = file.load()[key]
+    bad = next((part for part, value in weights.items() if value.is_floating_point() and not torch.isfinite(value).all()), None)
+    if bad is not None:
+        raise DataError(f"{name}: the weights {bad!r} are not finite")
+    net.load_state_dict(weights)
+    if isinstance(net, CompactClassifier):
+        net = evaluator_of(net).net
     net = net.eval().requires_grad_(requires_grad=False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Evaluator(name, hashlib.sha256(data).hexdigest(), net)
+    return Evaluator(name, file.sha256, net)
 
 
 def evaluator_of(net: CompactClassifier, name: str = "in training", sha256: str = "") -> Evaluator:
@@ -148,29 +151,17 @@ def evaluator_of(net: CompactClassifier, name: str = "in training", sha256: str 
     return Evaluator(name, sha256, nn.Sequential(copy.deepcopy(net), nn.Sigmoid()).eval().requires_grad_(requires_grad=False))
 
 
-def _built_in() -> bytes:
-    return (importlib.resources.files("ddpmctl.evaluator") / "assets" / "compact.pt").read_bytes()
+def _built_in() -> TensorFile:
+    data = (importlib.resources.files("ddpmctl.evaluator") / "assets" / "compact.pt").read_bytes()
+    return checked(io.BytesIO(data), BUILT_IN)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise UsageError(f"{path}: there is no such file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _network(name: str, content: Any) -> nn.Module:
-    """Return the network of a file's content, from images to probabilities."""
-    if isinstance(content, Mapping) and content.get("format") == FORMAT:
-        net = CompactClassifier()
-        _fill(net, content.get("weights"), name, "ddpmctl classifier")
-        return evaluator_of(net).net
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        lab = lab_network()
-        _fill(lab, content["model"], name, "lab's ResNet18 classifier")
-        return lab
+def _network(name: str, outline: Any) -> tuple[nn.Module, str]:
+    """Return the network that a file's content is for, with weights of no meaning, and the key of those in the file."""
+    if isinstance(outline, dict) and outline.get("format") == FORMAT:
+        return CompactClassifier(), "weights"
+    if isinstance(outline, dict) and isinstance(outline.get("model"), dict):
+        return lab_network(), "model"
     raise DataError(f'{name}: holds neither the lab\'s classifier (a state dict under "model") nor a ddpmctl one')
 
 
@@ -183,18 +174,15 @@ def lab_network() -> nn.Module:
     return net
 
 
-def _fill(net: nn.Module, weights: Any, name: str, kind: str) -> None:
-    """Load weights into a network after checking that they are all there, of the right shapes, and finite."""
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+def _check_shapes(net: nn.Module, declared: Any, name: str) -> None:
+    """Compare the weights that a file declares with a network's: all there, of the right shapes, and no others."""
+    kind = "ddpmctl classifier" if isinstance(net, CompactClassifier) else "lab's ResNet18 classifier"
+    if not isinstance(declared, dict) or not all(isinstance(value, Declared) for value in declared.values()):
         raise DataError(f"{name}: holds other things than tensors where the weights of a {kind} should be")
-    shapes = {key: value.shape for key, value in net.state_dict().items()}
-    wrong = [key for key, shape in shapes.items() if key not in weights or weights[key].shape != shape] + [key for key in weights if key not in shapes]
+    shapes = {key: tuple(value.shape) for key, value in net.state_dict().items()}
+    wrong = [key for key, shape in shapes.items() if key not in declared or declared[key].shape != shape] + [key for key in declared if key not in shapes]
     if wrong:
         raise DataError(f"{name}: the weights are not those of a {kind} ({len(wrong)} differ, the first is {wrong[0]!r})")
-    bad = next((key for key, value in weights.items() if value.is_floating_point() and not torch.isfinite(value).all()), None)
-    if bad is not None:
-        raise DataError(f"{name}: the weights {bad!r} are not finite")
-    net.load_state_dict(dict(weights))
 
 
 def _plain_float32(device: torch.device) -> contextlib.AbstractContextManager[object]:

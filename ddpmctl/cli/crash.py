@@ -1,0 +1,52 @@
+"""Errors that nobody foresaw: one line for the person, and a file with the traceback for whoever mends it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+import traceback
+from contextvars import ContextVar
+from pathlib import Path
+
+from ddpmctl import __version__
+from ddpmctl.errors import DdpmctlError
+
+run_folder: ContextVar[Path | None] = ContextVar("run_folder", default=None)
+
+
+def report(error: BaseException) -> Path | None:
+    """Write a traceback without the values of variables, in the run's folder or else in the cache; None where neither can be written to."""
+    content = "\n".join(
+        [
+            f"ddpmctl {__version__}, Python {platform.python_version()}, {platform.platform()}, torch {_version('torch')}",
+            f"command: {sys.argv[1] if len(sys.argv) > 1 else ''}",
+            "",
+            "".join(traceback.format_exception(error)),
+        ]
+    )
+    from ddpmctl.data.cache import cache_folder
+
+    name = f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    for find in (run_folder.get, lambda: cache_folder() / "crashes"):
+        try:
+            folder = find()
+            if folder is None:
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(content, encoding="utf-8", errors="replace")
+            return folder / name
+        except (OSError, DdpmctlError):
+            continue
+    return None
+
+
+def _version(module: str) -> str:
+    return str(getattr(sys.modules.get(module), "__version__", "not loaded"))
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return an error's type and the beginning of what it says."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

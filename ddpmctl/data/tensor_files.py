@@ -1,0 +1,239 @@
+"""Files of tensors, read so that a file from a stranger can neither run code nor take more memory than it has bytes.
+
+``torch.load(weights_only=True)`` runs nothing, but it believes what a file says of its sizes, and it does not compare checksums.
+So before it is called, the archive is checked: no compression, no more in it than the file is long, every part's CRC32; and the pickle is read
+once by a reader that knows five names and makes no tensor, which gives shapes and sizes to compare with the parts that are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import pickle
+import stat
+import struct
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, cast
+
+from ddpmctl.errors import DataError, UsageError
+
+MAX_PARTS = 100_000
+MAX_PICKLE_BYTES = 8 * 2**20  # 25,000 tensors take about four
+MAX_PLAIN_VALUES = 1_000_000
+END = struct.Struct("<4s4H2LH")  # a zip archive's last record: signature, disks, entries, size and place of the directory, length of a comment
+ITEM_BYTES = {
+    "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2,
+    "LongStorage": 8, "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1,
+}  # fmt: skip
+
+
+class _NoCheckpoint(Exception):
+    """Why a file cannot be read."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A tensor that a file says it holds: its storage's type as torch names it, e.g. "FloatStorage", and its shape."""
+
+    kind: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Storage:
+    kind: str
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """A file that was checked, and is open.
+
+    Attributes:
+        sha256: of the file's bytes, in hex.
+        outline: its content, with a ``Declared`` in each tensor's place.
+    """
+
+    name: str
+    sha256: str
+    outline: Any
+    _file: BinaryIO
+
+    def load(self) -> Any:
+        """Return the content with its tensors, on the CPU.
+
+        Raises:
+            DataError: torch cannot read the file.
+        """
+        import torch
+
+        self._file.seek(0)
+        try:
+            return torch.load(self._file, map_location="cpu", weights_only=True)
+        except Exception as error:  # the unpickler raises whatever a damaged file provokes
+            raise DataError(f"{self.name}: is no checkpoint, or a damaged one ({type(error).__name__})") from None
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[TensorFile]:
+    """Yield a file of tensors, checked.
+
+    Raises:
+        UsageError: there is no such file.
+        DataError: it cannot be read, is damaged, or is no file of tensors.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+            raise DataError(f"{path}: is not a regular file")
+        file = open(path, "rb")  # noqa: SIM115 - closed below, after its errors were told apart
+    except FileNotFoundError:
+        raise UsageError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    with file:
+        yield checked(file, str(path))
+
+
+def checked(file: BinaryIO, name: str) -> TensorFile:
+    """Return an open file of tensors after looking through it; ``name`` is what messages call it.
+
+    Raises:
+        DataError: it is damaged, or is no file of tensors.
+    """
+    try:
+        size = file.seek(0, os.SEEK_END)
+        end = _end(file, size)
+        with zipfile.ZipFile(file) as archive:
+            # Else torch, which reads archives with other code, might see another directory; the largest numbers refer to a longer record.
+            if end[0] not in (len(archive.infolist()), 0xFFFF) or end[1] not in (archive.start_dir, 0xFFFFFFFF):
+                raise _NoCheckpoint("it has two tables of its parts")
+            parts = _parts(archive, size)
+            if (damaged := archive.testzip()) is not None:
+                raise _NoCheckpoint(f"the checksum of its part {damaged[:80]!r} is wrong")
+            outline = _Outline(archive.read("/".join((_root(parts), "data.pkl"))), parts).load()
+        _count(outline)
+        file.seek(0)
+        return TensorFile(name, hashlib.file_digest(cast("Any", file), "sha256").hexdigest(), outline, file)
+    except _NoCheckpoint as error:
+        raise DataError(f"{name}: is no checkpoint, or a damaged one ({error})") from None
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror})") from None
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, MemoryError) as error:
+        raise DataError(f"{name}: is no checkpoint, or a damaged one ({type(error).__name__})") from None
+    except Exception as error:  # an unpickler raises whatever a damaged file provokes; this one can call nothing of the file's choice
+        raise DataError(f"{name}: is no checkpoint, or a damaged one ({type(error).__name__})") from None
+
+
+def _end(file: BinaryIO, size: int) -> tuple[int, int]:
+    """Return the number of parts and the directory's place as the archive's last record tells them; it must be at the very end of the file."""
+    if size < END.size:
+        raise _NoCheckpoint("it is empty" if size == 0 else "it is too short")
+    file.seek(size - END.size)
+    signature, _, _, _, entries, _, place, comment = END.unpack(file.read(END.size))
+    if signature != b"PK\5\6" or comment:
+        raise _NoCheckpoint("its end is missing; or torch before 1.6 wrote it: then save it again with a newer one")
+    return entries, place
+
+
+def _parts(archive: zipfile.ZipFile, size: int) -> dict[str, int]:
+    """Return the sizes of the archive's parts in bytes, none of them compressed, none overlapping another."""
+    entries = archive.infolist()
+    if len(entries) > MAX_PARTS:
+        raise _NoCheckpoint(f"it has over {MAX_PARTS} parts")
+    if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.compress_size != entry.file_size for entry in entries):
+        raise _NoCheckpoint("its parts are compressed or encrypted, which torch does not do")
+    parts = {entry.filename: entry.file_size for entry in entries}
+    if len(parts) < len(entries) or sum(parts.values()) > size:
+        raise _NoCheckpoint("its parts overlap")
+    return parts
+
+
+def _root(parts: dict[str, int]) -> str:
+    roots = [name.removesuffix("/data.pkl") for name in parts if name.endswith("/data.pkl")]
+    if len(roots) != 1 or "/" in roots[0] or not all(name.startswith(roots[0] + "/") for name in parts):
+        raise _NoCheckpoint("it is an archive of something else")
+    if parts[f"{roots[0]}/data.pkl"] > MAX_PICKLE_BYTES:
+        raise _NoCheckpoint(f"its table of contents is over {MAX_PICKLE_BYTES // 2**20} MiB")
+    return roots[0]
+
+
+# The opcodes that torch writes and reads. Not among them are those with which a few bytes ask for much memory (BYTEARRAY8, LONG4).
+OPCODES = (
+    "PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "BUILD", "BINPERSID", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET",
+    "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING",
+    "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_SET",
+)  # fmt: skip
+
+
+# pickle's own reader in Python: that in C sets memory aside for any index that a file may name.
+class _Outline(pickle._Unpickler):
+    """A reader of the pickle that makes no tensor and can call nothing but what stands here."""
+
+    dispatch: ClassVar[dict[int, Any]] = {code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in OPCODES)}
+    stack: list[Any]
+
+    def __init__(self, data: bytes, parts: dict[str, int]) -> None:
+        super().__init__(BytesIO(data))
+        self._parts, self._data_folder = parts, f"{_root(parts)}/data/"
+        self._known: dict[tuple[str, str], Callable[..., Any] | _Storage] = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("torch", "Size"): tuple,
+            ("torch._utils", "_rebuild_tensor_v2"): _declared,
+            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+            **{("torch", kind): _Storage(kind) for kind in ITEM_BYTES},
+        }
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self._known[module, name]
+        except KeyError:
+            raise _NoCheckpoint(f"it asks for {f'{module}.{name}'[:80]!r}, which is neither a tensor nor a plain value") from None
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        word, storage, key, _, count = pid
+        part = self._parts.get(f"{self._data_folder}{key}") if isinstance(key, str) else None
+        if word != "storage" or not isinstance(storage, _Storage) or type(count) is not int or part is None:
+            raise _NoCheckpoint("a tensor's numbers are missing")
+        if part != count * ITEM_BYTES[storage.kind]:
+            raise _NoCheckpoint("a tensor declares another size than it has")
+        return _Storage(storage.kind, count)
+
+    def load_build(self) -> None:
+        """Pass over what is hung on a state dict, such as its version numbers."""
+        self.stack.pop()
+        if not isinstance(self.stack[-1], OrderedDict):
+            raise _NoCheckpoint("it changes something else than a state dict")
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+
+def _declared(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Declared:
+    sizes = (offset, *shape, *stride)
+    if not isinstance(storage, _Storage) or len(shape) != len(stride) or any(type(size) is not int or size < 0 for size in sizes):
+        raise _NoCheckpoint("a tensor's shape is none")
+    last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+    if math.prod(shape) > storage.count or (math.prod(shape) and last >= storage.count):
+        raise _NoCheckpoint("a tensor declares more numbers than it has")
+    return Declared(storage.kind, tuple(shape))
+
+
+def _count(outline: Any) -> None:
+    """Refuse what a few bytes of pickle can unfold to: a list of itself, or a list of ten lists of ten lists ..."""
+    waiting, seen = [outline], 0
+    while waiting:
+        value = waiting.pop()
+        seen += 1
+        if seen > MAX_PLAIN_VALUES or (isinstance(value, (str, bytes)) and len(value) > MAX_PLAIN_VALUES):
+            raise _NoCheckpoint(f"it holds more than {MAX_PLAIN_VALUES} values")
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            waiting += value

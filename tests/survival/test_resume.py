@@ -1,0 +1,222 @@
+"""Resuming: at any step, byte for byte; other settings, other files and half a state are refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Generator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import torch
+
+from ddpmctl.config import Config
+from ddpmctl.data.dataset import Dataset, load_dataset
+from ddpmctl.engine.checkpoint import load_tensors, save_tensors
+from ddpmctl.engine.log import RunLog
+from ddpmctl.engine.machine import make_machine
+from ddpmctl.engine.runs import Run, create_run
+from ddpmctl.engine.train import _recipe_changes, save_state
+from ddpmctl.engine.trainer import Trainer
+
+from ..conftest import TINY, ddpmctl, train
+from ..test_cli_errors import refused
+from .kills import _flat
+
+R = TypeVar("R")
+
+
+def result_of(task: Generator[object, None, R]) -> R:
+    try:
+        while True:
+            next(task)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return result_of(load_dataset(None, scenes=5))  # 15 images: in batches of 4 the last of each epoch is smaller
+
+
+RECIPES = {
+    "the report's": {},
+    "muon and an average": {"net": "unet", "width": 32, "optimizer": "muon", "ema": 0.9, "lr": 0.01, "warmup": 3, "label_dropout": 0.2, "mirror": 0.5},
+    "adamw, cosine, decay": {"optimizer": "adamw", "schedule": "cosine", "objective": "v", "lr_decay": "linear", "time_sampling": "logit-normal"},
+    "accumulated": {"micro_batch": 3, "ema": 0.99},
+}
+
+
+def advance(trainer: Trainer, steps: int) -> None:
+    for _ in range(steps):
+        if trainer.epoch_is_over:
+            trainer.end_epoch(trainer.mean_loss("epoch"))
+        trainer.step()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_k_steps_a_stop_and_the_rest_are_all_the_steps_byte_for_byte(name: str, dataset: Dataset, tmp_path: Path) -> None:
+    config = Config().replace(width=8, timesteps=6, batch_size=4, epochs=3, precision="fp32", device="cpu", threads=1).replace(**RECIPES[name])  # type: ignore[arg-type]
+    machine = make_machine(config.machine)
+    straight = Trainer(config, machine, dataset)
+    advance(straight, 10)
+    for stop in (1, 3, 4, 5, 9):  # in an epoch, before its smaller last batch, at its end, after it
+        run = create_run(tmp_path, None, config, {})
+        first = Trainer(config, machine, dataset)
+        advance(first, stop)
+        save_state(first, RunLog(run), run)
+        second = Trainer(config, machine, dataset)
+        second.restore(load_tensors(run.state_file)[0], "state")
+        advance(second, 10 - stop)
+        ends = [{k: v for k, v in _flat(trainer.state()).items() if "seconds" not in k} for trainer in (straight, second)]
+        assert ends[0] == ends[1], stop
+
+
+def test_a_stop_at_the_last_step_of_an_epoch_that_is_logged_too_loses_no_epoch(tmp_path: Path) -> None:
+    """50 images in batches of one: the logged step and the epoch's end fall together."""
+    from ddpmctl.engine.train import make_plan
+    from ddpmctl.engine.train import train as training
+    from ddpmctl.evaluator.classifiers import load_evaluator
+
+    data = result_of(load_dataset(None, scenes=17))
+    data = Dataset(data.name, data.key, data.images[:50], data.labels[:50], data.conditions, None)
+    config = Config().replace(width=8, timesteps=3, batch_size=1, epochs=1, precision="fp32", device="cpu", threads=1)
+    run = create_run(tmp_path, "r", config, {})
+    machine, judge = make_machine(config.machine), load_evaluator()
+    plan = make_plan(config, run.folder, data.name, 50, machine, judge.name)
+    stream = training(plan, run, data, judge, machine)
+    for event in stream:
+        if type(event).__name__ == "StepDone":
+            break
+    stream.close()
+    assert load_tensors(run.state_file)[0]["counters"]["batch"] == 50
+    rest = [type(event).__name__ for event in training(plan, run, data, judge, machine, resume=True)]
+    assert [name for name in rest if name not in ("Progress", "Ticked")] == ["Started", "EpochDone", "Evaluated", "Saved", "Saved", "Finished"]
+    events = [json.loads(line)["event"] for line in run.metrics_file.read_text().splitlines()]
+    assert events == ["step", "epoch", "evaluation"]
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be damaged."""
+    shutil.copytree(run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_what_may_change_is_named(copy: Path) -> None:
+    line = refused(2, "train", "--resume", copy, "--epochs", 3, "--lr", "0.001")
+    assert "epochs: 2 in the run, 3 now; lr: 0.0001 in the run, 0.001 now" in line or "lr: 0.0001 in the run, 0.001 now" in line
+    assert "--override" in line
+    assert "lr: " in refused(2, "train", "--resume", copy, "--epochs", 3, "--lr", "0.001", "--override", "epochs")
+    result = ddpmctl("train", "--resume", copy, "--epochs", 3, "--lr", "0.001", "--override", "epochs,lr")
+    assert result.exit_code == 0, result.output
+    metrics = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+    assert [m["changed"] for m in metrics if m["event"] == "override"] == [{"epochs": [2, 3], "lr": [0.0001, 0.001]}]
+    assert [m["lr"] for m in metrics if m["event"] == "epoch"] == [0.0001, 0.0001, 0.001]
+    config = Run(copy).config()
+    assert (config.training.epochs, config.training.lr) == (3, 0.001)
+    assert _recipe_changes(config, Config.from_flat({k: v for s in load_tensors(copy / "state.pt")[0]["config"].values() for k, v in s.items()})) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--override", "lr"], "--lr VALUE"),
+        (["--override", "learning"], "'learning' is no setting"),
+        (["--override", "width", "--width", "16"], "width cannot change within a run"),
+        (["--width", "16"], "train a new run instead"),
+        (["--batch-size", "4"], "--override batch_size"),
+    ],
+)
+def test_overrides_that_cannot_be(arguments: list[str], expected: str, copy: Path) -> None:
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    assert expected in refused(2, "train", "--resume", copy, *arguments)
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+def test_override_without_resume(tmp_path: Path) -> None:
+    assert "goes with --resume" in refused(2, "train", *TINY, "--override", "lr", "--runs-dir", tmp_path)
+
+
+def edited(file: Path, **changes: object) -> None:
+    content = load_tensors(file)[0]
+    save_tensors(file, {**content, **changes})
+
+
+def not_finite(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value * float("nan") if value.is_floating_point() else value for name, value in weights.items()}
+
+
+STATES = {
+    "cut short": lambda file: file.write_bytes(file.read_bytes()[:-100]),
+    "empty": lambda file: file.write_bytes(b""),
+    "a flipped byte": lambda file: file.write_bytes(file.read_bytes()[:50_000] + bytes([file.read_bytes()[50_000] ^ 4]) + file.read_bytes()[50_001:]),
+    "gone": lambda file: file.unlink(),
+    "a checkpoint": lambda file: shutil.copy(next((file.parent / "checkpoints").glob("*.pth")), file),
+    "an older format": lambda file: edited(file, format="ddpmctl training state 1"),
+    "other data": lambda file: edited(file, data="0" * 64),
+    "another network": lambda file: edited(file, net={"weight": torch.zeros(3)}),
+    "an average too many": lambda file: edited(file, optimizers=[]),
+    "counters of text": lambda file: edited(file, counters={**load_tensors(file)[0]["counters"], "step": "9"}),
+    "counters below zero": lambda file: edited(file, counters={**load_tensors(file)[0]["counters"], "epoch": -1}),
+    "counters too few": lambda file: edited(file, counters={"step": 1}),
+    "no log": lambda file: edited(file, log=None),
+    "weights that are not finite": lambda file: edited(file, net=not_finite(load_tensors(file)[0]["net"])),
+    "moments of another shape": lambda file: edited(file, optimizers=[moments(load_tensors(file)[0]["optimizers"][0])]),
+}
+
+
+def moments(state: dict[str, dict[int, dict[str, torch.Tensor]]]) -> dict[str, dict[int, dict[str, torch.Tensor]]]:
+    state["state"][0]["exp_avg"] = torch.zeros(7, 7)
+    return state
+
+
+@pytest.mark.parametrize("damage", STATES)
+def test_a_damaged_or_foreign_state_is_an_error_and_never_a_new_start(damage: str, copy: Path) -> None:
+    STATES[damage](copy / "state.pt")
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != ".lock"}
+    code = 2 if damage == "gone" else 3
+    line = refused(code, "train", "--resume", copy, "--epochs", 3, "--override", "epochs")
+    assert "state.pt" in line
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != ".lock"} == before
+
+
+def test_settings_edited_behind_the_runs_back_are_shown(copy: Path) -> None:
+    file = copy / "config.toml"
+    file.write_text(file.read_text().replace("lr = 0.0001", "lr = 0.5"))
+    line = refused(3, "train", "--resume", copy)
+    assert "lr: 0.0001 in the state, 0.5 in config.toml" in line
+
+
+def test_rows_behind_the_state_are_cut_and_a_torn_one_too(copy: Path) -> None:
+    before = {name: (copy / name).read_bytes() for name in ("metrics.jsonl", "results.csv", "timing.jsonl")}
+    for name in before:
+        with (copy / name).open("ab") as file:
+            file.write(b'{"event": "step", "step": 99}\n{"eve')
+    assert ddpmctl("train", "--resume", copy).exit_code == 0
+    assert {name: (copy / name).read_bytes() for name in before} == before
+
+
+def test_a_log_that_was_cut_is_told_and_no_row_is_glued_to_half_a_one(copy: Path) -> None:
+    file = copy / "results.csv"
+    file.write_bytes(file.read_bytes()[:-5])
+    result = ddpmctl("train", "--resume", copy, "--epochs", 3, "--override", "epochs")
+    assert result.exit_code == 0, result.output
+    assert "results.csv lost rows" in result.stderr
+    with file.open(newline="") as handle:
+        assert [row["epoch"] for row in csv.DictReader(handle)] == ["1", "3"]
+
+
+def test_a_run_killed_before_its_first_step_begins_there(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", "--epochs", 1)
+    shutil.copytree(whole, tmp_path / "r")
+    for name in ("state.pt", "metrics.jsonl", "timing.jsonl", "results.csv", "best.json", "latest.json"):
+        (tmp_path / "r" / name).unlink()
+    for file in (tmp_path / "r").rglob("epoch*"):
+        file.unlink()
+    result = ddpmctl("train", "--resume", tmp_path / "r")
+    assert result.exit_code == 0, result.output
+    assert "nothing was trained here yet" in result.stderr
+    assert (tmp_path / "r" / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()

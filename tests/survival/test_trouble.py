@@ -1,0 +1,313 @@
+"""What goes wrong around a run: full disks, second trainers, signals, numbers gone bad, too little memory, errors that nobody foresaw."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ddpmctl.config import Config
+from ddpmctl.engine.checkpoint import load_checkpoint, load_tensors
+from ddpmctl.engine.generate import Painter, pictures, requests_for
+from ddpmctl.engine.machine import make_machine
+from ddpmctl.engine.runs import Run
+from ddpmctl.engine.trainer import Trainer
+from ddpmctl.errors import UsageError
+
+from ..conftest import TINY, ddpmctl, train
+from ..test_cli_errors import refused
+from .test_resume import dataset, edited, result_of
+
+__all__ = ["dataset"]
+PYTHON = [sys.executable, "-m", "ddpmctl"]
+posix = pytest.mark.skipif(os.name != "posix", reason="signals and mounts are POSIX")
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+# Disks
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of eight megabytes, for real."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk can be mounted by root on Linux only")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_run_that_will_not_fit_is_refused_before_it_begins(small_disk: Path) -> None:
+    line = refused(2, "train", *TINY, "--epochs", 500, "--scenes", 4, "--runs-dir", small_disk / "runs")
+    assert "500 checkpoints" in line
+    assert "--keep" in line
+    assert "free" in line
+    assert list((small_disk / "runs").iterdir()) == []
+
+
+@posix
+def test_a_disk_that_fills_up_costs_nothing_and_the_run_goes_on_after_room_is_made(small_disk: Path) -> None:
+    command = [*PYTHON, "train", *TINY, "--minutes", "10", "--scenes", "4", "--keep", "0", "--runs-dir", str(small_disk), "--name", "r"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("epoch 2 "):
+                break
+        with (small_disk / "ballast").open("wb", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
+        rest = process.stderr.read()
+        assert process.wait(60) == 2
+    assert "make room" in rest
+    assert "Traceback" not in rest
+    step = load_tensors(small_disk / "r" / "state.pt")[0]["counters"]["step"]
+    assert step > 0
+    for file in (small_disk / "r" / "checkpoints").iterdir():
+        load_checkpoint(file)
+    (small_disk / "ballast").unlink()
+    with subprocess.Popen([*PYTHON, "train", "--resume", str(small_disk / "r")], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("epoch ") and "loss" in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        process.stderr.read()
+        assert process.wait(60) == 143
+    assert load_tensors(small_disk / "r" / "state.pt")[0]["counters"]["step"] > step
+    epochs = [m["epoch"] for m in map(json.loads, (small_disk / "r" / "metrics.jsonl").read_text().splitlines()) if m["event"] == "epoch"]
+    assert epochs == list(range(1, len(epochs) + 1))
+
+
+def test_a_write_that_finds_the_disk_full_leaves_the_old_file(small_disk: Path) -> None:
+    from ddpmctl.files import write_verified
+
+    write_verified(small_disk / "x", b"old")
+    with pytest.raises(UsageError, match="make room"):
+        write_verified(small_disk / "x", bytes(9_000_000))
+    (small_disk / "ballast").write_bytes(bytes(max(0, shutil.disk_usage(small_disk).free - 8192)))
+    with pytest.raises(UsageError, match="make room"):
+        write_verified(small_disk / "x", bytes(10_000))
+    assert (small_disk / "x").read_bytes() == b"old"
+    assert sorted(path.name for path in small_disk.iterdir()) == ["ballast", "x"]
+
+
+def test_a_disk_that_may_only_be_read(small_disk: Path, run: Path) -> None:
+    shutil.copytree(run, small_disk / "run")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert "run" in refused(2, "train", "--resume", small_disk / "run")
+    assert "--runs-dir" in refused(2, "train", *TINY, "--epochs", 1, "--scenes", 1, "--runs-dir", small_disk)
+    assert "--out" in refused(2, "sample", small_disk / "run", "--labels", "red cube", "-o", small_disk / "out")
+
+
+def test_keep_spares_the_best_and_the_last(tmp_path: Path) -> None:
+    folder = train(tmp_path, "--epochs", 6, "--keep", 1)
+    left = {path.name for path in (folder / "checkpoints").iterdir()}
+    run = Run(folder)
+    best, latest = run.pointer("best"), run.pointer("latest")
+    assert best is not None
+    assert latest is not None
+    assert {best.name, latest.name} <= left
+    assert len(left) == len({best.name, latest.name}) + 1
+    assert latest.name.startswith("epoch6_")
+
+
+# Other processes, signals and clocks
+
+
+@posix
+def test_a_second_trainer_is_refused_and_a_dead_ones_lock_is_not_in_the_way(tmp_path: Path) -> None:
+    command = [*PYTHON, "train", *TINY, "--epochs", "100000", "--save-every", "100000", "--scenes", "16", "--runs-dir", str(tmp_path), "--name", "r"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("epoch 1 "):
+                break
+        told = refused(2, "train", "--resume", tmp_path / "r")
+        assert f"process {process.pid}" in told
+        assert "is training this run" in told
+        process.kill()
+    (tmp_path / "r" / "checkpoints" / ".epoch1.pth.1-abc.tmp").write_bytes(b"half")
+    for path in (tmp_path / "r").rglob("*"):  # a clock that was ahead when they were written
+        os.utime(path, (time.time() + 10**7,) * 2)
+    before = load_tensors(tmp_path / "r" / "state.pt")[0]["counters"]["step"]
+    with subprocess.Popen([*PYTHON, "train", "--resume", str(tmp_path / "r")], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("epoch "):
+                break
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()
+        assert process.wait(60) == 143
+    assert "--resume" in rest
+    assert not list((tmp_path / "r").rglob(".*.tmp"))
+    assert load_tensors(tmp_path / "r" / "state.pt")[0]["counters"]["step"] > before
+
+
+@posix
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("stage", ["rendering", "sampling"])
+def test_signals_end_rendering_and_evaluation_in_order(stage: str, number: signal.Signals, code: int, run: Path, tmp_path: Path) -> None:
+    commands = {
+        "rendering": ["train", *TINY, "--epochs", "1", "--runs-dir", str(tmp_path / "runs")],
+        "sampling": ["evaluate", str(run), "--repeats", "200", "--json", str(tmp_path / "x.json")],
+    }
+    environment = {**os.environ, "DDPMCTL_CACHE_DIR": str(tmp_path / "cache")}
+    with subprocess.Popen([*PYTHON, *commands[stage]], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline and not _is_busy(process.pid):
+            time.sleep(0.05)
+        process.send_signal(number)
+        rest = process.stderr.read()
+        assert process.wait(60) == code, rest
+    assert "Traceback" not in rest
+    assert "error: " in rest
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert not (tmp_path / "x.json").exists()
+    assert list((tmp_path / "runs").glob("*")) == []
+
+
+def _is_busy(process: int) -> bool:
+    """Whether a process has used six seconds of processor time: it is then past its imports."""
+    return sum(map(int, Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13])) / os.sysconf("SC_CLK_TCK") > 6
+
+
+# Numbers
+
+
+@pytest.fixture
+def overflowing(run: Path, tmp_path: Path) -> Path:
+    """A run whose next step overflows: its last bias is so large that the square of an error is not finite."""
+    shutil.copytree(run, tmp_path / "r")
+    state = load_tensors(tmp_path / "r" / "state.pt")[0]
+    edited(tmp_path / "r" / "state.pt", net={**state["net"], next(reversed(state["net"])): torch.full((3,), 1e30)})
+    return tmp_path / "r"
+
+
+def test_numbers_that_are_not_finite_stop_before_the_optimizer(overflowing: Path) -> None:
+    before = {name: content for name, content in files_of(overflowing).items() if name.startswith(("checkpoints", "results"))}
+    result = ddpmctl("train", "--resume", overflowing, "--epochs", 3, "--override", "epochs")
+    assert result.exit_code == 4, result.output
+    assert "the loss is not finite at step 5 (epoch 3, learning rate 0.0001)" in result.stderr
+    assert "--on-nan rollback" in result.stderr
+    known = json.loads((overflowing / "diagnosis.json").read_text())
+    assert (known["step"], known["lr"], known["loss"], len(known["batch_indices"]), known["state"]) == (5, 1e-4, "inf", 8, "state.pt")
+    assert known["last_checkpoint"].startswith("epoch2_")
+    assert load_tensors(overflowing / "state.pt")[0]["counters"]["step"] == 4
+    assert {name: content for name, content in files_of(overflowing).items() if name.startswith(("checkpoints", "results"))} == before
+
+
+def test_rollback_halves_the_learning_rate_three_times_and_is_logged(overflowing: Path) -> None:
+    result = ddpmctl("train", "--resume", overflowing, "--epochs", 3, "--override", "epochs", "--on-nan", "rollback")
+    assert result.exit_code == 4, result.output
+    assert "rolled back 3 times already" in result.stderr
+    rollbacks = [m for m in map(json.loads, (overflowing / "metrics.jsonl").read_text().splitlines()) if m["event"] == "rollback"]
+    assert [(m["step"], m["lr_scale"], m["count"]) for m in rollbacks] == [(4, 0.5, 1), (4, 0.25, 2), (4, 0.125, 3)]
+    assert load_tensors(overflowing / "state.pt")[0]["counters"]["rollbacks"] == 3
+
+
+def test_after_a_rollback_the_learning_rate_is_lower(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "r")
+    counters = load_tensors(tmp_path / "r" / "state.pt")[0]["counters"]
+    edited(tmp_path / "r" / "state.pt", counters={**counters, "lr_scale": 0.25, "rollbacks": 2})
+    assert ddpmctl("train", "--resume", tmp_path / "r", "--epochs", 3, "--override", "epochs").exit_code == 0
+    epochs = [m for m in map(json.loads, (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()) if m["event"] == "epoch"]
+    assert [m["lr"] for m in epochs] == [1e-4, 1e-4, 0.25e-4]
+
+
+def test_a_step_with_bad_numbers_moves_nothing(dataset: object, tmp_path: Path) -> None:
+    from ddpmctl.errors import DivergedError
+
+    config = Config().replace(width=8, timesteps=6, batch_size=4, epochs=1, ema=0.9, precision="fp32", device="cpu")
+    trainer = Trainer(config, make_machine(config.machine), dataset)  # type: ignore[arg-type]
+    trainer.step()
+    before = {name: p.detach().clone() for name, p in trainer.net.named_parameters()}
+    trainer.loss.signal.fill_(float("inf"))
+    with pytest.raises(DivergedError, match="loss is not finite at step 2"):
+        trainer.step()
+    assert all(torch.equal(p, before[name]) for name, p in trainer.net.named_parameters())
+    assert trainer.counters.step == 1
+    with torch.no_grad():
+        next(trainer.net.parameters()).fill_(float("nan"))
+    with pytest.raises(DivergedError, match=r"weights .* are not finite"):
+        trainer.state()
+
+
+# Memory
+
+
+class Crowded(nn.Module):
+    """A network on a device with room for a few images at a time."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room, self.calls = room, []
+        self.scale = nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, x: Tensor, labels: Tensor, time: Tensor) -> Tensor:
+        self.calls.append(len(x))
+        if len(x) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return self.scale * x + labels.sum(1).view(-1, 1, 1, 1) * time.view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("room", [1, 5, 64])
+def test_sampling_takes_smaller_batches_where_memory_is_short_and_makes_the_same_pictures(room: int) -> None:
+    from ddpmctl.diffusion.denoiser import Diffusion
+
+    config = Config().replace(timesteps=6, sampler="ddpm")
+    requests = requests_for("x", [("red cube",), ("blue sphere", "red cube")], seed=3, repeats=9)
+    made = []
+    for net in (Crowded(room), Crowded(1000)):
+        painter = Painter(net, Diffusion.of(config.diffusion), config.sampling, make_machine(config.replace(precision="fp32", device="cpu").machine))
+        made.append(result_of(pictures(painter, requests, 16)))
+    assert torch.equal(made[0], made[1])
+
+
+def test_training_says_which_micro_batch_would_fit(dataset: object) -> None:
+    config = Config().replace(width=8, timesteps=6, batch_size=12, epochs=1, precision="fp32", device="cpu")
+    trainer = Trainer(config, make_machine(config.machine), dataset)  # type: ignore[arg-type]
+    trainer.net = trainer.forward = Crowded(4)
+    with pytest.raises(UsageError, match=r"12 images at a time do not fit .* --micro-batch 3 does, and adds up the gradients of 4"):
+        trainer.step()
+
+
+def test_accumulated_gradients_are_the_whole_batchs(dataset: object) -> None:
+    """In a network without batch norm they are equal but for rounding."""
+    gradients = []
+    for micro in (None, 3):
+        config = Config().replace(net="unet", width=32, timesteps=6, batch_size=8, epochs=1, precision="fp32", device="cpu", micro_batch=micro)
+        trainer = Trainer(config, make_machine(config.machine), dataset)  # type: ignore[arg-type]
+        trainer.step()
+        gradients.append([p.grad for p in trainer.net.parameters() if p.grad is not None])
+    for whole, parts in zip(*gradients, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+
+
+# What nobody foresaw
+
+
+def test_an_unexpected_error_is_one_line_and_a_file_without_data(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "samples")
+    (tmp_path / "run" / "samples").write_text("a file where the grids should go")
+    result = ddpmctl("train", "--resume", tmp_path / "run", "--epochs", 3, "--override", "epochs")
+    assert result.exit_code in (1, 2), result.output
+    assert "Traceback" not in result.output
+    assert len([line for line in result.stderr.splitlines() if line.startswith("error:")]) == 1
