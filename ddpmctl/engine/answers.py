@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,8 +96,8 @@ def kept_answers(key: str, conditions: Sequence[LabelSet]) -> Answers | None:
     try:
         with _file(key).open("rb") as file, np.load(file, allow_pickle=False) as content:
             probabilities, pictures = content["probabilities"], content["pictures"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, DdpmctlError):
-        return None  # never kept, or damaged: then it is measured again
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, DdpmctlError):
+        return None  # never kept, or damaged (numpy passes on whatever zipfile makes of it): then it is measured again
     count = len(conditions)
     fits = probabilities.ndim == 3 and probabilities.shape[::2] == (count, len(CLASSES)) and probabilities.shape[1] > 0
     sound = fits and probabilities.dtype == np.float32 and bool(np.isfinite(probabilities).all())

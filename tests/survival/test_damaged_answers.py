@@ -1,0 +1,33 @@
+"""Kept answers that were damaged are measured again, and never believed."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddpmctl.engine.answers import Answers, keep_answers, kept_answers
+
+
+def test_every_flipped_bit_in_kept_answers_is_detected_or_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(tmp_path))
+    conditions = (("red cube",), ("blue sphere", "red cube"))
+    rng = np.random.default_rng(0)
+    answers = Answers(conditions, rng.random((2, 3, 24), dtype=np.float32), rng.integers(0, 255, (2, 3, 64, 64), dtype=np.uint8))
+    keep_answers("k", answers)
+    (file,) = (tmp_path / "results").iterdir()
+    sound, draw, detected = file.read_bytes(), random.Random(1), 0
+    edges = [*range(200), *range(len(sound) - 300, len(sound))]  # headers and the directory
+    for place in [8 * at + draw.randrange(8) for at in edges] + [draw.randrange(8 * len(sound)) for _ in range(500)]:
+        damaged = bytearray(sound)
+        damaged[place // 8] ^= 1 << place % 8
+        file.write_bytes(damaged)
+        found = kept_answers("k", conditions)
+        if found is None:
+            detected += 1
+        else:
+            np.testing.assert_array_equal(found.probabilities, answers.probabilities, str(place))
+            np.testing.assert_array_equal(found.pictures, answers.pictures, str(place))
+    assert detected > 500
