@@ -1,8 +1,8 @@
 """Files of tensors, read so that a file from a stranger can neither run code nor take more memory than it has bytes.
 
-``torch.load(weights_only=True)`` runs nothing, but it believes what a file says of its sizes, and it does not compare checksums.
-So before it is called, the archive is checked: no compression, no more in it than the file is long, every part's CRC32; and the pickle is read
-once by a reader that knows five names and makes no tensor, which gives shapes and sizes to compare with the parts that are there.
+``torch.load(weights_only=True)`` runs nothing, but it unpacks what is compressed, takes memory before anybody could look at shapes, and does not
+compare checksums. So before it is called, the archive is checked: no compression, no more in it than the file is long, every part's CRC32; and the
+pickle is read once by a reader that knows five names and makes no tensor, which gives shapes and sizes to compare with the parts that are there.
 """
 
 from __future__ import annotations
