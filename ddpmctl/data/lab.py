@@ -22,6 +22,7 @@ from ddpmctl.data.labels import CLASSES, INDEX
 from ddpmctl.errors import DataError, UsageError
 
 MAX_JSON_BYTES = 64 * 2**20
+MAX_PROBLEMS = 1000  # of one file: it is then surely another file, and to tell all of a million would take minutes
 CONDITION_FILES = ("test", "new_test", "heldout")
 REQUIRED = ("objects.json", "train.json", "test.json", "new_test.json")
 LAYOUT = "a data folder holds objects.json, train.json, test.json, new_test.json, perhaps heldout.json, and the images beside them, in iclevr/ or in images/"
@@ -140,7 +141,8 @@ def check_objects(value: object, path: Path) -> list[Problem]:
             problems.append(Problem(str(path), f"{name!r} is missing (number {index}); it must hold the lab's 24 classes"))
         elif type(value[name]) is not int or value[name] != index:
             problems.append(Problem(str(path), f"{name!r} is {show(value[name])}, but its number is {index} in the lab's order"))
-    problems += [Problem(str(path), f"{show(name)} is not one of the lab's 24 classes{_nearest(name[:64])}") for name in value if name not in INDEX]
+    unknown = [name for name in value if name not in INDEX]
+    problems += [Problem(str(path), f"{show(name)} is not one of the lab's 24 classes{_nearest(name[:64])}") for name in unknown[:MAX_PROBLEMS]]
     return problems
 
 
@@ -159,6 +161,9 @@ def parse_train(value: object, path: Path) -> tuple[dict[str, tuple[str, ...]], 
         problems += [Problem(str(path), f"image {show(name)}: {what}") for what in found]
         if not wrong:
             labels[name] = names
+        if len(problems) >= MAX_PROBLEMS:
+            problems.append(Problem(str(path), f"has {len(problems)} problems and perhaps more; the rest of it was not looked at"))
+            break
     return labels, problems
 
 
@@ -175,6 +180,9 @@ def parse_conditions(value: object, path: Path) -> tuple[list[tuple[str, ...]], 
         problems += [Problem(str(path), f"condition {position} of {len(value)}: {what}") for what in found]
         if not found:
             conditions.append(names)
+        if len(problems) >= MAX_PROBLEMS:
+            problems.append(Problem(str(path), f"has {len(problems)} problems and perhaps more; the rest of it was not looked at"))
+            break
     return conditions, problems
 
 
@@ -189,6 +197,8 @@ def _label_list(entry: object) -> tuple[tuple[str, ...], list[str]]:
         return (), [f"must have a list of labels, not {_kind(entry)}"]
     if not entry:
         return (), ["the list of labels is empty; name at least one object"]
+    if len(entry) > len(CLASSES):
+        return (), [f"names {len(entry)} labels, but there are {len(CLASSES)} classes and none may stand there twice"]
     found = []
     for position, label in enumerate(entry, start=1):
         if not isinstance(label, str):

@@ -206,13 +206,19 @@ class _Outline(pickle._Unpickler):
             raise _NoCheckpoint("a tensor declares another size than it has")
         return _Storage(storage.kind, count)
 
+    def load_proto(self) -> None:
+        """Take the one protocol that torch writes: of others torch warns, on the terminal of whoever opens the file."""
+        if self.read(1) != b"\2":  # type: ignore[attr-defined]
+            raise _NoCheckpoint("it is a pickle of another protocol than torch's")
+
+
     def load_build(self) -> None:
         """Pass over what is hung on a state dict, such as its version numbers."""
         self.stack.pop()
         if not isinstance(self.stack[-1], OrderedDict):
             raise _NoCheckpoint("it changes something else than a state dict")
 
-    dispatch[pickle.BUILD[0]] = load_build
+    dispatch |= {pickle.PROTO[0]: load_proto, pickle.BUILD[0]: load_build}
 
 
 def _declared(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Declared:

@@ -41,7 +41,7 @@ def main() -> int:
             gained = [b - a for a, b in zip(tally.steps, tally.steps[1:], strict=False)]
             print(
                 f"{name}: {tally.kills} of {epochs} epochs' run, {tally.while_starting} while starting, {tally.with_temporaries} with a file half-written; "
-                f"{statistics.fmean(gained or [0]):.0f} steps between kills; {time.perf_counter() - start:.0f} s; differences: {found or 'none'}",
+                f"{statistics.fmean(gained or [0]):.1f} steps between kills; {time.perf_counter() - start:.0f} s; differences: {found or 'none'}",
                 flush=True,
             )
             bad += len(found)

@@ -50,7 +50,7 @@ def whole(runs: Path, epochs: int) -> Path:
 
 
 def killed(runs: Path, epochs: int, kills: int, number: signal.Signals, rng: random.Random) -> tuple[Path, Tally]:
-    """Train with kills at random moments, a third of them aimed into the writing of a file, and then to the end; return folder and tally."""
+    """Train with kills at random moments, half of them aimed into the writing of a file, and then to the end; return folder and tally."""
     runs.mkdir(parents=True, exist_ok=True)
     run, tally = runs / "r", Tally()
     while tally.kills < kills:
@@ -84,8 +84,10 @@ def _wait_for_the_moment(process: subprocess.Popen[bytes], run: Path, rng: rando
     while process.poll() is None and time.monotonic() < until:
         time.sleep(0.002)
     if kind == "writing":
-        until = time.monotonic() + 5
-        while process.poll() is None and time.monotonic() < until and not any(run.glob(".*.tmp")):
+        # Not always the first file that is begun: what was written before it is the progress of which nothing may be lost or doubled.
+        until, wanted, begun = time.monotonic() + 10, rng.randint(1, 8), set[str]()
+        while process.poll() is None and time.monotonic() < until and len(begun) < wanted:
+            begun |= {file.name for folder in (run, run / "checkpoints") for file in folder.glob(".*.tmp")}
             time.sleep(0.0002)
         time.sleep(rng.choice((0, 0.0005, 0.002, 0.005)))
 

@@ -109,6 +109,7 @@ HOSTILE: dict[str, Callable[[bytes], bytes]] = {
     "a terabyte in one opcode": lambda sound: with_pickle(sound, b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"."),
     "a whole number of a million digits": lambda sound: with_pickle(sound, b"\x80\x02\x8b" + struct.pack("<i", 400_000) + b"\x7f" * 400_000 + b"."),
     "nothing on the stack": lambda sound: with_pickle(sound, b"\x80\x02."),
+    "another protocol, of which torch would warn": lambda sound: with_pickle(sound, b"\x80\x00" + archive_of(sound)["archive/data.pkl"][2:]),
     "no pickle": lambda sound: with_pickle(sound, b""),
     "a huge table of contents": lambda sound: with_pickle(sound, b"\x80\x02" + b"N0" * 5_000_000 + b"N."),
     "a compressed bomb": lambda sound: packed({**archive_of(sound), "archive/data/0": bytes(50_000_000)}, zipfile.ZIP_DEFLATED),
