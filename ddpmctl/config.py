@@ -112,6 +112,7 @@ class RunConfig:
     keep: int | None = setting(None, "Scored checkpoints kept beside the best and the last (none: all).", low=0)
     on_nan: str = setting("stop", "After numbers that are not finite: rollback is to the last state, at half the learning rate.", choices=("stop", "rollback"))
     micro_batch: int | None = setting(None, "Images per network call; their gradients are added up to the batch's (none: the whole batch).", low=1)
+    sync_bn: str = setting("on", "Under torchrun, batch norm sees the whole batch, or each process's share of it (off).", choices=("on", "off"))
 
 
 @dataclass(frozen=True)

@@ -23,3 +23,9 @@ class DivergedError(DdpmctlError):
     """Training whose numbers are no longer finite."""
 
     exit_code = 4
+
+
+class PeerError(DdpmctlError):
+    """Another process of the job failed, or cannot be reached any more."""
+
+    exit_code = 5

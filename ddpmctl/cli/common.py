@@ -11,6 +11,7 @@ from ddpmctl.cli.options import assumed, overrides
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Config, Value
 from ddpmctl.data.labels import CLASSES, class_index
+from ddpmctl.engine.ranks import ALONE, Ranks
 from ddpmctl.errors import UsageError
 from ddpmctl.files import cannot_write
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ddpmctl.engine.checkpoint import Checkpoint
     from ddpmctl.engine.evaluate import Task
     from ddpmctl.engine.generate import Painter
+    from ddpmctl.engine.machine import Machine
     from ddpmctl.evaluator.classifiers import Evaluator
 
 
@@ -87,7 +89,14 @@ def prepare_files(files: Mapping[str, Path | None]) -> None:
 
 
 def ready_task(
-    conditions: Mapping[str, Sequence[LabelSet]], evaluator: Path | None, data: Path | None, given: Given, *, seed: int, repeats: int
+    conditions: Mapping[str, Sequence[LabelSet]],
+    evaluator: Path | None,
+    data: Path | None,
+    given: Given,
+    *,
+    seed: int,
+    repeats: int,
+    ranks: Ranks = ALONE,
 ) -> Task:
     """Return what every checkpoint is to be put through, with the evaluator loaded and the machine chosen.
 
@@ -95,11 +104,24 @@ def ready_task(
         UsageError, DataError: the evaluator or a machine setting cannot be used.
     """
     from ddpmctl.engine.evaluate import Task
-    from ddpmctl.engine.machine import make_machine
     from ddpmctl.evaluator.classifiers import load_evaluator
 
-    machine = make_machine(Config().replace(**given.machine).machine)
-    return Task(conditions, load_evaluator(evaluator, data, machine.device), machine, seed, repeats, given.sampling, given.assumed)
+    machine = agreed_machine(given.machine, ranks)
+    judge = load_evaluator(evaluator, data, machine.device)
+    ranks.must_agree("task", {"conditions": {name: list(sets) for name, sets in conditions.items()}, "evaluator": judge.sha256[:12], **given.__dict__})
+    return Task(conditions, judge, machine, seed, repeats, given.sampling, given.assumed, ranks=ranks)
+
+
+def agreed_machine(settings: Mapping[str, Value], ranks: Ranks) -> Machine:
+    """Return where this process works, in the precision that rank 0 finds best.
+
+    Raises:
+        UsageError: a setting cannot be used here.
+    """
+    from ddpmctl.engine.machine import make_machine
+
+    config = Config().replace(**settings)
+    return make_machine(config.replace(precision=ranks.first_says(lambda: make_machine(config.machine).precision)).machine, ranks.local)
 
 
 @dataclass(frozen=True)
@@ -141,7 +163,13 @@ def chosen_checkpoint(named: Path | None, runs_dir: Path, assume: dict[str, Valu
 
 
 def ready_painter(
-    named: Path | None, runs_dir: Path, given: dict[str, str], config_file: Path | None, assume: list[str] | None, terminal: Terminal
+    named: Path | None,
+    runs_dir: Path,
+    given: dict[str, str],
+    config_file: Path | None,
+    assume: list[str] | None,
+    terminal: Terminal,
+    ranks: Ranks = ALONE,
 ) -> Painter:
     """Return what makes pictures from the checkpoint chosen, with the sampling settings given, after saying what it is.
 
@@ -152,10 +180,10 @@ def ready_painter(
     machine_settings = overrides(given, "machine", config_file=config_file)
 
     from ddpmctl.engine.evaluate import painter_for
-    from ddpmctl.engine.machine import make_machine
 
     checkpoint = chosen_checkpoint(named, runs_dir, assumptions, terminal)
-    painter = painter_for(checkpoint, changes, make_machine(Config().replace(**machine_settings).machine))
+    ranks.must_agree("checkpoint", {"its content": checkpoint.sha256[:12], **changes})
+    painter = painter_for(checkpoint, changes, agreed_machine(machine_settings, ranks))
     terminal.say(painter.describe())
     return painter
 

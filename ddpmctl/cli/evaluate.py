@@ -14,6 +14,7 @@ from ddpmctl.cli.common import Given, describe_evaluator, only_one_source, prepa
 from ddpmctl.cli.options import RUNS, Assume, ConfigFile, Data, EvaluatorFile, RunsDir, Scenes, command
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Value, settings
+from ddpmctl.engine.ranks import Ranks
 from ddpmctl.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 @command("sampling", "machine")
 def evaluate(
     given: dict[str, str],
+    ranks: Ranks,
     paths: Annotated[
         list[Path] | None, typer.Argument(help="Checkpoints, runs or folders of .pth files; else the newest run's best.", show_default=False)
     ] = None,
@@ -58,17 +60,18 @@ def evaluate(
     A broken file is listed and does not stop the rest.
     """
     only_one_source(data, scenes)
-    terminal = Terminal()
+    terminal = Terminal(silent=not ranks.leads)
     chosen = Given.of(given, config, assume)
     outputs = Outputs(json_file, csv_file, latex, html, figures, grid)
     varied = None if sweep is None else _varied(sweep, outputs, breakdown=breakdown)
-    outputs.prepare()
+    if ranks.leads:
+        outputs.prepare()
 
     from ddpmctl.data.dataset import load_conditions
 
     known = load_conditions(data, scenes=scenes)
-    checkpoints = _checkpoints(paths, runs_dir, terminal)
-    task = ready_task(_conditions(conditions, known), evaluator, data, chosen, seed=seed, repeats=repeats)
+    checkpoints = ranks.first_says(lambda: _checkpoints(paths, runs_dir, terminal))
+    task = ready_task(_conditions(conditions, known), evaluator, data, chosen, seed=seed, repeats=repeats, ranks=ranks)
     task = replace(task, grids=grid, titles=_titles(checkpoints))
     if varied is not None:
         failures = _sweep(terminal, checkpoints, task, *varied, outputs)
@@ -76,7 +79,7 @@ def evaluate(
         rows, failures = _collect(terminal, checkpoints, task)
         if rows:
             _conclude(terminal, rows, failures, task, known, outputs, confirm=confirm, breakdown=breakdown)
-        else:
+        elif ranks.leads:
             outputs.write_values(terminal, [], failures, task, {}, None)
     if failures:
         count = len({failure.path for failure in failures})
@@ -134,6 +137,8 @@ def _conclude(
 
     best = best_of(rows)
     selection = terminal.finish(confirmed(rows, task)) if confirm and len(rows) > 1 else None
+    if not task.ranks.leads:
+        return
     table, trained = _table(rows, task, best), _trained(task.conditions, known)
     shares = "; ".join(f"{name} {trained[name]} of {len(sets)}" for name, sets in task.conditions.items())
     sentences = [f"label sets that occur in training ({known.name}): {shares}", *([_in_words(selection)] if selection else [])]
@@ -263,10 +268,11 @@ def _sweep(terminal: Terminal, checkpoints: list[Path], task: Task, name: str, v
     from ddpmctl.report.tables import Table, in_brackets, write_latex, write_table_csv
 
     figure = (outputs.figures or Path()) / f"sweep-{name}.png"
-    prepare_output(figure, "--figures", folder=False)
+    if task.ranks.leads:
+        prepare_output(figure, "--figures", folder=False)
     points, failures = terminal.finish(sweep(checkpoints, task, name, values))
     found = {task.titles.get(path, path.name): measured for path, measured in points.items()}
-    if not found:
+    if not found or not task.ranks.leads:
         return failures
     lines = [
         [checkpoint, str(point.value), str(point.nfe), in_brackets(point.accuracy), f"{point.exact:.4f}"]

@@ -20,6 +20,7 @@ from ddpmctl.cli.signals import Stopped, stop_is_raised
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import PRESETS, Config, Setting, Value, settings
 from ddpmctl.config_toml import load_toml
+from ddpmctl.engine.ranks import ALONE, Ranks, joined
 from ddpmctl.errors import DdpmctlError, UsageError
 
 Data = Annotated[
@@ -47,13 +48,14 @@ class Resolved:
 def command(*sections: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that gives a command an option for every setting of some sections.
 
-    What was given on the command line arrives in the argument ``given``, as {flat name: text}.
-    Errors that a person can cause end the process with one line and their exit code.
+    What was given on the command line arrives in the argument ``given``, as {flat name: text}; a command that can share its work over the
+    processes of torchrun takes them as ``ranks``. Errors that a person can cause end the process with one line and their exit code; of
+    several processes that fail, the first one speaks.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(function, eval_str=True)
-        own = [p for p in signature.parameters.values() if p.name != "given"]
+        own = [p for p in signature.parameters.values() if p.name not in ("given", "ranks")]
         chosen = [s for section in sections for s in settings(section)]
 
         @functools.wraps(function)
@@ -61,21 +63,28 @@ def command(*sections: str) -> Callable[[Callable[..., None]], Callable[..., Non
             given = {s.name: values.pop(s.name) for s in chosen}
             if "given" in signature.parameters:
                 values["given"] = {name: value for name, value in given.items() if value is not None}
+            ranks = ALONE
             try:
-                with stop_is_raised():
+                with stop_is_raised(), joined() as ranks:
+                    ranks.must_run_one_version()
+                    if "ranks" in signature.parameters:
+                        values["ranks"] = ranks
+                    elif not ranks.alone:
+                        raise UsageError("torchrun: this command runs in one process; call it without torchrun")
                     function(**values)
             except DdpmctlError as error:
-                Terminal().error(str(error))
+                _tell(ranks, str(error))
                 raise typer.Exit(error.exit_code) from None
             except Stopped as stop:
-                Terminal().error(stop.words)
+                if ranks.leads and ranks.claim(stop.words):  # and not because torchrun ends those who are left after another one failed
+                    Terminal().error(stop.words)
                 raise typer.Exit(stop.exit_code) from None
             except (typer.Exit, typer.Abort, BrokenPipeError):  # the last one: whoever read our output went away
                 raise
             except Exception as error:
                 file = report(error)
                 where = f"the full traceback is in {file}" if file else "and the traceback could not be written anywhere"
-                Terminal().error(f"unexpected: {in_one_line(error)}; {where}. Please report it")
+                _tell(ranks, f"unexpected: {in_one_line(error)}; {where}. Please report it")
                 raise typer.Exit(1) from None
 
         del run.__wrapped__  # typer would read the options of the function inside
@@ -86,6 +95,12 @@ def command(*sections: str) -> Callable[[Callable[..., None]], Callable[..., Non
         return run
 
     return decorate
+
+
+def _tell(ranks: Ranks, text: str) -> None:
+    """Say what went wrong, unless another process of the job said so first."""
+    if ranks.claim(text):
+        Terminal().error(text if ranks.alone else f"{ranks}: {text}")
 
 
 def _parameter(setting: Setting) -> inspect.Parameter:

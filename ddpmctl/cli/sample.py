@@ -10,6 +10,7 @@ import typer
 from ddpmctl.cli.common import parse_labels, prepare_output, ready_painter
 from ddpmctl.cli.options import RUNS, Assume, ConfigFile, RunsDir, command
 from ddpmctl.cli.terminal import Terminal
+from ddpmctl.engine.ranks import Ranks
 
 OUT = Path("out")
 LONGEST = 150  # characters of the labels in a file name: systems allow 255 in all
@@ -18,6 +19,7 @@ LONGEST = 150  # characters of the labels in a file name: systems allow 255 in a
 @command("sampling", "machine")
 def sample(
     given: dict[str, str],
+    ranks: Ranks,
     labels: Annotated[list[str], typer.Option("--labels", "-l", help='Objects of one image, e.g. "red cube,blue sphere"; may be repeated.')],
     checkpoint: Annotated[Path | None, typer.Argument(help="A .pth file or a run; else the newest run's best.", show_default=False)] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, max=10_000, help="Images for each label set.")] = 1,
@@ -28,16 +30,19 @@ def sample(
     assume: Assume = None,
 ) -> None:
     """Make pictures of the labels asked for."""
-    terminal = Terminal()
+    terminal = Terminal(silent=not ranks.leads)
     label_sets = parse_labels(labels)
-    prepare_output(out, "--out", folder=True)
+    if ranks.leads:
+        prepare_output(out, "--out", folder=True)
 
-    from ddpmctl.engine.generate import pictures, requests_for
+    from ddpmctl.engine.generate import pictures, requests_for, shared_pictures
     from ddpmctl.report.grids import save_grid, save_pictures
 
-    painter = ready_painter(checkpoint, runs_dir, given, config, assume, terminal)
+    painter = ready_painter(checkpoint, runs_dir, given, config, assume, terminal, ranks)
     requests = requests_for("sample", label_sets, seed=seed, repeats=count)
-    made = terminal.finish(pictures(painter, requests))
+    made = terminal.finish(pictures(painter, requests) if ranks.alone else shared_pictures(painter, requests, ranks))
+    if not ranks.leads:
+        return
     names = [f"{index // count:03d}-{'+'.join(r.labels).replace(' ', '-')[:LONGEST]}-seed{seed}-{index % count:03d}.png" for index, r in enumerate(requests)]
     for path in save_pictures(out, made, names):
         terminal.result(str(path))

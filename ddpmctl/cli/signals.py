@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -33,6 +34,10 @@ class StopRequest:
         """Return whether an end was asked for."""
         return self.number is not None
 
+    def asked(self) -> int:
+        """Return the signal's number, 0 for none."""
+        return self.number or 0
+
     def obey(self) -> None:
         """Raise Stopped if an end was asked for."""
         if self.number is not None:
@@ -43,9 +48,14 @@ class StopRequest:
 def stop_is_raised() -> Iterator[None]:
     """In the body, a signal raises Stopped wherever the main thread is."""
 
+    raised = False
+
     def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal raised
         _leave_at_once_next_time()
-        raise Stopped(number)
+        if not raised:
+            raised = True
+            raise Stopped(number)
 
     with _handling(on_signal):
         yield
@@ -57,7 +67,7 @@ def stop_is_noted() -> Iterator[StopRequest]:
     request = StopRequest()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        request.number = number
+        request.number = request.number or number
         _leave_at_once_next_time()
 
     with _handling(on_signal):
@@ -65,6 +75,10 @@ def stop_is_noted() -> Iterator[StopRequest]:
 
 
 def _leave_at_once_next_time() -> None:
+    # A terminal sends Ctrl-C to torchrun and to its processes, and torchrun then sends them another: that is still the first request.
+    # What does not end by itself, torchrun kills after half a minute.
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return
     for number in EXIT:
         signal.signal(number, signal.SIG_DFL)
 

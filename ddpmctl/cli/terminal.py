@@ -25,10 +25,10 @@ PIPE_WIDTH = 200
 class Terminal:
     """Two consoles; live bars only where a person watches."""
 
-    def __init__(self) -> None:
-        """Look at what stdout and stderr are connected to."""
+    def __init__(self, *, silent: bool = False) -> None:
+        """Look at what stdout and stderr are connected to; a silent one says nothing, for processes that another one speaks for."""
         # FORCE_COLOR alone would bring bars to life in CI logs.
-        plain: dict[str, Any] = {"highlight": False, "emoji": False}  # what files and people say is shown as it is
+        plain: dict[str, Any] = {"highlight": False, "emoji": False, "quiet": silent}  # what files and people say is shown as it is
         self.err = Console(stderr=True, force_interactive=sys.stderr.isatty(), **plain)
         # A pipe has no width; a table folded at 80 columns would be of no use to its reader.
         self.out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, **plain)

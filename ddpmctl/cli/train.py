@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import os
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +14,10 @@ from ddpmctl.cli.crash import run_folder
 from ddpmctl.cli.options import RUNS, ConfigFile, Data, EvaluatorFile, Resolved, RunsDir, Scenes, command, overrides, resolve
 from ddpmctl.cli.signals import stop_is_noted
 from ddpmctl.cli.terminal import Terminal
-from ddpmctl.config import PRESET_HELP, RECIPE, Config, settings
+from ddpmctl.config import PRESET_HELP, RECIPE, Config, Value, settings
 from ddpmctl.config_toml import dump_toml
-from ddpmctl.errors import UsageError
+from ddpmctl.engine.ranks import Ranks
+from ddpmctl.errors import PeerError, UsageError
 
 if TYPE_CHECKING:
     from ddpmctl.data.dataset import Dataset
@@ -34,6 +36,7 @@ FIXED = frozenset({"net", "act", "width", "optimizer", "ema", "seed"})
 @command("model", "diffusion", "training", "sampling", "machine", "run")
 def train(
     given: dict[str, str],
+    ranks: Ranks,
     preset: Annotated[str, typer.Option(envvar="DDPMCTL_PRESET", help=f"Named settings to start from. {PRESETS}.")] = "report",
     config: ConfigFile = None,
     data: Data = None,
@@ -44,6 +47,9 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder, with its settings.", show_default=False)] = None,
     override: Annotated[
         str | None, typer.Option(help="With --resume: settings that may differ from the run's from now on, e.g. lr,epochs.", show_default=False)
+    ] = None,
+    exist_ok: Annotated[
+        str | None, typer.Option("--exist-ok", metavar="resume", help="resume: where the run exists already, go on with it.", show_default=False)
     ] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print every setting with its origin as TOML, and leave.")] = False,  # noqa: FBT002
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and leave.")] = False,  # noqa: FBT002
@@ -57,7 +63,9 @@ def train(
         raise UsageError("--scenes: a resumed run keeps its data")
     if override is not None and not resume:
         raise UsageError("--override: goes with --resume; a new run takes any setting")
-    terminal = Terminal()
+    if exist_ok is not None and (exist_ok != "resume" or resume):
+        raise UsageError("--exist-ok: does not go with --resume" if resume else f"--exist-ok: {exist_ok!r} is not known; give --exist-ok resume")
+    terminal = Terminal(silent=not ranks.leads)
     resolved = _resumed(resume, given, config, name, override) if resume else resolve(given, config, preset)
     if print_config:
         terminal.result(dump_toml(resolved.config, resolved.origins).rstrip())
@@ -65,9 +73,9 @@ def train(
     if dry_run:
         _say_what_would_be_done(terminal, resolved, data, scenes, evaluator, resume or runs_dir / (name or ""), named=name is not None or resume is not None)
     elif resume:
-        _resume(terminal, resolved.config, resume, data, evaluator)
+        _resume(terminal, resolved.config, resume, data, evaluator, ranks)
     else:
-        _begin(terminal, resolved.config, data, scenes, evaluator, name, runs_dir)
+        _begin(terminal, resolved.config, data, scenes, evaluator, name, runs_dir, ranks, go_on=exist_ok is not None)
 
 
 def _resumed(folder: Path, given: dict[str, str], config_file: Path | None, name: str | None, override: str | None) -> Resolved:
@@ -127,79 +135,155 @@ def _say_what_would_be_done(
 
 
 def _begin(
-    terminal: Terminal, config: Config, data: Path | None, scenes: int | None, evaluator_file: Path | None, name: str | None, runs_dir: Path
+    terminal: Terminal,
+    config: Config,
+    data: Path | None,
+    scenes: int | None,
+    evaluator_file: Path | None,
+    name: str | None,
+    runs_dir: Path,
+    ranks: Ranks,
+    *,
+    go_on: bool,
 ) -> None:
-    """Train a new run."""
-    from ddpmctl.data.dataset import load_dataset, scene_count
-    from ddpmctl.engine.machine import make_machine
-    from ddpmctl.engine.runs import create_run, held
+    """Train a new run; where it exists already and ``go_on`` says so, go on with it."""
+    from ddpmctl.data.dataset import scene_count
+    from ddpmctl.engine.runs import Run, create_run, held, name_for
     from ddpmctl.engine.space import check_room
     from ddpmctl.evaluator.classifiers import BUILT_IN, load_evaluator
 
-    machine = make_machine(config.machine)
-    config = config.replace(precision=machine.precision)  # what auto came to is the run's from now on: a resumed run must not change it
+    if not go_on and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+        raise UsageError("--exist-ok: torchrun --max-restarts calls the same command again; add --exist-ok resume, so that it goes on with the run")
+    machine, config = _machine(config, ranks)
+    existing = runs_dir / (name or name_for(config))
+    if go_on and ranks.first_says((existing / "config.toml").is_file):
+        _go_on(terminal, config, existing, data, scenes, evaluator_file, ranks)
+        return
     judge = load_evaluator(evaluator_file, data, machine.device)
-    prepare_output(runs_dir, "--runs-dir", folder=True)
-    check_room(config, runs_dir)
-    dataset = terminal.finish(load_dataset(data, scenes=scenes))
+    if ranks.leads:
+        prepare_output(runs_dir, "--runs-dir", folder=True)
+        check_room(config, runs_dir)
+    dataset = _load(terminal, ranks, data, scenes)
     source: dict[str, object] = {
         "data": None if data is None else str(data.resolve()), "scenes": scene_count(scenes) if data is None else None, "key": dataset.key,
         "evaluator": None if judge.name == BUILT_IN else str(Path(judge.name).resolve()), "evaluator_sha256": judge.sha256,
     }  # fmt: skip
-    run = create_run(runs_dir, name, config, source)
-    with held(run):
-        _follow(terminal, run, config, dataset, judge, machine, recorded=None)
+    run = Run(ranks.first_says(lambda: create_run(runs_dir, name, config, source).folder))
+    with held(run) if ranks.leads else nullcontext():
+        _follow(terminal, run, config, dataset, judge, machine, ranks, recorded=None)
 
 
-def _resume(terminal: Terminal, config: Config, folder: Path, data: Path | None, evaluator_file: Path | None) -> None:
+def _go_on(
+    terminal: Terminal, config: Config, folder: Path, data: Path | None, scenes: int | None, evaluator_file: Path | None, ranks: Ranks
+) -> None:
+    """Go on with the run that these settings name, if it is theirs."""
+    from ddpmctl.data.dataset import scene_count
+    from ddpmctl.engine.runs import Run, open_run
+    from ddpmctl.engine.train import resumed_sources
+
+    recorded: dict[str, Value] = ranks.first_says(lambda: open_run(folder).config().flat())
+    names = {setting.name for section in RECIPE for setting in settings(section)}
+    others = [f"{key}: {recorded[key]} in the run, {value} now" for key, value in config.flat().items() if key in names and recorded[key] != value]
+    sources = ranks.first_says(lambda: resumed_sources(Run(folder)))
+    if sources.scenes != (scene_count(scenes) if data is None else None):
+        others.append(f"scenes: {sources.scenes} in the run, {scenes} now")
+    if others:
+        raise UsageError(f"--exist-ok: {folder} is a run of other settings ({'; '.join(others)}); give this one a --name of its own")
+    terminal.say(f"{folder}: exists already; going on with it")
+    _resume(terminal, config, folder, data, evaluator_file, ranks)
+
+
+def _resume(terminal: Terminal, config: Config, folder: Path, data: Path | None, evaluator_file: Path | None, ranks: Ranks) -> None:
     """Go on with a run, on its own data and with its own evaluator."""
-    from ddpmctl.data.dataset import load_dataset
-    from ddpmctl.engine.machine import make_machine
-    from ddpmctl.engine.runs import held, open_run
+    from ddpmctl.engine.runs import Run, held, open_run
     from ddpmctl.engine.space import check_room
     from ddpmctl.engine.train import resumed_sources
     from ddpmctl.evaluator.classifiers import load_evaluator
 
-    run = open_run(folder)
-    sources = resumed_sources(run)
+    run = Run(folder)
+    recorded: Config = ranks.first_says(lambda: open_run(folder).config())
+    sources = ranks.first_says(lambda: resumed_sources(run))
     if data is not None and sources.data is None:
         raise UsageError("--data: the run trains on the embedded benchmark, and a resumed run keeps its data")
     data = data or sources.data  # the lab's folder may have moved; its content is checked against the run's
     if data is not None and not data.is_dir():
         raise UsageError(f"{data}: the run's data are no longer there; name their new place with --data DIR")
-    machine = make_machine(config.machine)
-    config = config.replace(precision=machine.precision)
+    machine, config = _machine(config, ranks)
     judge = load_evaluator(evaluator_file or sources.evaluator, data, machine.device)
     if judge.sha256 != sources.evaluator_sha256:
         theirs = sources.evaluator_sha256[:12]
         raise UsageError(f"--resume {folder}: its scores are by evaluator {theirs}, not by {describe_evaluator(judge)}; name the file with --evaluator")
-    with held(run):
-        check_room(config, folder, already=len(list(run.checkpoints.glob("*.pth"))))
-        dataset = terminal.finish(load_dataset(data, scenes=sources.scenes))
-        _follow(terminal, run, config, dataset, judge, machine, recorded=run.config())
+    with held(run) if ranks.leads else nullcontext():
+        if ranks.leads:
+            check_room(config, folder, already=len(list(run.checkpoints.glob("*.pth"))))
+        dataset = _load(terminal, ranks, data, sources.scenes)
+        _follow(terminal, run, config, dataset, judge, machine, ranks, recorded=recorded)
+
+
+def _machine(config: Config, ranks: Ranks) -> tuple[Machine, Config]:
+    """Return where to train, and the settings with what ``auto`` came to on rank 0: from now on it is the run's, and a resumed run must not change it."""
+    from ddpmctl.engine.machine import make_machine
+
+    ranks.must_agree("setting", {key: value for key, value in config.flat().items() if key not in ("device", "threads")})
+    config = config.replace(precision=ranks.first_says(lambda: make_machine(config.machine).precision))
+    return make_machine(config.machine, ranks.local), config
+
+
+def _load(terminal: Terminal, ranks: Ranks, data: Path | None, scenes: int | None) -> Dataset:
+    from ddpmctl.data.dataset import load_dataset
+
+    with ranks.one_a_machine_first("dataset"):
+        dataset: Dataset = terminal.finish(load_dataset(data, scenes=scenes))
+    ranks.must_agree("data set", {"its content": dataset.key[:12]})
+    return dataset
 
 
 def _follow(
-    terminal: Terminal, run: Run, config: Config, dataset: Dataset, judge: Evaluator, machine: Machine, *, recorded: Config | None
+    terminal: Terminal,
+    run: Run,
+    config: Config,
+    dataset: Dataset,
+    judge: Evaluator,
+    machine: Machine,
+    ranks: Ranks,
+    *,
+    recorded: Config | None,
 ) -> None:
     """Train, showing events, until the end or until a signal asks for one; ``recorded`` are a resumed run's settings so far."""
     from ddpmctl.engine import events
     from ddpmctl.engine.train import make_plan, train
 
     run_folder.set(run.folder)
-    plan = make_plan(config, run.folder, dataset.name, len(dataset.images), machine, describe_evaluator(judge))
+    plan = make_plan(config, run.folder, dataset.name, len(dataset.images), machine, describe_evaluator(judge), ranks)
     terminal.plan(plan)
+    # Where several ranks end together; rank 0 also in the middle of its pictures, for which the others only wait.
+    ends = (events.StopAgreed,) if not ranks.leads else (events.StopAgreed, events.Progress, events.Evaluated)
     last_scores: events.Evaluated | None = None
-    with stop_is_noted() as stop:
-        with closing(train(plan, run, dataset, judge, machine, resume=recorded is not None, recorded=recorded)) as stream:
-            for event in terminal.follow(stream):
-                last_scores = event if isinstance(event, events.Evaluated) else last_scores
-                if stop:
-                    break
+    with stop_is_noted() as stop, _group(ranks, machine):
+        stream = train(plan, run, dataset, judge, machine, resume=recorded is not None, recorded=recorded, ranks=ranks, asked=stop.asked)
+        try:
+            with closing(stream):
+                for event in terminal.follow(stream):
+                    last_scores = event if isinstance(event, events.Evaluated) else last_scores
+                    if isinstance(event, events.StopAgreed):
+                        stop.number = stop.number or event.number
+                    if stop and (ranks.alone or isinstance(event, ends)):
+                        break
+        except PeerError:
+            stop.obey()  # who has been told to end does not wonder that the others have
+            raise
         if stop:
             terminal.say(f"stopped; to go on: ddpmctl train --resume {run.folder}")
             stop.obey()
     _summary(terminal, run, last_scores)
+
+
+def _group(ranks: Ranks, machine: Machine) -> AbstractContextManager[None]:
+    if ranks.alone:
+        return nullcontext()
+    from ddpmctl.engine.parallel import process_group
+
+    return process_group(ranks, machine.device)
 
 
 def _summary(terminal: Terminal, run: Run, evaluated: Evaluated | None) -> None:

@@ -70,6 +70,9 @@ class Diffusion:
         return denoise
 
 
+EVERY = slice(None)
+
+
 class Noised(NamedTuple):
     """A training batch after everything random of it was drawn.
 
@@ -86,10 +89,12 @@ class Noised(NamedTuple):
     time: Tensor
     weight: Tensor
 
-    def parts(self, size: int) -> Iterator[Noised]:
-        """Yield the batch in parts of ``size`` images, the last one perhaps smaller."""
-        for start in range(0, len(self.x_t), size):
-            yield Noised(*(value[start : start + size] for value in self))
+    def parts(self, count: int) -> Iterator[Noised]:
+        """Yield the batch in ``count`` parts of about equal size, the largest first."""
+        size = len(self.x_t)
+        for part in range(count):
+            chosen = slice(-(-size * part // count), -(-size * (part + 1) // count))
+            yield Noised(*(value[chosen] for value in self))
 
 
 class TrainingLoss:
@@ -103,28 +108,32 @@ class TrainingLoss:
         self.weigh: Callable[[Tensor, TrainingConfig], Tensor] = LOSS_WEIGHTS.get(config.loss_weight)
         self.draw_times: Callable[[int, int, TrainingConfig, torch.Generator], Tensor] = TIME_SAMPLINGS.get(config.time_sampling)
 
-    def draw(self, x0: Tensor, labels: Tensor, rng: torch.Generator) -> Noised:
+    def draw(self, x0: Tensor, labels: Tensor, rng: torch.Generator, *, count: int | None = None, share: slice = EVERY) -> Noised:
         """Return a batch at random t, with random noise and some labels dropped.
 
         Args:
             x0: (B, 3, H, W) in [-1, 1].
             labels: (B, 24), multi-hot.
             rng: a generator on x0's device: what is drawn is a pure function of its seed.
+            count: images of a larger batch, of which x0 is a share; what is drawn for an image does not depend on how the batch is shared.
+            share: their places in it.
         """
-        t = self.draw_times(len(x0), self.timesteps, self.config, rng)  # (B,) in 1..T
-        eps = torch.randn(x0.shape, generator=rng, device=x0.device)
-        keep = torch.rand((len(x0), 1), generator=rng, device=x0.device) >= self.config.label_dropout
+        count = len(x0) if count is None else count
+        t = self.draw_times(count, self.timesteps, self.config, rng)[share]  # (B,) in 1..T
+        eps = torch.randn((count, *x0.shape[1:]), generator=rng, device=x0.device)[share]
+        keep = torch.rand((count, 1), generator=rng, device=x0.device)[share] >= self.config.label_dropout
         if self.config.mirror > 0:
-            mirrored = torch.rand((len(x0), 1, 1, 1), generator=rng, device=x0.device) < self.config.mirror
+            mirrored = torch.rand((count, 1, 1, 1), generator=rng, device=x0.device)[share] < self.config.mirror
             x0 = torch.where(mirrored, x0.flip(3), x0)
         signal, noise = self.signal[t].view(-1, 1, 1, 1), self.noise[t].view(-1, 1, 1, 1)
         target = self.objective.target(x0, eps, signal, noise)
         return Noised(signal * x0 + noise * eps, target, labels * keep, t / self.timesteps, self.weigh(noise, self.config))
 
     def __call__(self, net: Callable[[Tensor, Tensor, Tensor], Tensor], batch: Noised) -> Tensor:
-        """Return the mean weighted loss of a batch, a scalar."""
+        """Return the mean weighted loss of a batch, a scalar; of no images it is 0, and so are its gradients."""
         out = net(batch.x_t, batch.labels, batch.time)
-        return (batch.weight * F.mse_loss(out.float(), batch.target, reduction="none")).mean()
+        errors = batch.weight * F.mse_loss(out.float(), batch.target, reduction="none")
+        return errors.mean() if len(errors) else errors.sum()
 
 
 @LOSS_WEIGHTS.register("flat")

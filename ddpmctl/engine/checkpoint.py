@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ddpmctl.config import Config, Value
 from ddpmctl.data.lab import show
-from ddpmctl.data.tensor_files import Declared, TensorFile, open_tensors
+from ddpmctl.data.tensor_files import Declared, TensorFile, checked, open_tensors
 from ddpmctl.diffusion.schedules import make_schedule
 from ddpmctl.errors import DataError, UsageError
 from ddpmctl.files import write_verified
@@ -79,6 +79,15 @@ def load_tensors(path: Path) -> tuple[Any, str]:
     """
     with open_tensors(path) as file:
         return file.load(), file.sha256
+
+
+def load_tensor_bytes(data: bytes, name: str) -> Any:
+    """Return the content of a file that is already in memory; ``name`` is what messages call it.
+
+    Raises:
+        DataError: it is damaged or is no file of tensors.
+    """
+    return checked(io.BytesIO(data), name).load()
 
 
 def load_checkpoint(path: Path, assume: Mapping[str, Value] | None = None) -> Checkpoint:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ddpmctl import __version__
 from ddpmctl.config import Config, Value
 from ddpmctl.diffusion.denoiser import Diffusion
 from ddpmctl.diffusion.schedules import make_schedule
-from ddpmctl.engine.answers import extended, keep_answers, kept_answers, key_of
+from ddpmctl.engine.answers import Answers, extended, keep_answers, kept_answers, key_of
 from ddpmctl.engine.checkpoint import Checkpoint, load_checkpoint
-from ddpmctl.engine.events import Event, Failed, Judged
-from ddpmctl.engine.generate import Painter, requests_for, settled
-from ddpmctl.engine.judge import judge_requests
+from ddpmctl.engine.events import Event, Failed, Judged, Progress
+from ddpmctl.engine.generate import Painter, Request, in_batches, requests_for, settled
+from ddpmctl.engine.judge import Judgement, judge_batch, judge_requests, judgements
 from ddpmctl.engine.machine import Machine
-from ddpmctl.errors import DdpmctlError
+from ddpmctl.engine.ranks import ALONE, Ranks, gathered
+from ddpmctl.errors import DataError, DdpmctlError
 from ddpmctl.evaluator.classifiers import Evaluator
 from ddpmctl.report.grids import save_grid
 
@@ -36,6 +40,7 @@ class Task:
         repeats: pictures a condition.
         grids: folder for sample grids, or None.
         titles: names for checkpoints whose file names are not unique.
+        ranks: the processes that share the work.
     """
 
     conditions: Mapping[str, Sequence[tuple[str, ...]]]
@@ -47,6 +52,7 @@ class Task:
     assume: Mapping[str, Value] = field(default_factory=dict)
     grids: Path | None = None
     titles: Mapping[Path, str] = field(default_factory=dict)
+    ranks: Ranks = ALONE
 
     def content(self, sha256: str, config: Config) -> list[object]:
         """Return everything that the answers depend on but the condition file and the number of pictures."""
@@ -59,8 +65,12 @@ class Task:
 def evaluate(paths: Sequence[Path], task: Task) -> Iterator[Event]:
     """Yield a ``Judged`` or ``Failed`` for each checkpoint, with progress between.
 
-    Unchanged files under an unchanged task are answered from the results kept in the cache.
+    Unchanged files under an unchanged task are answered from the results kept in the cache. With several ranks, each makes its share of
+    the pictures, and each yields the same results.
     """
+    if not task.ranks.alone:
+        yield from _evaluate_shared(paths, task)
+        return
     with ThreadPoolExecutor(1, "load") as ahead:  # the next file is read and checked while this one's pictures are made
         loading = [ahead.submit(load_checkpoint, path, task.assume) for path in paths[:1]]
         for path, following in itertools.zip_longest(paths, paths[1:]):
@@ -70,7 +80,7 @@ def evaluate(paths: Sequence[Path], task: Task) -> Iterator[Event]:
             try:
                 yield from _judge_one(current.result(), task)
             except DdpmctlError as error:
-                yield Failed(path, str(error).removeprefix(f"{path}: "))
+                yield _failed(path, error)
 
 
 def painter_for(checkpoint: Checkpoint, sampling: Mapping[str, Value], machine: Machine) -> Painter:
@@ -95,7 +105,18 @@ def used_config(checkpoint: Checkpoint, task: Task) -> Config:
     return replace(config, sampling=settled(config.sampling, make_schedule(config.diffusion)))
 
 
-def _judge_one(checkpoint: Checkpoint, task: Task) -> Iterator[Event]:
+@dataclass(frozen=True)
+class _Due:
+    """One checkpoint with what is known of it so far, and the pictures that are missing, by condition file."""
+
+    checkpoint: Checkpoint
+    config: Config
+    keys: dict[str, str]
+    answers: dict[str, Answers]
+    missing: dict[str, list[Request]]
+
+
+def _due(checkpoint: Checkpoint, task: Task) -> _Due:
     config = used_config(checkpoint, task)
     content = task.content(checkpoint.sha256, config)
     keys = {name: key_of(content, name, sets) for name, sets in task.conditions.items()}
@@ -105,15 +126,113 @@ def _judge_one(checkpoint: Checkpoint, task: Task) -> Iterator[Event]:
         name: requests_for(name, sets, seed=task.seed, repeats=task.repeats, first=answers[name].repeats if name in answers else 0)
         for name, sets in task.conditions.items()
     }
-    missing = {name: requests for name, requests in missing.items() if requests}
-    if missing:
-        judged = yield from judge_requests(painter_for(checkpoint, task.sampling, task.machine), task.evaluator, missing)
-        for name, judgement in judged.items():
-            answers[name] = extended(answers.get(name), task.conditions[name], judgement)
-            keep_answers(keys[name], answers[name])
-            if task.grids:
-                captions = [", ".join(r.labels) for r in judgement.requests]
-                title = task.titles.get(checkpoint.path, checkpoint.path.stem)
-                save_grid(task.grids / f"{title}_{name}.png", judgement.pictures, captions, columns=max(8, task.repeats))
+    return _Due(checkpoint, config, keys, answers, {name: requests for name, requests in missing.items() if requests})
+
+
+def _judge_one(checkpoint: Checkpoint, task: Task) -> Iterator[Event]:
+    due = _due(checkpoint, task)
+    judged = {}
+    if due.missing:
+        judged = yield from judge_requests(painter_for(checkpoint, task.sampling, task.machine), task.evaluator, due.missing)
+    yield _concluded(due, judged, task)
+
+
+def _concluded(due: _Due, judged: Mapping[str, Judgement], task: Task) -> Judged:
+    """Keep the answers, draw the grids, and return the checkpoint's result."""
+    checkpoint, answers = due.checkpoint, dict(due.answers)
+    for name, judgement in judged.items():
+        answers[name] = extended(answers.get(name), task.conditions[name], judgement)
+        keep_answers(due.keys[name], answers[name])
+        if task.grids:
+            captions = [", ".join(r.labels) for r in judgement.requests]
+            title = task.titles.get(checkpoint.path, checkpoint.path.stem)
+            save_grid(task.grids / f"{title}_{name}.png", judgement.pictures, captions, columns=max(8, task.repeats))
     asked = {name: answers[name].first(task.repeats) for name in task.conditions}
-    yield Judged(checkpoint.path, checkpoint.sha256, checkpoint.epoch, checkpoint.loss, checkpoint.recorded, asked, config, checkpoint.foreign, not missing)
+    return Judged(
+        checkpoint.path, checkpoint.sha256, checkpoint.epoch, checkpoint.loss, checkpoint.recorded, asked, due.config, checkpoint.foreign, not due.missing
+    )
+
+
+def _evaluate_shared(paths: Sequence[Path], task: Task) -> Iterator[Event]:
+    """Yield what one process yields, on every rank; the missing pictures are made by all of them, batch by batch in turn.
+
+    Rank 0 says what is missing, for the kept answers are in its cache; the others hear of the results when all are there.
+    """
+    ranks = task.ranks
+    dues = [_due_or_failed(path, task) for path in paths] if ranks.leads else []
+    batches = ranks.first_says(lambda: [_Batch.of(due, part) for due in dues if isinstance(due, _Due) for part in in_batches(_flat(due))])
+    maker = _Maker(task)
+    results = gathered(ranks, [functools.partial(maker.make, batch) for batch in batches])
+    events: list[Event] = []
+    for due in dues:
+        if isinstance(due, Failed):
+            events.append(due)
+        else:
+            judged = yield from _collected(due, results)
+            events.append(_concluded(due, judged, task))
+        yield events[-1]
+    if not ranks.leads:
+        next(results, None)  # makes this rank's share; the results are rank 0's
+    said = ranks.first_says(lambda: events)
+    if not ranks.leads:
+        yield from said
+
+
+def _due_or_failed(path: Path, task: Task) -> _Due | Failed:
+    try:
+        due = _due(load_checkpoint(path, task.assume), task)
+    except DdpmctlError as error:
+        return _failed(path, error)
+    return replace(due, checkpoint=replace(due.checkpoint, weights={}))  # read again by who makes its pictures: many do not fit in memory
+
+
+def _failed(path: Path, error: DdpmctlError) -> Failed:
+    return Failed(path, str(error).removeprefix(f"{path}: "))
+
+
+def _flat(due: _Due) -> list[Request]:
+    return [request for group in due.missing.values() for request in group]
+
+
+def _collected(due: _Due, results: Iterator[tuple[Tensor, Tensor]]) -> Generator[Event, None, dict[str, Judgement]]:
+    """Take a checkpoint's batches from the stream of all results."""
+    total, done = len(_flat(due)), 0
+    parts = []
+    while done < total:
+        parts.append(next(results))
+        done += len(parts[-1][0])
+        yield Progress("sampling", done, total)
+    return judgements(due.missing, *zip(*parts, strict=True)) if parts else {}
+
+
+class _Batch(NamedTuple):
+    """Pictures to make in one go, of the checkpoint in a file."""
+
+    path: Path
+    sha256: str
+    requests: Sequence[Request]
+
+    @staticmethod
+    def of(due: _Due, requests: Sequence[Request]) -> _Batch:
+        return _Batch(due.checkpoint.path, due.checkpoint.sha256, requests)
+
+
+class _Maker:
+    """Makes batches of pictures, keeping the network of the last one."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._last: tuple[Path, Painter] | None = None
+
+    def make(self, batch: _Batch) -> tuple[Tensor, Tensor]:
+        """Return pictures and answers.
+
+        Raises:
+            DataError: this rank finds another file under the path than rank 0.
+        """
+        if self._last is None or self._last[0] != batch.path:
+            checkpoint = load_checkpoint(batch.path, self._task.assume)
+            if checkpoint.sha256 != batch.sha256:
+                raise DataError(f"{batch.path}: is another file here than on rank 0")
+            self._last = batch.path, painter_for(checkpoint, self._task.sampling, self._task.machine)
+        return judge_batch(self._last[1], self._task.evaluator, batch.requests)

@@ -12,7 +12,7 @@ from ddpmctl.evaluator.scores import Score
 
 __all__ = [
     "EpochDone", "Evaluated", "Event", "Failed", "Finished", "Judged", "Notice", "Overridden", "Plan", "Progress", "RolledBack", "Saved", "Started",
-    "StepDone", "Ticked",
+    "StepDone", "StopAgreed", "Ticked",
 ]  # fmt: skip
 
 
@@ -61,6 +61,13 @@ class Ticked:
     loss: float
     images_per_second: float
     fraction: float
+
+
+@dataclass(frozen=True)
+class StopAgreed:
+    """All ranks of a job are after the same step and have agreed to end here: one of them was sent the signal ``number``."""
+
+    number: int
 
 
 @dataclass(frozen=True)
@@ -183,4 +190,6 @@ class Finished:
     seconds: float
 
 
-Event = Progress | Notice | Started | Ticked | StepDone | EpochDone | Evaluated | Saved | Judged | Failed | RolledBack | Overridden | Finished
+Event = (
+    Progress | Notice | Started | Ticked | StepDone | StopAgreed | EpochDone | Evaluated | Saved | Judged | Failed | RolledBack | Overridden | Finished
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeVar
@@ -18,6 +19,7 @@ from ddpmctl.diffusion.randomness import ImageNoise, Key
 from ddpmctl.diffusion.samplers import Frame, Sampler, sampler_times
 from ddpmctl.diffusion.schedules import Schedule
 from ddpmctl.engine.machine import Machine, out_of_memory, release_memory
+from ddpmctl.engine.ranks import Ranks, gathered
 from ddpmctl.registry import SAMPLERS
 from ddpmctl.report.denoising import Moment
 
@@ -136,6 +138,23 @@ def in_words(sampling: SamplingConfig) -> str:
     guided = (sampling.guidance_from, sampling.guidance_to)
     where = f" for t / T from {guided[0]:g} to {guided[1]:g}" if sampling.guidance > 0 and guided != (0, 1) else ""
     return f"{sampling.sampler}, {sampling.steps} steps{spacing}, guidance {sampling.guidance:g}{where}"
+
+
+def in_batches(requests: Sequence[Request], batch_size: int = BATCH) -> list[Sequence[Request]]:
+    """Return requests in the batches in which one process makes their pictures: several processes share whole batches, for equal pictures."""
+    return [requests[start : start + batch_size] for start in range(0, len(requests), batch_size)]
+
+
+def shared_pictures(painter: Painter, requests: Sequence[Request], ranks: Ranks) -> Progressing[Tensor]:
+    """Make pictures on all ranks; yield progress, and return all of them on rank 0 as ``pictures`` does, none on the others."""
+    parts = in_batches(requests)
+    work = [functools.partial(lambda part: torch.cat([to_uint8(x) for x in painter.batches(part, len(part)) if isinstance(x, Tensor)]), part) for part in parts]
+    made = [torch.empty((0, *IMAGE_SHAPE), dtype=torch.uint8)]
+    yield Progress("sampling", 0, len(requests))
+    for part in gathered(ranks, work):
+        made.append(part)
+        yield Progress("sampling", sum(map(len, made)), len(requests))
+    return torch.cat(made)
 
 
 def pictures(painter: Painter, requests: Sequence[Request], batch_size: int = BATCH) -> Progressing[Tensor]:

@@ -64,6 +64,17 @@ def judge_requests(
             answers.append(evaluator(item))
         else:
             yield item
+    return judgements(requests, pictures, answers)
+
+
+def judgements(requests: Mapping[str, list[Request]], pictures: Sequence[Tensor], answers: Sequence[Tensor]) -> dict[str, Judgement]:
+    """Return pictures and answers, which come in batches over all that was asked for, under the names under which they were asked for."""
     sizes = [len(group) for group in requests.values()]
-    split = zip(requests.items(), torch.split(torch.cat(pictures), sizes), torch.split(torch.cat(answers), sizes), strict=True)
+    split = zip(requests.items(), torch.split(torch.cat(list(pictures)), sizes), torch.split(torch.cat(list(answers)), sizes), strict=True)
     return {name: Judgement(group, images, probabilities) for (name, group), images, probabilities in split}
+
+
+def judge_batch(painter: Painter, evaluator: Evaluator, batch: Sequence[Request]) -> tuple[Tensor, Tensor]:
+    """Make one batch of pictures and return them, uint8 (B, 3, 64, 64), with what the classifier sees, float32 (B, 24), both on the CPU."""
+    made = [item for item in painter.batches(batch, len(batch)) if isinstance(item, Tensor)]
+    return torch.cat([to_uint8(images) for images in made]), torch.cat([evaluator(images) for images in made]).cpu()

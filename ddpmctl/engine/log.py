@@ -103,3 +103,18 @@ class RunLog:
                 handle.write(text.encode())
         except OSError as error:
             raise cannot_write(file.parent, error) from error
+
+
+class NoLog(RunLog):
+    """The log of a process that leaves writing to another one."""
+
+    def sizes(self) -> dict[str, int]:
+        """Return nothing."""
+        return {}
+
+    def cut(self, sizes: Mapping[str, Any]) -> list[str]:
+        """Cut nothing."""
+        return []
+
+    def read(self, event: Event) -> None:
+        """Pass over every event."""

@@ -44,15 +44,19 @@ class Machine:
         return str(self.device)
 
 
-def make_machine(config: MachineConfig) -> Machine:
+def make_machine(config: MachineConfig, local: int = 0) -> Machine:
     """Return the machine that a config names; ``auto`` is decided here.
+
+    Args:
+        config: device, precision, threads.
+        local: this process's number among those of its job on this machine: it takes the GPU of that number.
 
     Raises:
         UsageError: the device is not there.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    device = _device(config.device)
+    device = _device(config.device, local)
     precision = config.precision if config.precision != "auto" else ("bf16" if _bf16_is_faster(device) else "fp32")
     return Machine(device, precision, config.compile)
 
@@ -71,9 +75,11 @@ def release_memory(machine: Machine) -> None:
         torch.cuda.empty_cache()
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, local: int) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and local > 0:
+        name = f"cuda:{local}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

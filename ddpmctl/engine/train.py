@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ddpmctl.config import RECIPE, Config, Value
 from ddpmctl.data.dataset import Dataset
 from ddpmctl.data.lab import show
-from ddpmctl.engine.checkpoint import load_tensors, not_finite, save_checkpoint, save_tensors
-from ddpmctl.engine.events import EpochDone, Evaluated, Event, Finished, Notice, Overridden, Plan, RolledBack, Saved, Started, StepDone, Ticked
+from ddpmctl.engine.checkpoint import load_tensor_bytes, load_tensors, not_finite, save_checkpoint, save_tensors
+from ddpmctl.engine.events import EpochDone, Evaluated, Event, Finished, Notice, Overridden, Plan, RolledBack, Saved, Started, StepDone, StopAgreed, Ticked
 from ddpmctl.engine.generate import Painter
 from ddpmctl.engine.judge import judge
-from ddpmctl.engine.log import RunLog
+from ddpmctl.engine.log import NoLog, RunLog
 from ddpmctl.engine.machine import Machine
+from ddpmctl.engine.ranks import ALONE, Ranks
 from ddpmctl.engine.runs import Run, save_config
 from ddpmctl.engine.space import room_for
 from ddpmctl.engine.trainer import Diverged, Trainer, probe_seconds_per_image
@@ -31,8 +32,8 @@ MAX_ROLLBACKS = 3
 SCORED = ("test", "new_test")
 
 
-def make_plan(config: Config, run: Path, dataset_name: str, images: int, machine: Machine, evaluator: str) -> Plan:
-    """Return what training will do, with its duration estimated from two real steps."""
+def make_plan(config: Config, run: Path, dataset_name: str, images: int, machine: Machine, evaluator: str, ranks: Ranks = ALONE) -> Plan:
+    """Return what training will do, with its duration estimated from two real steps (over several ranks, as if they shared without a loss)."""
     from ddpmctl.diffusion.schedules import make_schedule
     from ddpmctl.engine.trainer import make_network
 
@@ -40,14 +41,14 @@ def make_plan(config: Config, run: Path, dataset_name: str, images: int, machine
     per_epoch = -(-images // training.batch_size)
     seconds = 60 * training.minutes if training.minutes is not None else None
     if training.epochs is not None:
-        seconds = training.epochs * images * probe_seconds_per_image(config, machine)
+        seconds = training.epochs * images * ranks.first_says(lambda: probe_seconds_per_image(config, machine)) / ranks.size
     return Plan(
         config=config,
         run=run,
         data=dataset_name,
         images=images,
         parameters=sum(p.numel() for p in make_network(config).parameters()),
-        device=machine.describe(),
+        device=machine.describe() if ranks.alone else f"{ranks.size} processes, each on {machine.describe()}",
         precision=machine.precision,
         steps_per_epoch=per_epoch,
         steps=None if training.epochs is None else training.epochs * per_epoch,
@@ -59,11 +60,21 @@ def make_plan(config: Config, run: Path, dataset_name: str, images: int, machine
 
 
 def train(
-    plan: Plan, run: Run, dataset: Dataset, evaluator: Evaluator, machine: Machine, *, resume: bool = False, recorded: Config | None = None
+    plan: Plan,
+    run: Run,
+    dataset: Dataset,
+    evaluator: Evaluator,
+    machine: Machine,
+    *,
+    resume: bool = False,
+    recorded: Config | None = None,
+    ranks: Ranks = ALONE,
+    asked: Callable[[], int] = int,
 ) -> Generator[Event, None, None]:
     """Train until the budget is used up, yielding events; the run's files are written here, whoever listens.
 
     A reader that stops early loses nothing: on leaving, a state is written from which ``resume`` goes on. The caller holds the run (``held``).
+    With several ranks, rank 0 alone scores and writes; a reader then stops at ``StopAgreed``, which is where all of them do.
 
     Args:
         plan: the settings, and what was said of them.
@@ -73,13 +84,16 @@ def train(
         machine: where to train.
         resume: go on from the run's state.
         recorded: the settings that the state must be of, where the plan's are to replace them from now on.
+        ranks: this process among those that train together, in a ``process_group``.
+        asked: the number of a signal that has asked this process for an end, 0 for none.
 
     Raises:
         DataError: there is no usable state to resume from.
         DivergedError: the numbers are no longer finite; what is known of them stands in the run's diagnosis.json.
         UsageError: the disk is full, or a batch does not fit in memory.
+        PeerError: another rank is gone.
     """
-    trainer, log = Trainer(plan.config, machine, dataset), RunLog(run)
+    trainer, log = Trainer(plan.config, machine, dataset, ranks=ranks, asked=asked), RunLog(run) if ranks.leads else NoLog(run)
     yield from _begin(trainer, log, run, recorded or plan.config, resume=resume)
     yield Started(plan, trainer.counters.step)
     try:
@@ -93,7 +107,9 @@ def train(
 
 
 def save_state(trainer: Trainer, log: RunLog, run: Run) -> None:
-    """Write all that is needed to go on from here, and how long the log is here."""
+    """Write all that is needed to go on from here, and how long the log is here; of several ranks, which are equal, the first one does."""
+    if not trainer.ranks.leads:
+        return
     state = trainer.state()
     save_tensors(run.state_file, {**state, "log": log.sizes()})
 
@@ -103,7 +119,7 @@ def _begin(trainer: Trainer, log: RunLog, run: Run, recorded: Config, *, resume:
     if not resume:
         save_state(trainer, log, run)
         return
-    if run.is_untouched:
+    if trainer.ranks.first_says(lambda: run.is_untouched):
         yield Notice(f"{run.folder}: nothing was trained here yet; training begins at its first step")
         log.cut({})
         save_state(trainer, log, run)
@@ -112,15 +128,16 @@ def _begin(trainer: Trainer, log: RunLog, run: Run, recorded: Config, *, resume:
     changed = _recipe_changes(recorded, trainer.config)
     if changed:
         save_state(trainer, log, run)  # from here on the state is one of the new settings
-        save_config(run, trainer.config)
+        if trainer.ranks.leads:
+            save_config(run, trainer.config)
         event = Overridden(trainer.counters.step, changed)
         log.read(event)
         yield event
 
 
 def _restore(trainer: Trainer, log: RunLog, run: Run, recorded: Config) -> Iterator[Event]:
-    state, _ = load_tensors(run.state_file)
     where = str(run.state_file)
+    state = _state_of_first(trainer, run)
     trainer.restore(state, where)
     try:
         of = Config.from_flat({name: value for section in state["config"].values() for name, value in section.items()})
@@ -132,6 +149,20 @@ def _restore(trainer: Trainer, log: RunLog, run: Run, recorded: Config) -> Itera
         raise DataError(f"{where}: is of other settings than {run.config_file.name} ({told}); give the file its old settings, and change them with --override")
     if short := log.cut(sizes):
         yield Notice(f"{run.folder}: {', '.join(short)} lost rows after the state was saved; they are not made anew")
+
+
+def _state_of_first(trainer: Trainer, run: Run) -> Any:
+    """Return the run's state as rank 0 finds it: other machines may not see its disk, and it may be written anew before they look."""
+    if trainer.ranks.alone:
+        return load_tensors(run.state_file)[0]
+    from ddpmctl.engine.parallel import bytes_of_first, lost_contact
+
+    data = b""
+    if trainer.ranks.leads:
+        load_tensors(run.state_file)  # refuses what is damaged before the others hear of it
+        data = run.state_file.read_bytes()
+    with lost_contact():
+        return load_tensor_bytes(bytes_of_first(trainer.ranks, data, trainer.machine.device), str(run.state_file))
 
 
 def _recipe_changes(before: Config, now: Config) -> dict[str, tuple[Value, Value]]:
@@ -149,9 +180,11 @@ def _with_rollbacks(trainer: Trainer, log: RunLog, run: Run, evaluator: Evaluato
             return
         except Diverged as error:
             reason = str(error)
-            _write_diagnosis(run, error)
+            if trainer.ranks.leads:
+                _write_diagnosis(run, error)
+            seen_by_all = trainer.ranks.alone or "batch_indices" in error.diagnosis  # found in a step, and not by rank 0 alone while it saves
         told = f"{reason}; what is known stands in {run.diagnosis_file}"
-        if trainer.config.run.on_nan != "rollback":
+        if trainer.config.run.on_nan != "rollback" or not seen_by_all:
             raise DivergedError(f"{told}. The last good state is kept: resume with --on-nan rollback, or train anew with a lower --lr or --precision fp32")
         if trainer.counters.rollbacks >= MAX_ROLLBACKS:
             raise DivergedError(f"{told}. It was rolled back {MAX_ROLLBACKS} times already; train anew with a lower --lr or --precision fp32")
@@ -178,7 +211,7 @@ def _events(trainer: Trainer, log: RunLog, run: Run, evaluator: Evaluator) -> It
         if trainer.epoch_is_over:
             yield _end_epoch(trainer)
         if _score_is_due(trainer):
-            yield from _score_and_save(trainer, log, run, evaluator)
+            yield from _score_and_save(trainer, log, run, evaluator) if trainer.ranks.leads else _wait_for_score(trainer)
             last_saved = time.perf_counter()
         if trainer.done:
             return
@@ -191,6 +224,8 @@ def _events(trainer: Trainer, log: RunLog, run: Run, evaluator: Evaluator) -> It
             done = StepDone(counters.step, counters.epoch + 1, counters.images_seen, trainer.mean_loss("logged"), counters.lr, counters.seconds)
             trainer.end_logged()
             yield done
+        if trainer.stop:
+            yield StopAgreed(trainer.stop)
         if time.perf_counter() - last_tick > TICK_SECONDS:
             last_tick = time.perf_counter()
             yield _tick(trainer)
@@ -239,12 +274,26 @@ def _score_and_save(trainer: Trainer, log: RunLog, run: Run, evaluator: Evaluato
         counters.best = mean
         run.point("best", path)
     counters.scored_epoch = counters.epoch
+    if not trainer.ranks.alone:
+        trainer.ranks.put(_scored_key(counters.epoch), b"")
     yield Evaluated(counters.epoch, counters.step, counters.images_seen, counters.last_loss, counters.seconds, scores, evaluator.sha256, path)
     save_state(trainer, log, run)
     if config.run.keep is not None:
         run.retain(config.run.keep)
     yield Saved(path)
     yield Saved(run.state_file)
+
+
+def _wait_for_score(trainer: Trainer) -> Iterator[Event]:
+    """Wait while rank 0 makes and scores its pictures, which may take longer than ranks wait for each other within a step."""
+    counters = trainer.counters
+    while not trainer.ranks.wait(_scored_key(counters.epoch), until=trainer.asked):
+        yield StopAgreed(trainer.asked())
+    counters.scored_epoch = counters.epoch
+
+
+def _scored_key(epoch: int) -> str:
+    return f"scored/{epoch}"
 
 
 class Sources(NamedTuple):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +24,7 @@ from ddpmctl.diffusion.randomness import derived_seed, generator
 from ddpmctl.engine.checkpoint import not_finite
 from ddpmctl.engine.machine import Machine, out_of_memory, release_memory
 from ddpmctl.engine.optimizers import make_optimizers, set_lr
+from ddpmctl.engine.ranks import ALONE, Ranks, split
 from ddpmctl.errors import DataError, DivergedError, UsageError
 from ddpmctl.registry import NETWORKS
 
@@ -98,28 +101,48 @@ class Counters:
 
 @dataclass
 class Trainer:
-    """Network, average, optimizers and data, with one step over them."""
+    """Network, average, optimizers and data, with one step over them.
+
+    With several ranks, each holds all of this and takes its share of every batch; after a step they are equal again.
+
+    Attributes:
+        asked: the number of a signal that has asked for an end, 0 for none.
+        stop: the same after a step, of any rank, as agreed by all of them; of a process of its own always 0.
+    """
 
     config: Config
     machine: Machine
     dataset: Dataset
     counters: Counters = field(default_factory=Counters)
+    ranks: Ranks = ALONE
+    asked: Callable[[], int] = int
+    stop: int = 0
 
     def __post_init__(self) -> None:
         """Build everything on the device."""
         device, training = self.machine.device, self.config.training
         self.net = make_network(self.config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.forward = self.machine.compiled(self.net)
-        self.optimizers = make_optimizers(self.net, training)
         self.average = None
         if training.ema is not None:
             self.average = AveragedModel(self.net, multi_avg_fn=ema_average(training.ema), use_buffers=True)
+        self.forward = self.machine.compiled(self._over_the_ranks())
+        self.optimizers = make_optimizers(self.net, training)
         self.diffusion = Diffusion.of(self.config.diffusion)
         self.loss = TrainingLoss(self.diffusion, training, device)
         self.images = torch.from_numpy(self.dataset.images).to(device)
         self.labels = torch.from_numpy(self.dataset.labels).to(device)
         self._order: tuple[int, Tensor] | None = None
         self._sums = {name: torch.zeros((), device=device) for name in ("epoch_loss", "logged_loss")}
+        self._step_seconds = 0.0
+
+    def _over_the_ranks(self) -> nn.Module:
+        net: nn.Module = self.net
+        if self.ranks.alone:
+            return net
+        from ddpmctl.engine.parallel import lost_contact, wrapped
+
+        with lost_contact():
+            return wrapped(net, self.machine.device, sync_bn=self.config.run.sync_bn == "on")
 
     @property
     def batches_per_epoch(self) -> int:
@@ -172,7 +195,7 @@ class Trainer:
         chosen = self._batch_indices()
         counters.lr = set_lr(self.optimizers, training, counters.step, self._decay_fraction(), counters.lr_scale)
         self.net.train()
-        loss = self._gradients(chosen)
+        loss = self._agreed(self._gradients(chosen))
         self._check_finite(loss, chosen)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -184,18 +207,52 @@ class Trainer:
         counters.images_seen += len(chosen)
         counters.epoch_images += len(chosen)
         counters.logged_images += len(chosen)
-        counters.seconds += time.perf_counter() - start
-        counters.epoch_seconds += time.perf_counter() - start
+        if self.ranks.alone:
+            self._step_seconds = time.perf_counter() - start
+        counters.seconds += self._step_seconds
+        counters.epoch_seconds += self._step_seconds
+        if not self.ranks.alone:
+            self._step_seconds = time.perf_counter() - start
+
+    def _agreed(self, loss: Tensor) -> Tensor:
+        """Return the whole batch's loss from each rank's part of it.
+
+        On the same way the ranks agree on the time, which is rank 0's and one step late, and on whether to stop: what follows must be the
+        same on all of them.
+        """
+        if self.ranks.alone:
+            return loss
+        from ddpmctl.engine.parallel import added_up, lost_contact
+
+        asked = self.asked()
+        own = torch.tensor([0.0, self._step_seconds if self.ranks.leads else 0.0, asked == signal.SIGINT, asked == signal.SIGTERM], dtype=torch.float64)
+        own = own.to(self.machine.device)
+        own[0] = loss
+        with lost_contact():
+            total = added_up(own)
+            _, self._step_seconds, interrupted, terminated = total.tolist()
+        self.stop = signal.SIGTERM if terminated else signal.SIGINT if interrupted else 0
+        return total[0].float()
 
     def _gradients(self, chosen: Tensor) -> Tensor:
-        """Leave the batch's gradients in the network and return its mean loss."""
+        """Leave the batch's gradients in the network and return its mean loss; with several ranks, this one's part of the loss."""
         size = self.config.run.micro_batch or len(chosen)
         try:
-            return self._accumulate(chosen, size)
+            if self.ranks.alone:
+                return self._accumulate(chosen, size)
+            from ddpmctl.engine.parallel import lost_contact
+
+            with lost_contact():
+                return self._accumulate(chosen, size)
         except Exception as error:
             if not out_of_memory(error):
                 raise
         # Outside of the handler, where the error no longer holds on to the tensors of the attempt.
+        if not self.ranks.alone:  # the others do not take part in attempts
+            own = min(size, -(-len(chosen) // self.ranks.size))
+            raise UsageError(
+                f"--batch-size: {own} images at a time do not fit in the memory of {self.machine.describe()}; try --micro-batch {max(1, own // 2)}"
+            )
         fitting = next((part for part in _halves(min(size, len(chosen))) if self._fits(chosen, part)), None)
         if fitting is None:
             raise UsageError(f"--width: not even one image of this network fits in the memory of {self.machine.describe()}")
@@ -205,17 +262,27 @@ class Trainer:
         )
 
     def _accumulate(self, chosen: Tensor, size: int) -> Tensor:
-        x0 = (self.images[chosen].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        share = split(len(chosen), self.ranks.size, self.ranks.rank)
+        own = chosen[share]
+        x0 = (self.images[own].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
         rng = generator(self.config.training.seed, "step", self.counters.step, device=self.machine.device)
-        batch = self.loss.draw(x0, self.labels[chosen].float(), rng)
+        batch = self.loss.draw(x0, self.labels[own].float(), rng, count=len(chosen), share=share)
         self.net.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.machine.device)
-        for part in batch.parts(size):
-            with self.machine.autocast():
-                loss = self.loss(self.forward, part) * (len(part.x_t) / len(chosen))
-            loss.backward()  # type: ignore[no-untyped-call]
+        most = -(-len(chosen) // self.ranks.size)
+        parts = -(-most // size)  # as many on every rank: they add up their gradients with the last one
+        for number, part in enumerate(batch.parts(parts), start=1):
+            with self._added_up_later() if number < parts else nullcontext():
+                with self.machine.autocast():
+                    loss = self.loss(self.forward, part) * (len(part.x_t) / len(chosen))
+                # Over several ranks gradients are averaged, and it is their sum that is wanted.
+                (loss * self.ranks.size if self.ranks.size > 1 else loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
+
+    def _added_up_later(self) -> AbstractContextManager[object]:
+        """Return the context in which gradients stay on their rank, to be added up with those of a later part."""
+        return nullcontext() if self.ranks.alone else self.forward.no_sync()  # type: ignore[attr-defined]
 
     def _fits(self, chosen: Tensor, size: int) -> bool:
         self.net.zero_grad(set_to_none=True)

@@ -136,7 +136,7 @@ def attend_both_ways(query: Tensor, key_value: Tensor, heads: int, visible: Tens
 def _logits(query: Tensor, key_value: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """Return the scaled products (B, heads, N, M) and the values (B, heads, M, C / heads)."""
     key, value = key_value.chunk(2, 2)
-    q, k, v = (z.reshape(*z.shape[:2], heads, -1).transpose(1, 2) for z in (query, key, value))
+    q, k, v = (z.reshape(*z.shape[:2], heads, z.shape[2] // heads).transpose(1, 2) for z in (query, key, value))
     return q @ k.transpose(2, 3) / math.sqrt(q.shape[3]), v
 
 
@@ -212,13 +212,26 @@ class UNet(nn.Module):
         def look(x: Tensor, where: str) -> Tensor:
             return self.look[where](x, self.tokens, present)  # type: ignore[no-any-return]
 
-        x16 = look(self.down[0](self.stem(F.pixel_unshuffle(x_t, PATCH)), condition), "down 16")  # (B, w1, 16, 16)
+        x16 = look(self.down[0](self.stem(_patches(x_t)), condition), "down 16")  # (B, w1, 16, 16)
         x8 = self.down[1](self.shrink(x16) + self.where, condition)  # (B, w2, 8, 8)
         x = look(self.block(look(x8, "down 8"), condition), "middle 8")
         x = look(self.up[0](torch.cat((x, x8), 1), condition), "up 8")
         x = look(self.up[1](torch.cat((self.grow(x), x16), 1), condition), "up 16")  # (B, w1, 16, 16)
-        out = F.pixel_shuffle(self.out(x).float(), PATCH)  # (B, 3 + BANDS, 64, 64)
+        out = _pixels(self.out(x).float())  # (B, 3 + BANDS, 64, 64)
         painted = out[:, :3]
         for gate, band in zip(out[:, 3:].chunk(BANDS, 1), self.detail(x_t), strict=True):
             painted = torch.addcmul(painted, gate, band)
         return painted
+
+
+# Of an empty batch, which a process may get as its share of a small one, torch's two functions return the shape unchanged.
+def _patches(x: Tensor) -> Tensor:
+    """Return (B, C, H, W) as (B, C * PATCH^2, H / PATCH, W / PATCH)."""
+    batch, channels, height, width = x.shape
+    return F.pixel_unshuffle(x, PATCH) if batch else x.reshape(0, channels * PATCH**2, height // PATCH, width // PATCH)
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """Return (B, C * PATCH^2, H, W) as (B, C, H * PATCH, W * PATCH)."""
+    batch, channels, height, width = x.shape
+    return F.pixel_shuffle(x, PATCH) if batch else x.reshape(0, channels // PATCH**2, height * PATCH, width * PATCH)

@@ -1,0 +1,23 @@
+"""ddpmctl, but rank 1 is unlike the others in what DIFFERS names: its data, its settings or its code."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if os.environ["RANK"] == "1":
+    match os.environ["DIFFERS"]:
+        case "data":
+            sys.argv[sys.argv.index("--data") + 1] = "/nowhere/at/all"
+        case "content":
+            sys.argv[sys.argv.index("--data") + 1] = os.environ["OTHER_DATA"]
+        case "settings":
+            os.environ["DDPMCTL_LR"] = "0.5"
+        case "code":
+            sys.path.insert(0, os.environ["OTHER_CODE"])
+        case "death":
+            os.kill(os.getpid(), 9)
+
+from ddpmctl.cli.app import main
+
+main()

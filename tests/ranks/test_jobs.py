@@ -1,0 +1,167 @@
+"""Whole jobs under a real torchrun: shared evaluation and sampling, killed ranks, signals, and ranks that do not belong together."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+import ddpmctl as package
+from ddpmctl.engine.checkpoint import load_tensors
+
+from ..conftest import TINY, ddpmctl
+from ..survival.kills import RECIPE, differences
+from ..test_cli_errors import folder
+from .launch import finished, several, torchrun, workers
+
+__all__ = ["folder"]
+pytestmark = several
+EPOCHS = 10
+OFTEN = ["--checkpoint-minutes", "0.004"]
+
+
+def errors_in(told: str) -> list[str]:
+    return [line for line in told.splitlines() if line.startswith("error:")]
+
+
+# Evaluating and sampling
+
+
+def test_evaluate_gives_the_table_of_one_process(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def arguments(name: str) -> list[object]:
+        return ["evaluate", run, "--repeats", 2, "--json", tmp_path / f"{name}.json", "--csv", tmp_path / f"{name}.csv", "--grid", tmp_path / name]
+
+    monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(tmp_path / "one's cache"))
+    alone = ddpmctl(*arguments("one"), "--threads", 1)
+    assert alone.exit_code == 0, alone.output
+    out, told = finished(torchrun(2, *arguments("two"), environment={"DDPMCTL_CACHE_DIR": str(tmp_path / "two's cache")}))
+    assert out == alone.stdout
+    assert "Traceback" not in told
+    for suffix in ("json", "csv"):
+        assert (tmp_path / f"two.{suffix}").read_bytes() == (tmp_path / f"one.{suffix}").read_bytes()
+    grids = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
+    assert len(grids[0]) == 6
+    assert grids[0] == grids[1]
+
+
+def test_evaluate_lists_a_broken_file_once_and_scores_the_rest(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "checkpoints", tmp_path / "c")
+    (tmp_path / "c" / "broken.pth").write_bytes(b"no checkpoint")
+    process = torchrun(2, "evaluate", tmp_path / "c", "--json", "-", environment={"DDPMCTL_CACHE_DIR": str(tmp_path / "cache")})
+    out, told = finished(process, code=1)
+    assert len(json.loads(out)["checkpoints"]) == 2
+    assert told.count("skipped") == 1
+    (line,) = errors_in(told)
+    assert "1 of 3 checkpoints could not be scored" in line
+
+
+def test_sample_makes_the_pictures_of_one_process(run: Path, tmp_path: Path) -> None:
+    def arguments(name: str) -> list[object]:
+        return ["sample", run, "--labels", "red cube,blue sphere", "--labels", "gray cylinder", "-n", 50, "-o", tmp_path / name, "--threads", 1]
+
+    assert ddpmctl(*arguments("one")).exit_code == 0
+    finished(torchrun(2, *arguments("two")))
+    made = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
+    assert len(made[0]) == 101
+    assert made[0] == made[1]
+
+
+def test_a_command_that_is_not_shared_says_so(run: Path) -> None:
+    _, told = finished(torchrun(2, "compare", run, "--recorded"), code=1)
+    (line,) = errors_in(told)
+    assert "this command runs in one process" in line
+
+
+# Kills and signals
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two ranks that nobody disturbed."""
+    runs = tmp_path_factory.mktemp("undisturbed")
+    finished(torchrun(2, "train", *RECIPE, *OFTEN, "--epochs", EPOCHS, "--runs-dir", runs, "--name", "r"))
+    return runs / "r"
+
+
+def wait_for_steps(process: subprocess.Popen[str], run: Path, steps: int) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        if (run / "timing.jsonl").exists() and len((run / "timing.jsonl").read_text().splitlines()) >= steps:
+            return
+        time.sleep(0.01)
+    raise AssertionError("it does not train")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_leads_to_a_restart_and_the_same_end(rank: int, undisturbed: Path, tmp_path: Path) -> None:
+    process = torchrun(2, "train", *RECIPE, *OFTEN, "--epochs", EPOCHS, "--runs-dir", tmp_path, "--name", "r", "--exist-ok", "resume", restarts=1)
+    wait_for_steps(process, tmp_path / "r", 7)  # in the second stretch between two scores
+    os.kill(workers(process.pid)[rank], signal.SIGKILL)
+    _, told = finished(process)
+    assert "exists already; going on with it" in told
+    assert "Traceback (most recent call last)" not in told
+    assert differences(undisturbed, tmp_path / "r") == []
+
+
+def test_sigterm_to_the_launcher_is_a_resumable_stop_at_any_world_size(undisturbed: Path, tmp_path: Path) -> None:
+    process = torchrun(2, "train", *RECIPE, "--epochs", 10_000, "--runs-dir", tmp_path, "--name", "r")
+    wait_for_steps(process, tmp_path / "r", 3)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    assert f"ddpmctl train --resume {tmp_path / 'r'}" in told
+    steps = [load_tensors(tmp_path / "r" / "state.pt")[0]["counters"]["step"]]
+    epochs = steps[0] // 6 + 3
+    for count in (3, 1):
+        finished(torchrun(count, "train", "--resume", tmp_path / "r", "--epochs", epochs, "--override", "epochs"))
+        steps.append(load_tensors(tmp_path / "r" / "state.pt")[0]["counters"]["step"])
+        epochs += 1
+    assert steps[1:] == [6 * (epochs - 2), 6 * (epochs - 1)]
+    rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows if row["event"] == "epoch"] == list(range(1, epochs))
+
+
+# Ranks that do not belong together
+
+
+@pytest.mark.parametrize(
+    ("differs", "words"),
+    [
+        ("data", "/nowhere/at/all: there is no such folder"),
+        ("content", "another data set than rank 0: its content is"),
+        ("settings", "another setting than rank 0: lr is 0.5 here and 0.0001 on rank 0"),
+        ("code", "another version than rank 0: ddpmctl is"),
+    ],
+)
+def test_a_rank_that_differs_ends_the_job_with_one_message(differs: str, words: str, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "other")
+    labels = json.loads((tmp_path / "other" / "train.json").read_text())
+    (tmp_path / "other" / "train.json").write_text(json.dumps({name: ["gray cube"] for name in labels}))
+    shutil.copytree(Path(package.__file__).parent, tmp_path / "code" / "ddpmctl", ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "code" / "ddpmctl" / "config.py").open("a") as file:
+        file.write("# another version\n")
+    environment = {"DIFFERS": differs, "OTHER_DATA": str(tmp_path / "other"), "OTHER_CODE": str(tmp_path / "code")}
+    arguments = ["train", *TINY, "--epochs", 1, "--data", folder, "--runs-dir", tmp_path / "runs"]
+    _, told = finished(torchrun(2, *arguments, module="tests.ranks.one_differs", environment=environment), code=1, timeout=60)
+    (line,) = errors_in(told)
+    assert "rank 1 of 2 on " in line
+    assert words in line
+    assert not list((tmp_path / "runs").glob("*/state.pt"))
+
+
+def test_a_rank_that_dies_at_once_leaves_nobody_waiting(folder: Path, tmp_path: Path) -> None:
+    arguments = ["train", *TINY, "--epochs", 1, "--data", folder, "--runs-dir", tmp_path / "runs"]
+    _, told = finished(torchrun(2, *arguments, module="tests.ranks.one_differs", environment={"DIFFERS": "death"}), code=1, timeout=60)
+    assert len(errors_in(told)) <= 1
+
+
+def test_restarts_need_a_run_to_go_on_with(tmp_path: Path) -> None:
+    _, told = finished(torchrun(2, "train", *TINY, "--runs-dir", tmp_path, restarts=1), code=1)
+    assert all("--exist-ok resume" in line for line in errors_in(told))
+    assert errors_in(told)
