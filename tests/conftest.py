@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from ddpmctl.cli.app import app
 
 # The report's network and recipe at a size that trains in a second.
-TINY = ["--width", "8", "--timesteps", "6", "--batch-size", "8", "--precision", "fp32", "--threads", "1", "--save-every", "1"]
+TINY = ["--width", "8", "--timesteps", "3", "--batch-size", "8", "--precision", "fp32", "--threads", "1", "--save-every", "1"]
 
 
 @pytest.fixture(scope="session", autouse=True)

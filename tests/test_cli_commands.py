@@ -83,7 +83,7 @@ class TestSample:
         own = load_checkpoint(checkpoint_of(run))
         torch.save({prefix + name: value for name, value in own.weights.items()}, tmp_path / "foreign.pth")
         options = ("--labels", "red cube", "--steps", 3, "--sampler", "ddim", "--precision", "fp32")
-        foreign = ddpmctl("sample", tmp_path / "foreign.pth", *options, "--assume", "timesteps=6", "-o", tmp_path / "foreign")
+        foreign = ddpmctl("sample", tmp_path / "foreign.pth", *options, "--assume", "timesteps=3", "-o", tmp_path / "foreign")
         assert foreign.exit_code == 0, foreign.output
         assert "carries no settings" in foreign.stderr
         assert ddpmctl("sample", own.path, *options, "-o", tmp_path / "own").exit_code == 0
@@ -111,17 +111,17 @@ class TestEvaluate:
     def test_what_auto_came_to_is_told_and_is_part_of_the_question(self, run: Path) -> None:
         asked = ("evaluate", checkpoint_of(run), "--sampler", "ddim", "--seed", 11)
         (row,) = json.loads(ddpmctl(*asked, "--steps", "auto", "--json", "-").stdout)["checkpoints"]
-        assert row["sampling"]["steps"] == 6  # all of this model's T, being fewer than ddim's own choice
-        again = ddpmctl(*asked, "--steps", 6).stdout
-        assert "ddim, 6 steps, guidance 0;" in again
+        assert row["sampling"]["steps"] == 3  # all of this model's T, being fewer than ddim's own choice
+        again = ddpmctl(*asked, "--steps", 3).stdout
+        assert "ddim, 3 steps, guidance 0;" in again
         assert "1 of 1 from kept results" in again
-        guided = ("--steps", 3, "--guidance", 2, "--guidance-to", 0.7, "--spacing", "karras")
-        assert "ddim, 3 steps spaced by karras, guidance 2 for t / T from 0 to 0.7;" in ddpmctl(*asked, *guided).stdout
+        guided = ("--steps", 2, "--guidance", 2, "--guidance-to", 0.7, "--spacing", "karras")
+        assert "ddim, 2 steps spaced by karras, guidance 2 for t / T from 0 to 0.7;" in ddpmctl(*asked, *guided).stdout
 
     def test_a_guidance_interval_saves_network_calls(self, run: Path, tmp_path: Path) -> None:
         asked = ("sample", run, "--labels", "red cube", "--sampler", "ddim", "--guidance", 2, "-o", tmp_path)
-        assert "12 network calls an image" in ddpmctl(*asked).stderr
-        assert "9 network calls an image" in ddpmctl(*asked, "--guidance-from", 0.5, "--guidance-to", 0.9).stderr  # t = 3, 4, 5 of 6
+        assert "6 network calls an image" in ddpmctl(*asked).stderr
+        assert "4 network calls an image" in ddpmctl(*asked, "--guidance-from", 0.5, "--guidance-to", 0.9).stderr  # t = 2 of 3
 
     def test_scores_agree_with_those_recorded_in_training(self, run: Path) -> None:
         result = ddpmctl("evaluate", checkpoint_of(run), "--precision", "fp32", "--json", "-")
@@ -187,17 +187,17 @@ class TestEvaluate:
 
     def test_a_sweep_over_a_sampling_setting(self, run: Path, tmp_path: Path) -> None:
         asked = ("evaluate", checkpoint_of(run), "--figures", tmp_path, "--csv", tmp_path / "s.csv", "--sampler", "ddim", "--sweep")
-        result = ddpmctl(*asked, "steps=2,3,6")
+        result = ddpmctl(*asked, "steps=1,2,3")
         assert result.exit_code == 0, result.output
         with (tmp_path / "s.csv").open() as file:
-            assert [(row["steps"], row["network calls"]) for row in csv.DictReader(file)] == [("2", "2"), ("3", "3"), ("6", "6")]
+            assert [(row["steps"], row["network calls"]) for row in csv.DictReader(file)] == [("1", "1"), ("2", "2"), ("3", "3")]
         assert size(tmp_path / "sweep-steps.png")[0] > 600
         with Image.open(tmp_path / "sweep-steps.png") as image:
             pixels = np.asarray(image.convert("L"))
         assert pixels[:, :2].min() == pixels[:, -2:].min() == 255, "a label runs off the figure"
         assert ddpmctl(*asked, "guidance=0,1").exit_code == 0
         with (tmp_path / "s.csv").open() as file:
-            assert [(row["guidance"], row["network calls"]) for row in csv.DictReader(file)] == [("0.0", "6"), ("1.0", "12")]
+            assert [(row["guidance"], row["network calls"]) for row in csv.DictReader(file)] == [("0.0", "3"), ("1.0", "6")]
         for flag, value in (("--json", tmp_path / "s.json"), ("--html", tmp_path / "s.html"), ("--grid", tmp_path / "grid")):
             refused = ddpmctl(*asked, "steps=2", flag, value)
             assert refused.exit_code == 2
@@ -250,16 +250,16 @@ class TestEvaluate:
 class TestDenoiseGrid:
     def test_rows_columns_x0_and_gif(self, run: Path, tmp_path: Path) -> None:
         sizes = {}
-        for name, options in {"one": (), "two": ("--labels", "gray cylinder"), "x0": ("--x0",), "few": ("--columns", 3)}.items():
+        for name, options in {"one": (), "two": ("--labels", "gray cylinder"), "x0": ("--x0",), "few": ("--columns", 2)}.items():
             common = ("--labels", "red cube,blue sphere", "--no-confidence", "--gif", tmp_path / "a.gif")
             result = ddpmctl("denoise-grid", run, *common, "-o", tmp_path / f"{name}.png", *options)
             assert result.exit_code == 0, result.output
             sizes[name] = size(tmp_path / f"{name}.png")
         row = 128 + 6
         assert sizes["two"][1] == sizes["x0"][1] == sizes["one"][1] + row
-        assert sizes["one"][0] == sizes["few"][0] + 4 * row  # 7 moments of 6 steps against 3
+        assert sizes["one"][0] == sizes["few"][0] + 2 * row  # 4 moments of 3 steps against 2
         with Image.open(tmp_path / "a.gif") as gif:
-            assert gif.n_frames == 7
+            assert gif.n_frames == 4
 
     def test_it_goes_from_noise_to_what_sample_makes(self, run: Path, tmp_path: Path) -> None:
         common = ("--labels", "red cube", "--precision", "fp32")

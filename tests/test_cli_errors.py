@@ -168,7 +168,7 @@ def test_bad_flags_of_train(arguments: list[str], expected: str, tmp_path: Path)
 
 def test_more_steps_than_the_model_has(run: Path, tmp_path: Path) -> None:
     line = refused(2, "sample", run, "--labels", "red cube", "--steps", 7, "-o", tmp_path / "out")
-    assert "7 is more than the model's 6 timesteps" in line
+    assert "7 is more than the model's 3 timesteps" in line
 
 
 def test_text_from_files_is_no_markup(tmp_path: Path) -> None:

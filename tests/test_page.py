@@ -78,7 +78,7 @@ def test_settings_and_hashes_stand_on_the_page(evaluated: tuple[str, dict[str, o
     texts = Reader(text).texts
     assert content["checkpoints"][0]["sha256"] in texts  # type: ignore[index]
     assert any(content["evaluator"]["sha256"] in part for part in texts)  # type: ignore[index]
-    assert texts[texts.index("diffusion.timesteps") + 1] == "6"
+    assert texts[texts.index("diffusion.timesteps") + 1] == "3"
 
 
 def test_latex_does_not_read_text_as_commands(tmp_path: Path) -> None:

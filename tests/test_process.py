@@ -50,7 +50,7 @@ def test_help_of_train_names_every_registered_entry_without_loading_torch() -> N
 def test_results_go_to_stdout_and_narration_to_stderr(run: Path, tmp_path: Path) -> None:
     done = subprocess.run([*PYTHON, "sample", run, "-l", "red cube", "-o", tmp_path], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(tmp_path / "000-red-cube-seed0-000.png"), str(tmp_path / "grid.png")]
-    assert "ddpm, 6 steps" in done.stderr
+    assert "ddpm, 3 steps" in done.stderr
 
 
 @pytest.mark.parametrize(("environment", "coloured"), [({"NO_COLOR": "1", "FORCE_COLOR": "1"}, False), ({"FORCE_COLOR": "1"}, True)])

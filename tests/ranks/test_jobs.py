@@ -21,9 +21,9 @@ from ..test_cli_errors import folder
 from .launch import finished, several, torchrun, workers
 
 __all__ = ["folder"]
-pytestmark = several
-EPOCHS = 10
-OFTEN = ["--checkpoint-minutes", "0.004"]
+pytestmark = [several, pytest.mark.xdist_group("ranks.jobs")]  # whose runs are not made twice
+EPOCHS = 4
+OFTEN = ["--checkpoint-minutes", "0.004", "--save-every", "2"]
 
 
 def errors_in(told: str) -> list[str]:
@@ -89,11 +89,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs / "r"
 
 
-def wait_for_steps(process: subprocess.Popen[str], run: Path, steps: int) -> None:
+def wait_for_rows(process: subprocess.Popen[str], run: Path, rows: int) -> None:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1][-3000:]
-        if (run / "timing.jsonl").exists() and len((run / "timing.jsonl").read_text().splitlines()) >= steps:
+        if (run / "timing.jsonl").exists() and len((run / "timing.jsonl").read_text().splitlines()) >= rows:
             return
         time.sleep(0.01)
     raise AssertionError("it does not train")
@@ -102,7 +102,7 @@ def wait_for_steps(process: subprocess.Popen[str], run: Path, steps: int) -> Non
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_leads_to_a_restart_and_the_same_end(rank: int, undisturbed: Path, tmp_path: Path) -> None:
     process = torchrun(2, "train", *RECIPE, *OFTEN, "--epochs", EPOCHS, "--runs-dir", tmp_path, "--name", "r", "--exist-ok", "resume", restarts=1)
-    wait_for_steps(process, tmp_path / "r", 7)  # in the second stretch between two scores
+    wait_for_rows(process, tmp_path / "r", 4)  # two epochs, their score and another epoch
     os.kill(workers(process.pid)[rank], signal.SIGKILL)
     _, told = finished(process)
     assert "exists already; going on with it" in told
@@ -112,7 +112,7 @@ def test_a_killed_rank_leads_to_a_restart_and_the_same_end(rank: int, undisturbe
 
 def test_sigterm_to_the_launcher_is_a_resumable_stop_at_any_world_size(undisturbed: Path, tmp_path: Path) -> None:
     process = torchrun(2, "train", *RECIPE, "--epochs", 10_000, "--runs-dir", tmp_path, "--name", "r")
-    wait_for_steps(process, tmp_path / "r", 3)
+    wait_for_rows(process, tmp_path / "r", 3)
     process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=60)
     assert f"ddpmctl train --resume {tmp_path / 'r'}" in told

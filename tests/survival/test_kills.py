@@ -11,8 +11,8 @@ import pytest
 
 from .kills import differences, killed, whole
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
-EPOCHS = 20
+pytestmark = [pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX"), pytest.mark.xdist_group("kills")]
+EPOCHS = 15
 
 
 @pytest.fixture(scope="module")
