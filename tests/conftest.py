@@ -25,7 +25,6 @@ def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     for name in kept:
         del os.environ[name]
     os.environ["DDPMCTL_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
-    torch.set_num_threads(1)  # small tensors on several threads spend most of it waiting
     yield
     del os.environ["DDPMCTL_CACHE_DIR"]
     os.environ.update(kept)

@@ -64,7 +64,6 @@ def crossed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, in
     }
 
 
-@pytest.mark.xdist_group("verdict")
 class TestVerdict:
     def test_training_seeds_are_replicates_of_one_arm(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
         runs = [crossed[act, "linear", seed] for act in ("gelu", "relu") for seed in (0, 1)]

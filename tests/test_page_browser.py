@@ -17,10 +17,7 @@ from .conftest import ddpmctl, train
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser test needs the package playwright (see .ci/run)")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="the browser test needs Chromium on the PATH (see .ci/run)"),
-    pytest.mark.xdist_group("browser"),
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the browser test needs Chromium on the PATH (see .ci/run)")
 
 
 @pytest.fixture(scope="module")

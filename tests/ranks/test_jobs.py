@@ -21,7 +21,7 @@ from ..test_cli_errors import folder
 from .launch import finished, several, torchrun, workers
 
 __all__ = ["folder"]
-pytestmark = [several, pytest.mark.xdist_group("ranks.jobs")]  # whose runs are not made twice
+pytestmark = several
 EPOCHS = 4
 OFTEN = ["--checkpoint-minutes", "0.004", "--save-every", "2"]
 

@@ -14,7 +14,7 @@ import torch
 from .launch import finished, several, torchrun
 from .steps import LONG, RECIPES
 
-pytestmark = [several, pytest.mark.xdist_group("ranks.steps")]
+pytestmark = several
 Found = Mapping[str, Any]
 
 
