@@ -8,6 +8,7 @@ import typer
 
 from ddpmctl import __version__
 from ddpmctl.cli import compare, data, denoise_grid, evaluate, evaluator, sample, train
+from ddpmctl.engine.ranks import without_teardown
 
 app = typer.Typer(
     name="ddpmctl",
@@ -42,4 +43,5 @@ app.add_typer(evaluator.app, name="evaluator")
 
 def main() -> None:
     """Run the command line."""
-    app()
+    with without_teardown():
+        app()

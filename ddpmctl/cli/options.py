@@ -20,7 +20,7 @@ from ddpmctl.cli.signals import Stopped, stop_is_raised
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import PRESETS, Config, Setting, Value, settings
 from ddpmctl.config_toml import load_toml
-from ddpmctl.engine.ranks import ALONE, Ranks, joined
+from ddpmctl.engine.ranks import ALONE, Ranks, is_alone, joined
 from ddpmctl.errors import DdpmctlError, UsageError
 
 Data = Annotated[
@@ -76,7 +76,8 @@ def command(*sections: str) -> Callable[[Callable[..., None]], Callable[..., Non
                 _tell(ranks, str(error))
                 raise typer.Exit(error.exit_code) from None
             except Stopped as stop:
-                if ranks.leads and ranks.claim(stop.words):  # and not because torchrun ends those who are left after another one failed
+                # Not where torchrun ends those who are left after another one failed, nor before it is known which of them this is.
+                if ranks.leads and ranks.alone == is_alone() and ranks.claim(stop.words):
                     Terminal().error(stop.words)
                 raise typer.Exit(stop.exit_code) from None
             except (typer.Exit, typer.Abort, BrokenPipeError):  # the last one: whoever read our output went away

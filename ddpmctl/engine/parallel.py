@@ -32,6 +32,8 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
         UsageError: the backend is missing.
         PeerError: another process is gone.
     """
+    if device.type not in ("cuda", "cpu"):
+        raise UsageError(f"--device: several processes train on CUDA GPUs or on CPUs, not on {device.type}; give --device cpu, or run one process")
     backend = "nccl" if device.type == "cuda" else "gloo"
     if not dist.is_backend_available(backend):
         raise UsageError(f"torchrun: this torch has no {backend}; run in one process, or install a torch that has it")

@@ -7,12 +7,14 @@ only training starts (``ddpmctl.engine.parallel``).
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
 import os
 import pickle
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -189,10 +191,15 @@ def joined(environ: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
     Raises:
         UsageError: the launcher's variables are incomplete, or its store cannot be reached.
     """
-    if int(environ.get("WORLD_SIZE", "1") or "1") == 1:
+    if is_alone(environ):
         yield ALONE
         return
     yield _join(environ)
+
+
+def is_alone(environ: Mapping[str, str] = os.environ) -> bool:
+    """Return whether no launcher has started this process as one of several."""
+    return environ.get("WORLD_SIZE", "") in ("", "1")
 
 
 def _join(environ: Mapping[str, str]) -> Ranks:
@@ -207,6 +214,27 @@ def _join(environ: Mapping[str, str]) -> Ranks:
         raise UsageError(f"torchrun: its other processes cannot be reached ({' '.join(str(error).split())[:200]})") from None
     attempt = environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # what was said before a restart must not be heard after it
     return Ranks(rank, size, int(environ.get("LOCAL_RANK", "0")), PrefixStore(f"ddpmctl/{attempt}", store))
+
+
+@contextmanager
+def without_teardown(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
+    """End a process of torchrun's as soon as the body has, with its exit code.
+
+    Were Python taken apart first, a thread of gloo's that wakes up meanwhile would abort the process (about one job in a hundred), and
+    torchrun would take a job that is done for one that failed.
+    """
+    code: object = 0
+    try:
+        yield
+    except SystemExit as end:
+        code = end.code
+        if is_alone(environ):
+            raise
+    if not is_alone(environ):
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # whoever read it went away
+                stream.flush()
+        os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def source_digest() -> str:

@@ -31,7 +31,7 @@ from ddpmctl.data.dataset import Dataset
 from ddpmctl.engine.checkpoint import save_checkpoint
 from ddpmctl.engine.machine import make_machine
 from ddpmctl.engine.parallel import process_group
-from ddpmctl.engine.ranks import joined
+from ddpmctl.engine.ranks import joined, without_teardown
 from ddpmctl.engine.trainer import Trainer, make_network
 from tests.benchmarks.jobs import benchmark_data
 
@@ -240,6 +240,11 @@ def model_table(preset: str) -> list[str]:
 
 def main() -> None:
     """Measure and print Markdown."""
+    with without_teardown():
+        _main()
+
+
+def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+")
     parser.add_argument("--presets", nargs="+", default=["quick", "report"])

@@ -161,6 +161,13 @@ def test_a_rank_that_dies_at_once_leaves_nobody_waiting(folder: Path, tmp_path: 
     assert len(errors_in(told)) <= 1
 
 
+def test_a_job_that_is_done_does_not_fail_while_python_is_taken_apart(run: Path, tmp_path: Path) -> None:
+    arguments = ["sample", run, "--labels", "red cube", "-o", tmp_path / "out", "--threads", 1]
+    out, told = finished(torchrun(2, *arguments, module="tests.ranks.one_differs", environment={"DIFFERS": "teardown"}))
+    assert len(out.splitlines()) == 2
+    assert errors_in(told) == []
+
+
 def test_restarts_need_a_run_to_go_on_with(tmp_path: Path) -> None:
     _, told = finished(torchrun(2, "train", *TINY, "--runs-dir", tmp_path, restarts=1), code=1)
     assert all("--exist-ok resume" in line for line in errors_in(told))
