@@ -16,6 +16,7 @@ import pickle
 import platform
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PART_BYTES = 4 * 2**20  # of one value in the store, which takes 8 MiB
-CONNECT_SECONDS = 60
+CONNECT_SECONDS = 300
 LONGEST_NAP = 0.1  # seconds between two looks at the store
 FAILURE = "failure"
 
@@ -210,10 +211,50 @@ def _join(environ: Mapping[str, str]) -> Ranks:
 
     try:
         store, rank, size = next(iter(rendezvous("env://", timeout=timedelta(seconds=CONNECT_SECONDS))))
+        store = PrefixStore("ddpmctl", store)
+        return Ranks(rank, size, int(environ.get("LOCAL_RANK", "0")), PrefixStore(meeting(store, rank, size), store))
     except (RuntimeError, ValueError) as error:
         raise UsageError(f"torchrun: its other processes cannot be reached ({' '.join(str(error).split())[:200]})") from None
-    attempt = environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # what was said before a restart must not be heard after it
-    return Ranks(rank, size, int(environ.get("LOCAL_RANK", "0")), PrefixStore(f"ddpmctl/{attempt}", store))
+
+
+def meeting(store: Store, rank: int, size: int) -> str:
+    """Return a name for this meeting of all ranks, which is the same for each of them and was never used before.
+
+    The launcher's store outlives restarts, whose number differs between machines (torchrun counts the failures of its own), and what was
+    said before a restart must not be heard after it. So each rank leaves a word that nobody else can have left, and goes by what rank 0
+    answers to that word; rank 0 answers until all have been heard to go by the name.
+
+    Raises:
+        RuntimeError: somebody did not come within CONNECT_SECONDS.
+    """
+    own, until = uuid.uuid4().hex, time.monotonic() + CONNECT_SECONDS
+    if rank > 0:
+        store.set(f"word/{rank}", own)
+        while True:
+            word, _, name = _read(store, f"answer/{rank}").partition(" ")
+            if word == own:
+                store.set(f"{name}/met/{rank}", "")
+                return name
+            _nap("rank 0", until)
+    answered: dict[int, str] = {}
+    while missing := [other for other in range(1, size) if not store.check([f"{own}/met/{other}"])]:
+        for other in missing:
+            word = _read(store, f"word/{other}")
+            if word != answered.get(other, ""):  # a later word is that of a process which came after a restart
+                store.set(f"answer/{other}", f"{word} {own}")
+                answered[other] = word
+        _nap(f"rank {missing[0]}", until)
+    return own
+
+
+def _read(store: Store, key: str) -> str:
+    return store.get(key).decode() if store.check([key]) else ""
+
+
+def _nap(awaited: str, until: float) -> None:
+    if time.monotonic() > until:
+        raise RuntimeError(f"no word from {awaited} in {CONNECT_SECONDS} s")
+    time.sleep(0.01)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ddpmctl.config import PRESETS, Config
 from ddpmctl.data.dataset import Dataset
 from ddpmctl.engine.checkpoint import save_checkpoint
+from ddpmctl.engine.generate import Painter, requests_for
 from ddpmctl.engine.machine import make_machine
 from ddpmctl.engine.parallel import process_group
 from ddpmctl.engine.ranks import joined, without_teardown
@@ -37,6 +38,7 @@ from tests.benchmarks.jobs import benchmark_data
 
 REDUCED = (3_000_000, 10_000_000, 30_000_000)  # parameters
 EVALUATED = "quick"
+IMAGES = 18_009  # in i-CLEVR
 
 
 # In each process
@@ -158,6 +160,7 @@ def evaluation(places: dict[str, tuple[int, int]], rounds: int, checkpoints: int
     seconds: dict[str, list[float]] = {}
     tables: dict[str, set[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "c").mkdir()
         for seed in range(checkpoints):
             weights = {name: value.contiguous() for name, value in make_network(config.replace(seed=seed)).state_dict().items()}
             save_checkpoint(Path(folder) / "c" / f"epoch{seed}_0.1_0.1.pth", config, weights, epoch=seed)
@@ -189,10 +192,9 @@ class Assumed:
 
 
 def counted(preset: str) -> dict[str, float]:
-    """Count one step's work: FLOPs an image and those of the optimizer, operations, parameters."""
+    """Count the work of one step (FLOPs an image and those of the optimizer, operations) and of one step of sampling."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    usual = Config.from_flat(dict(PRESETS[preset])).training.batch_size
     data, flops, launches = benchmark_data(), {}, Launches()
     for size in (2, 4):
         config = Config.from_flat({**PRESETS[preset], "device": "cpu", "precision": "fp32", "batch_size": size, "epochs": 1, "minutes": None})
@@ -203,8 +205,16 @@ def counted(preset: str) -> dict[str, float]:
             trainer.step()
         flops[size] = counter.get_total_flops()
     image = (flops[4] - flops[2]) / 2
+    painter = Painter(trainer.sampling_network(), trainer.diffusion, config.sampling, trainer.machine)
+    frames = painter.frames(requests_for("test", data.conditions["test"][:2], seed=0))
+    next(frames)  # noise
+    sampling = Launches()
+    with FlopCounterMode(display=False) as counter, sampling:
+        next(frames)
+    usual = Config.from_flat(dict(PRESETS[preset])).training
     return {
-        "flops": image, "fixed_flops": flops[2] - 2 * image, "launches": launches.count, "parameters": trainer.parameters, "batch_size": usual,
+        "flops": image, "fixed_flops": flops[2] - 2 * image, "launches": launches.count, "parameters": trainer.parameters, "batch_size": usual.batch_size,
+        "save_every": usual.save_every, "sampling_flops": counter.get_total_flops() / 2, "sampling_launches": sampling.count, "sampling_steps": painter.steps,
     }  # fmt: skip
 
 
@@ -216,25 +226,36 @@ def predicted(work: dict[str, float], gpus: int, batch: int) -> dict[str, float]
     reducing = 0.0 if gpus == 1 else 2 * (gpus - 1) / gpus * 4 * work["parameters"] / width + 2 * (gpus - 1) * Assumed.hop
     drawing = batch * 3 * 64 * 64 / Assumed.normal  # every rank draws the whole batch's noise
     step = max(computing, launching) + reducing + drawing
-    return {"computing": computing, "launching": launching, "reducing": reducing, "drawing": drawing, "step": step, "images_per_second": batch / step}
+    # Rank 0 scores a checkpoint on 64 conditions in one batch, and the others wait.
+    scoring = work["sampling_steps"] * max(64 * work["sampling_flops"] / Assumed.flops, work["sampling_launches"] * Assumed.launch)
+    training = step * IMAGES / batch * work["save_every"]
+    return {
+        "computing": computing, "launching": launching, "reducing": reducing, "drawing": drawing, "images_per_second": batch / step,
+        "scoring": scoring, "scoring_share": scoring / (scoring + training),
+    }  # fmt: skip
 
 
 def model_table(preset: str) -> list[str]:
+    """Return what the model says of a preset, as Markdown."""
     known = counted(preset)
     usual = int(known["batch_size"])
+    scoring = predicted(known, 1, usual)["scoring"]
     lines = [
         f"{preset}: {known['flops'] / 1e9:.1f} GFLOP an image and {known['fixed_flops'] / 1e9:.1f} in the optimizer, "
         f"{known['launches']:.0f} operations a step, {known['parameters'] / 1e6:.1f} M parameters "
-        f"({4 * known['parameters'] / 1e6:.0f} MB of gradients)",
-        "| GPUs | batch | computing, ms | launching, ms | all-reduce, ms | noise, ms | images/s | of one |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"({4 * known['parameters'] / 1e6:.0f} MB of gradients); a score of 64 pictures in {known['sampling_steps']:.0f} steps of "
+        f"{known['sampling_launches']:.0f} operations takes {scoring:.2f} s, every {known['save_every']:.0f} epochs of {IMAGES:,} images",
+        "",
+        "| GPUs | batch | computing, ms | launching, ms | all-reduce, ms | noise, ms | images/s | of one | waiting for scores |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     one = predicted(known, 1, usual)["images_per_second"]
     for gpus, batch in ((1, usual), (8, usual), (64, usual), (8, 8 * usual), (64, 64 * usual)):
         if batch >= gpus:
             t = predicted(known, gpus, batch)
             parts = " | ".join(f"{1000 * t[name]:.2f}" for name in ("computing", "launching", "reducing", "drawing"))
-            lines.append(f"| {gpus} | {batch} | {parts} | {t['images_per_second']:,.0f} | {t['images_per_second'] / one:.1f} x |")
+            rate = t["images_per_second"]
+            lines.append(f"| {gpus} | {batch:,} | {parts} | {rate:,.0f} | {rate / one:.1f} x | {t['scoring_share']:.0%} |")
     return lines
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -107,6 +108,19 @@ def test_a_killed_rank_leads_to_a_restart_and_the_same_end(rank: int, undisturbe
     _, told = finished(process)
     assert "exists already; going on with it" in told
     assert "Traceback (most recent call last)" not in told
+    assert differences(undisturbed, tmp_path / "r") == []
+
+
+def test_two_launchers_are_one_job_which_survives_a_kill(undisturbed: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        endpoint = f"localhost:{free.getsockname()[1]}"
+    arguments = ["train", *RECIPE, *OFTEN, "--epochs", EPOCHS, "--runs-dir", tmp_path, "--name", "r", "--exist-ok", "resume"]
+    launchers = [torchrun(1, *arguments, restarts=2, endpoint=endpoint) for _ in range(2)]
+    wait_for_rows(launchers[0], tmp_path / "r", 3)
+    os.kill(workers(launchers[1].pid)[0], signal.SIGKILL)
+    told = "".join(finished(launcher)[1] for launcher in launchers)
+    assert told.count("exists already; going on with it") == 1
     assert differences(undisturbed, tmp_path / "r") == []
 
 
