@@ -52,7 +52,7 @@ def make_machine(config: MachineConfig, local: int = 0) -> Machine:
         local: this process's number among those of its job on this machine: it takes the GPU of that number.
 
     Raises:
-        UsageError: the device is not there.
+        UsageError: the device is not there, or all processes were to share one GPU.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -78,8 +78,10 @@ def release_memory(machine: Machine) -> None:
 def _device(name: str, local: int) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" and local > 0:
-        name = f"cuda:{local}"
+    if name == "cuda":
+        name = f"cuda:{local}"  # never without a number: torch sets and wraps devices by number only
+    elif local > 0 and name.startswith("cuda:"):
+        raise UsageError(f"--device: {name!r} is one GPU, and each process takes one of its own; give --device cuda")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from ddpmctl.config import MachineConfig
+from ddpmctl.engine.machine import make_machine
 from ddpmctl.engine.ranks import split
+from ddpmctl.errors import UsageError
 
 from ..conftest import TINY, ddpmctl
 from ..test_cli_errors import refused
@@ -82,6 +85,12 @@ def test_one_process_loads_nothing_for_several(tmp_path: Path) -> None:
         loaded.append(set(json.loads(out.splitlines()[-1])))
     assert loaded[1] - loaded[0] <= {"torch.distributed.algorithms"}, loaded[1] - loaded[0]
     assert "ddpmctl.engine.parallel" not in loaded[1]
+
+
+@pytest.mark.parametrize(("device", "local", "words"), [("cuda", 97, "'cuda:97' is not here"), ("cuda:0", 1, "give --device cuda")])
+def test_each_process_takes_a_gpu_of_its_own(device: str, local: int, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        make_machine(MachineConfig(device=device), local)
 
 
 @pytest.mark.parametrize(("count", "pieces"), [(8, 1), (8, 2), (8, 3), (5, 3), (1, 3), (0, 2), (64, 7)])
