@@ -29,3 +29,15 @@ class PeerError(DdpmctlError):
     """Another process of the job failed, or cannot be reached any more."""
 
     exit_code = 5
+
+
+def show(value: object) -> str:
+    """Return a value as it may stand in a one-line message: escaped, and cut when long."""
+    text = repr(value[:80]) if isinstance(value, str) else repr(value) if isinstance(value, (int, float)) else json_kind(value)
+    return text if len(text) <= 100 else f"{text[:90]}..."
+
+
+def json_kind(value: object) -> str:
+    """Return what JSON calls a value's type, with its article."""
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")

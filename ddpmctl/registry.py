@@ -106,4 +106,4 @@ TIME_SAMPLINGS: Registry[Any] = Registry("TIME_SAMPLINGS", "time sampling", "ddp
 LOSS_WEIGHTS: Registry[Any] = Registry("LOSS_WEIGHTS", "loss weight", "ddpmctl.diffusion")
 NETWORKS: Registry[Any] = Registry("NETWORKS", "network", "ddpmctl.nets")
 ACTIVATIONS: Registry[Any] = Registry("ACTIVATIONS", "activation", "ddpmctl.nets")
-OPTIMIZERS: Registry[Any] = Registry("OPTIMIZERS", "optimizer", "ddpmctl.engine")
+OPTIMIZERS: Registry[Any] = Registry("OPTIMIZERS", "optimizer", "ddpmctl.training")

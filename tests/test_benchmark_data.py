@@ -11,11 +11,11 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from ddpmctl.data import benchmark
-from ddpmctl.data.labels import CLASSES, COLOURS, INDEX
-from ddpmctl.data.lighting import PALETTE
-from ddpmctl.data.raycast import render
-from ddpmctl.data.scenes import Scenes, depth_maps, draw_scenes
+from ddpmctl.benchmark import embedded
+from ddpmctl.benchmark.lighting import PALETTE
+from ddpmctl.benchmark.raycast import render
+from ddpmctl.benchmark.scenes import Scenes, depth_maps, draw_scenes
+from ddpmctl.labels import CLASSES, COLOURS, INDEX
 
 N = 40
 
@@ -72,7 +72,7 @@ def silhouettes(scenes: Scenes) -> np.ndarray:
 
 
 def test_full_benchmark_has_the_labs_label_statistics() -> None:
-    labels = benchmark.train_labels(benchmark.SCENES)
+    labels = embedded.train_labels(embedded.SCENES)
     assert len(labels) == 18_009
     assert all(len(set(names)) == len(names) for names in labels.values())
     by_size = collections.defaultdict(set)
@@ -82,8 +82,8 @@ def test_full_benchmark_has_the_labs_label_statistics() -> None:
 
 
 def test_each_frame_adds_one_label_to_the_last() -> None:
-    labels = benchmark.train_labels(50)
-    assert list(labels) == benchmark.image_names(50)
+    labels = embedded.train_labels(50)
+    assert list(labels) == embedded.image_names(50)
     assert list(labels)[:4] == ["CLEVR_train_000000_0.png", "CLEVR_train_000000_1.png", "CLEVR_train_000000_2.png", "CLEVR_train_000001_0.png"]
     for scene in zip(*[iter(labels.values())] * 3, strict=True):
         assert [len(names) for names in scene] == [1, 2, 3]
@@ -92,10 +92,10 @@ def test_each_frame_adds_one_label_to_the_last() -> None:
 
 
 def test_held_out_conditions_are_new_and_balanced() -> None:
-    conditions = benchmark.conditions()
+    conditions = embedded.conditions()
     held_out = sets_of(conditions["heldout"])
     assert len(held_out) == len(conditions["heldout"]) == 32
-    assert not held_out & sets_of(benchmark.train_labels(benchmark.SCENES).values())
+    assert not held_out & sets_of(embedded.train_labels(embedded.SCENES).values())
     assert not held_out & sets_of(conditions["test"] + conditions["new_test"])
     counts = collections.Counter(name for names in conditions["heldout"] for name in names)
     assert counts == dict.fromkeys(CLASSES, 4)
@@ -103,16 +103,16 @@ def test_held_out_conditions_are_new_and_balanced() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 12345])
 def test_only_one_lab_condition_never_occurs_in_training(seed: int) -> None:
-    conditions = benchmark.conditions()
+    conditions = embedded.conditions()
     lab = sets_of(conditions["test"] + conditions["new_test"])
-    train = sets_of(benchmark.train_labels(benchmark.SCENES, seed=seed).values())
+    train = sets_of(embedded.train_labels(embedded.SCENES, seed=seed).values())
     assert lab - train == {frozenset({"cyan cube", "green cylinder", "blue cube"})}
 
 
 def test_lab_conditions_are_the_labs_files() -> None:
     for name, objects in (("test", 72), ("new_test", 84)):
-        sets = benchmark.conditions()[name]
-        assert sets == json.loads(resources.files("ddpmctl.data").joinpath("assets", f"{name}.json").read_text())
+        sets = embedded.conditions()[name]
+        assert sets == json.loads(resources.files("ddpmctl.benchmark").joinpath("assets", f"{name}.json").read_text())
         assert len(sets) == 32
         assert sum(map(len, sets)) == objects
 
@@ -126,9 +126,9 @@ def test_any_triple_includes_what_training_lacks() -> None:
 
 
 def test_smaller_benchmark_is_a_prefix_in_labels_and_pixels(images: np.ndarray) -> None:
-    small, large = benchmark.train_labels(7), benchmark.train_labels(300)
+    small, large = embedded.train_labels(7), embedded.train_labels(300)
     assert list(small.items()) == list(large.items())[:21]
-    assert np.array_equal(np.concatenate(list(benchmark.render_benchmark(7))), images[:7].reshape(-1, 64, 64, 3))
+    assert np.array_equal(np.concatenate(list(embedded.render_benchmark(7))), images[:7].reshape(-1, 64, 64, 3))
 
 
 def test_scene_does_not_depend_on_where_the_drawing_starts() -> None:
@@ -148,7 +148,7 @@ def test_pixels_do_not_depend_on_the_batch_or_on_the_other_frames(scenes: Scenes
 
 
 def test_scene_drawing_agrees_with_the_labels(scenes: Scenes) -> None:
-    last = list(benchmark.train_labels(N).values())[2::3]
+    last = list(embedded.train_labels(N).values())[2::3]
     assert [[INDEX[name] for name in names] for names in last] == scenes.classes.tolist()
 
 
@@ -156,9 +156,9 @@ def test_seeds_differ(scenes: Scenes) -> None:
     other = draw_scenes(N, seed=1)
     assert not np.array_equal(other.classes, scenes.classes)
     assert not np.isclose(other.positions, scenes.positions).any()
-    keys = {benchmark.fingerprint(n, seed=s) for n in (1, 2, 12) for s in (0, 1, 2)}
+    keys = {embedded.fingerprint(n, seed=s) for n in (1, 2, 12) for s in (0, 1, 2)}
     assert len(keys) == 9
-    assert benchmark.fingerprint(12) == benchmark.fingerprint(12, seed=0)
+    assert embedded.fingerprint(12) == embedded.fingerprint(12, seed=0)
 
 
 # Pictures
@@ -245,5 +245,5 @@ def test_outline_tells_the_three_shapes_apart() -> None:
 
 
 def test_labels_do_not_load_torch() -> None:
-    code = "import sys; from ddpmctl.data import benchmark, scenes; benchmark.train_labels(3); scenes.draw_scenes(3); assert 'torch' not in sys.modules"
+    code = "import sys; from ddpmctl.benchmark import embedded, scenes; embedded.train_labels(3); scenes.draw_scenes(3); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

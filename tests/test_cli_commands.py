@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpmctl.engine.checkpoint import load_checkpoint
+from ddpmctl.checkpoints.format import load_checkpoint
 
 from .conftest import TINY, ddpmctl, size
 

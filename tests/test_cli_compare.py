@@ -156,7 +156,7 @@ class TestVerdict:
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_line_with_a_band(tmp_path: Path) -> None:
-    from ddpmctl.engine.compare import compare
+    from ddpmctl.comparison.recorded import compare
     from ddpmctl.report.figures import replicates, save_comparison_figure
 
     trained = (("relu", 0), ("relu", 1), ("relu", 2), ("gelu", 0))

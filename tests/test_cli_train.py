@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddpmctl.checkpoints.format import load_checkpoint, load_tensors
 from ddpmctl.config import Config
 from ddpmctl.config_toml import load_toml
-from ddpmctl.engine.checkpoint import load_checkpoint, load_tensors
 
 from .conftest import TINY, ddpmctl, size, train
 
@@ -101,12 +101,12 @@ def test_linear_decay_is_the_reports(tmp_path: Path) -> None:
 
 def test_resuming_a_stopped_run_goes_on_in_the_same_folder_and_ends_where_it_would_have(tmp_path: Path) -> None:
     from ddpmctl.data.dataset import load_dataset
-    from ddpmctl.engine import events
-    from ddpmctl.engine.machine import make_machine
-    from ddpmctl.engine.runs import open_run
-    from ddpmctl.engine.train import make_plan
-    from ddpmctl.engine.train import train as training
-    from ddpmctl.evaluator.classifiers import load_evaluator
+    from ddpmctl.device import make_machine
+    from ddpmctl.evaluation.classifiers import load_evaluator
+    from ddpmctl.training import events
+    from ddpmctl.training.loop import make_plan
+    from ddpmctl.training.loop import train as training
+    from ddpmctl.training.run_folder import open_run
 
     options = ("--epochs", 3, "--ema", "0.9")
     whole = train(tmp_path / "whole", *options, scenes=8)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddpmctl.data.dataset import Progress
-from ddpmctl.engine.evaluator_training import NETWORKS, EvaluatorStep, EvaluatorTrained, augment, check_evaluator, train_evaluator
-from ddpmctl.engine.machine import Machine
+from ddpmctl.device import Machine
 from ddpmctl.errors import DataError, UsageError
-from ddpmctl.evaluator.classifiers import BUILT_IN, CompactClassifier, Evaluator, evaluator_of, load_evaluator
-from ddpmctl.evaluator.scores import Score, pooled, score, top_k_hits
+from ddpmctl.evaluation.classifier_training import NETWORKS, EvaluatorStep, EvaluatorTrained, augment, check_evaluator, train_evaluator
+from ddpmctl.evaluation.classifiers import BUILT_IN, CompactClassifier, Evaluator, evaluator_of, load_evaluator
+from ddpmctl.evaluation.scores import Score, pooled, score, top_k_hits
+from ddpmctl.progress import Progress
 
 CPU = Machine(torch.device("cpu"), "fp32")
 
@@ -47,7 +47,7 @@ def random_images(count: int, seed: int = 0) -> Tensor:
 
 class TestBuiltIn:
     def test_is_small(self) -> None:
-        file = importlib.resources.files("ddpmctl.evaluator") / "assets" / "compact.pt"
+        file = importlib.resources.files("ddpmctl.evaluation") / "assets" / "compact.pt"
         assert len(file.read_bytes()) <= 3_000_000
 
     def test_names_the_objects_of_fresh_renders(self, built_in: Evaluator) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpmctl.engine.checkpoint import load_checkpoint
+from ddpmctl.checkpoints.format import load_checkpoint
 from ddpmctl.errors import DataError, UsageError
 
 from .report_network import (

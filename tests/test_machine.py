@@ -10,8 +10,8 @@ import torch
 
 from ddpmctl.config import COMPILE_MODES, Config
 from ddpmctl.data.dataset import Dataset
-from ddpmctl.engine.machine import make_machine
-from ddpmctl.engine.trainer import Trainer
+from ddpmctl.device import make_machine
+from ddpmctl.training.trainer import Trainer
 from tests.conftest import ddpmctl
 
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpmctl.data.labels import CLASSES, multi_hot
-from ddpmctl.evaluator.misses import Misses, account, account_for, breakdown, confusion, recall
+from ddpmctl.evaluation.misses import Misses, account, account_for, breakdown, confusion, recall
+from ddpmctl.labels import CLASSES, multi_hot
 
 KNOWN = {
     "all there": ("red cube, blue sphere", "red cube, blue sphere", Misses()),

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ddpmctl.config import Config
-from ddpmctl.engine.trainer import make_network
 from ddpmctl.nets.unet import Detail, attend_both_ways
 from ddpmctl.registry import ACTIVATIONS, NETWORKS
+from ddpmctl.training.trainer import make_network
 
 from .conftest import batch
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ddpmctl.benchmark.embedded import render_benchmark
 from ddpmctl.config import Config, DiffusionConfig, TrainingConfig
-from ddpmctl.data.benchmark import render_benchmark
 from ddpmctl.diffusion.denoiser import Diffusion, TrainingLoss
 from ddpmctl.diffusion.objectives import DATA_MEAN, DATA_STD, SMALLEST_SIGNAL
 from ddpmctl.diffusion.schedules import make_schedule

@@ -14,10 +14,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from ddpmctl.config import Config, TrainingConfig
 from ddpmctl.data.dataset import Dataset
-from ddpmctl.engine.machine import Machine
-from ddpmctl.engine.optimizers import ADAMW_LR_RATIO, MatrixMuon, make_optimizers, set_lr
-from ddpmctl.engine.trainer import Trainer, ema_average, make_network
+from ddpmctl.device import Machine
 from ddpmctl.registry import OPTIMIZERS
+from ddpmctl.training.optimizers import ADAMW_LR_RATIO, MatrixMuon, make_optimizers, set_lr
+from ddpmctl.training.trainer import Trainer, ema_average, make_network
 
 LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 LR = {"adam": 3e-3, "adamw": 3e-3, "muon": 0.02}

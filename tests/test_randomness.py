@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ddpmctl.config import Config
-from ddpmctl.data.labels import CLASSES
+from ddpmctl.device import Machine
 from ddpmctl.diffusion.denoiser import Diffusion
 from ddpmctl.diffusion.randomness import ImageNoise, derived_seed, generator
 from ddpmctl.diffusion.samplers import Frame
-from ddpmctl.engine.generate import Painter, Request, pictures, requests_for, to_uint8
-from ddpmctl.engine.machine import Machine
-from ddpmctl.engine.trainer import make_network
+from ddpmctl.labels import CLASSES
 from ddpmctl.registry import NETWORKS, SAMPLERS
+from ddpmctl.sampling.pipeline import Painter, Request, pictures, requests_for, to_uint8
+from ddpmctl.training.trainer import make_network
 
 CPU = torch.device("cpu")
 SHAPE = (3, 4, 4)

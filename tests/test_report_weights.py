@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddpmctl.checkpoints.format import load_checkpoint, save_checkpoint
 from ddpmctl.config import Config
-from ddpmctl.engine.checkpoint import load_checkpoint, save_checkpoint
-from ddpmctl.engine.trainer import make_network
 from ddpmctl.registry import NETWORKS
+from ddpmctl.training.trainer import make_network
 
 from .conftest import batch
 from .report_network import (

@@ -8,7 +8,7 @@ import typer
 
 from ddpmctl import __version__
 from ddpmctl.cli import compare, data, denoise_grid, evaluate, evaluator, sample, train
-from ddpmctl.engine.ranks import without_teardown
+from ddpmctl.distributed.job import without_teardown
 
 app = typer.Typer(
     name="ddpmctl",

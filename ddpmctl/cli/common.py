@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 from ddpmctl.cli.options import assumed, overrides
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Config, Value
-from ddpmctl.data.labels import CLASSES, class_index
-from ddpmctl.engine.ranks import ALONE, Ranks
+from ddpmctl.distributed.job import ALONE, Ranks
 from ddpmctl.errors import UsageError
 from ddpmctl.files import cannot_write
+from ddpmctl.labels import CLASSES, class_index
 
 if TYPE_CHECKING:
-    from ddpmctl.engine.answers import LabelSet
-    from ddpmctl.engine.checkpoint import Checkpoint
-    from ddpmctl.engine.evaluate import Task
-    from ddpmctl.engine.generate import Painter
-    from ddpmctl.engine.machine import Machine
-    from ddpmctl.evaluator.classifiers import Evaluator
+    from ddpmctl.checkpoints.format import Checkpoint
+    from ddpmctl.device import Machine
+    from ddpmctl.evaluation.classifiers import Evaluator
+    from ddpmctl.evaluation.evaluate import Task
+    from ddpmctl.labels import LabelSet
+    from ddpmctl.sampling.pipeline import Painter
 
 
 def only_one_source(data: Path | None, scenes: int | None) -> None:
@@ -103,8 +103,8 @@ def ready_task(
     Raises:
         UsageError, DataError: the evaluator or a machine setting cannot be used.
     """
-    from ddpmctl.engine.evaluate import Task
-    from ddpmctl.evaluator.classifiers import load_evaluator
+    from ddpmctl.evaluation.classifiers import load_evaluator
+    from ddpmctl.evaluation.evaluate import Task
 
     machine = agreed_machine(given.machine, ranks)
     judge = load_evaluator(evaluator, data, machine.device)
@@ -118,7 +118,7 @@ def agreed_machine(settings: Mapping[str, Value], ranks: Ranks) -> Machine:
     Raises:
         UsageError: a setting cannot be used here.
     """
-    from ddpmctl.engine.machine import make_machine
+    from ddpmctl.device import make_machine
 
     config = Config().replace(**settings)
     return make_machine(config.replace(precision=ranks.first_says(lambda: make_machine(config.machine).precision)).machine, ranks.local)
@@ -140,8 +140,8 @@ class Given:
 
 def chosen_checkpoint(named: Path | None, runs_dir: Path, assume: dict[str, Value], terminal: Terminal) -> Checkpoint:
     """Return the checkpoint that was named (a run's best, for a run), or the best of the newest run, saying so."""
-    from ddpmctl.engine.checkpoint import load_checkpoint
-    from ddpmctl.engine.runs import Run, newest_best
+    from ddpmctl.checkpoints.format import load_checkpoint
+    from ddpmctl.training.run_folder import Run, newest_best
 
     if named is None:
         named = newest_best(runs_dir)
@@ -179,7 +179,7 @@ def ready_painter(
     changes, assumptions = overrides(given, "sampling", config_file=config_file), assumed(assume)
     machine_settings = overrides(given, "machine", config_file=config_file)
 
-    from ddpmctl.engine.evaluate import painter_for
+    from ddpmctl.evaluation.evaluate import painter_for
 
     checkpoint = chosen_checkpoint(named, runs_dir, assumptions, terminal)
     ranks.must_agree("checkpoint", {"its content": checkpoint.sha256[:12], **changes})

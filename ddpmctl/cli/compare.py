@@ -15,9 +15,9 @@ from ddpmctl.cli.terminal import Terminal
 from ddpmctl.errors import UsageError
 
 if TYPE_CHECKING:
-    from ddpmctl.engine.compare import Comparison, Point
-    from ddpmctl.engine.evaluate import Task
-    from ddpmctl.engine.verdicts import Arm
+    from ddpmctl.comparison.recorded import Comparison, Point
+    from ddpmctl.comparison.verdict import Arm
+    from ddpmctl.evaluation.evaluate import Task
 
 OUT = Path("comparison.png")
 
@@ -57,9 +57,9 @@ def compare(
     if recorded:
         return
 
+    from ddpmctl.comparison.recorded import short_names
+    from ddpmctl.comparison.verdict import candidate, judge_arms
     from ddpmctl.data.dataset import load_conditions
-    from ddpmctl.engine.compare import short_names
-    from ddpmctl.engine.verdicts import candidate, judge_arms
 
     task = ready_task(load_conditions(data, scenes=scenes).conditions, evaluator, data, chosen, seed=seed, repeats=repeats)
     candidates = [candidate(path, name, at_epoch) for path, name in zip(paths, short_names(paths), strict=True)]
@@ -94,8 +94,8 @@ def _recorded(
     terminal: Terminal, paths: list[Path], at_epoch: int | None, last: int, out: Path, *, alone: bool, anyway: bool
 ) -> Comparison | None:
     """Show what the runs themselves recorded and return it; where it is not ``alone`` what is asked for, it may be missing."""
-    from ddpmctl.engine.compare import FILES, NothingRecorded, refuse_unlike
-    from ddpmctl.engine.compare import compare as run
+    from ddpmctl.comparison.recorded import FILES, NothingRecorded, refuse_unlike
+    from ddpmctl.comparison.recorded import compare as run
     from ddpmctl.report.figures import save_comparison_figure
 
     try:
@@ -122,8 +122,8 @@ def _recorded(
 
 def _conclude(terminal: Terminal, comparison: Comparison | None, arms: list[Arm], task: Task, outputs: Outputs) -> None:
     """Show the verdict, and write it in the forms asked for."""
-    from ddpmctl.engine.compare import FILES
-    from ddpmctl.engine.verdicts import verdict
+    from ddpmctl.comparison.recorded import FILES
+    from ddpmctl.comparison.verdict import verdict
     from ddpmctl.report.page import PageFigure
     from ddpmctl.report.page_content import write_comparison_page
     from ddpmctl.report.tables import verdict_as_dict, verdict_tables, write_json, write_latex, write_table_csv

@@ -25,8 +25,8 @@ def render(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes; 0 is the benchmark.")] = 0,
 ) -> None:
     """Write the embedded benchmark in the lab's layout, with real PNGs."""
-    from ddpmctl.data.dataset import scene_count
-    from ddpmctl.data.writer import write_benchmark
+    from ddpmctl.benchmark.embedded import scene_count
+    from ddpmctl.benchmark.writer import write_benchmark
 
     terminal = Terminal()
     width, height = _size(size)
@@ -60,7 +60,7 @@ def verify(folder: Annotated[Path, typer.Argument(help="A folder in the lab's la
 
 
 def _size(text: str) -> tuple[int, int]:
-    from ddpmctl.data.writer import SIDES
+    from ddpmctl.benchmark.writer import SIDES
 
     match = re.fullmatch(r"([0-9]{1,5})[xX]([0-9]{1,5})", text)
     sides = [int(side) for side in match.groups()] if match else []

@@ -13,8 +13,8 @@ from ddpmctl.cli.terminal import Terminal
 from ddpmctl.errors import UsageError
 
 if TYPE_CHECKING:
-    from ddpmctl.evaluator.classifiers import Evaluator
-    from ddpmctl.report.denoising import Moment, Way
+    from ddpmctl.evaluation.classifiers import Evaluator
+    from ddpmctl.sampling.trajectory import Moment, Way
 
 OUT = Path("denoise-grid.png")
 
@@ -53,8 +53,9 @@ def denoise_grid(
         raise UsageError("--gif: shows one checkpoint; leave out --checkpoints, or the GIF")
     named: list[Path | None] = [Path(part.strip()) for part in checkpoints.split(",")] if checkpoints else [checkpoint]
 
-    from ddpmctl.engine.generate import record, requests_for
     from ddpmctl.report.denoising import save_denoise_gif, save_denoise_grid
+    from ddpmctl.sampling.pipeline import requests_for
+    from ddpmctl.sampling.trajectory import record
 
     recorded: list[list[Moment]] = []
     for one in named:
@@ -76,21 +77,21 @@ def denoise_grid(
 
 
 def _judge(evaluator: Path | None) -> Evaluator:
-    from ddpmctl.evaluator.classifiers import load_evaluator
+    from ddpmctl.evaluation.classifiers import load_evaluator
 
     return load_evaluator(evaluator)
 
 
 def _way(title: str, labels: tuple[str, ...], row: int, moments: list[Moment], judge: Evaluator | None) -> Way:
     """Return one picture's way, with the classifier's confidence in each label at each moment that has an x0_hat."""
-    from ddpmctl.report.denoising import Way
+    from ddpmctl.sampling.trajectory import Way
 
     clean = [None if moment.x0_hat is None else moment.x0_hat[row] for moment in moments]
     notes = [""] * len(moments)
     if judge is not None:
         import torch
 
-        from ddpmctl.data.labels import class_index
+        from ddpmctl.labels import class_index
 
         there = [index for index, picture in enumerate(clean) if picture is not None]
         images = torch.stack([torch.from_numpy(clean[index]) for index in there]).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -14,15 +14,15 @@ from ddpmctl.cli.common import Given, describe_evaluator, only_one_source, prepa
 from ddpmctl.cli.options import RUNS, Assume, ConfigFile, Data, EvaluatorFile, RunsDir, Scenes, command
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Value, settings
-from ddpmctl.engine.ranks import Ranks
+from ddpmctl.distributed.job import Ranks
 from ddpmctl.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from ddpmctl.data.dataset import Conditions
-    from ddpmctl.engine.answers import LabelSet
-    from ddpmctl.engine.evaluate import Task
-    from ddpmctl.engine.events import Failed, Judged
-    from ddpmctl.engine.selection import Selection
+    from ddpmctl.evaluation.evaluate import Task
+    from ddpmctl.evaluation.results import Failed, Judged
+    from ddpmctl.evaluation.selection import Selection
+    from ddpmctl.labels import LabelSet
     from ddpmctl.report.tables import Table
 
 
@@ -131,8 +131,8 @@ def _conclude(
     terminal: Terminal, rows: list[Judged], failures: list[Failed], task: Task, known: Conditions, outputs: Outputs, *, confirm: bool, breakdown: bool
 ) -> None:
     """Show what was found, and write it in the forms asked for."""
-    from ddpmctl.engine.selection import best_of
-    from ddpmctl.engine.selection import confirm as confirmed
+    from ddpmctl.evaluation.selection import best_of
+    from ddpmctl.evaluation.selection import confirm as confirmed
     from ddpmctl.report.tables import breakdown_tables, write_latex
 
     best = best_of(rows)
@@ -166,7 +166,7 @@ def _conclude(
 
 def _conditions(files: list[Path] | None, known: Conditions) -> Mapping[str, Sequence[LabelSet]]:
     """Return the conditions by the name of their file: those named, else those of the data."""
-    from ddpmctl.data.lab import read_conditions
+    from ddpmctl.data.folders import read_conditions
 
     if not files:
         return known.conditions
@@ -182,7 +182,7 @@ def _trained(files: Mapping[str, Sequence[LabelSet]], known: Conditions) -> dict
 
 
 def _checkpoints(paths: list[Path] | None, runs_dir: Path, terminal: Terminal) -> list[Path]:
-    from ddpmctl.engine.runs import find_checkpoints, newest_best
+    from ddpmctl.training.run_folder import find_checkpoints, newest_best
 
     if paths:
         return [file for path in paths for file in find_checkpoints(path)]
@@ -192,8 +192,8 @@ def _checkpoints(paths: list[Path] | None, runs_dir: Path, terminal: Terminal) -
 
 
 def _collect(terminal: Terminal, checkpoints: list[Path], task: Task) -> tuple[list[Judged], list[Failed]]:
-    from ddpmctl.engine.evaluate import evaluate as run
-    from ddpmctl.engine.events import Failed, Judged
+    from ddpmctl.evaluation.evaluate import evaluate as run
+    from ddpmctl.evaluation.results import Failed, Judged
 
     rows: list[Judged] = []
     failures: list[Failed] = []
@@ -217,8 +217,8 @@ def _titles(checkpoints: list[Path]) -> dict[Path, str]:
 
 
 def _table(rows: list[Judged], task: Task, best: int) -> Table:
-    from ddpmctl.engine.generate import in_words
     from ddpmctl.report.tables import Table, with_interval
+    from ddpmctl.sampling.pipeline import in_words
 
     files = list(task.conditions)
     recorded = [name for name in files if any(name in row.recorded for row in rows)]
@@ -263,7 +263,7 @@ def _varied(text: str, outputs: Outputs, *, breakdown: bool) -> tuple[str, list[
 
 def _sweep(terminal: Terminal, checkpoints: list[Path], task: Task, name: str, values: list[Value], outputs: Outputs) -> list[Failed]:
     """Show accuracy over the values of one setting, draw it, and return what could not be scored."""
-    from ddpmctl.engine.sweeps import sweep
+    from ddpmctl.evaluation.sweep import sweep
     from ddpmctl.report.evaluation_figures import save_sweep
     from ddpmctl.report.tables import Table, in_brackets, write_latex, write_table_csv
 

@@ -13,7 +13,7 @@ from ddpmctl.cli.options import EvaluatorFile, command, overrides
 from ddpmctl.cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from ddpmctl.evaluator.scores import Score
+    from ddpmctl.evaluation.scores import Score
 
 app = typer.Typer(help="The classifier that scores images on the embedded benchmark.", no_args_is_help=True)
 
@@ -30,8 +30,8 @@ def train(
 ) -> None:
     """Train the built-in classifier anew, or another, from fresh renders alone."""
     from ddpmctl.config import Config
-    from ddpmctl.engine.evaluator_training import EvaluatorStep, EvaluatorTrained, train_evaluator
-    from ddpmctl.engine.machine import make_machine
+    from ddpmctl.device import make_machine
+    from ddpmctl.evaluation.classifier_training import EvaluatorStep, EvaluatorTrained, train_evaluator
 
     terminal = Terminal()
     prepare_output(out, "--out", folder=False)
@@ -51,8 +51,8 @@ def check(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes.")] = 0,
 ) -> None:
     """Measure a classifier on fresh renders whose objects are known."""
-    from ddpmctl.engine.evaluator_training import check_evaluator
-    from ddpmctl.evaluator.classifiers import load_evaluator
+    from ddpmctl.evaluation.classifier_training import check_evaluator
+    from ddpmctl.evaluation.classifiers import load_evaluator
 
     terminal = Terminal()
     loaded = load_evaluator(evaluator)
@@ -60,7 +60,7 @@ def check(
 
 
 def _table(terminal: Terminal, title: str, scores: Mapping[int, Score]) -> None:
-    from ddpmctl.evaluator.scores import pooled
+    from ddpmctl.evaluation.scores import pooled
 
     named = {**{str(count): score for count, score in scores.items()}, "all": pooled(list(scores.values()))}
     rows = [[name, f"{s.images}", f"{s.accuracy:.4%}", f"{s.exact_match:.2%}"] for name, s in named.items()]

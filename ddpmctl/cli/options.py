@@ -20,7 +20,7 @@ from ddpmctl.cli.signals import Stopped, stop_is_raised
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import PRESETS, Config, Setting, Value, settings
 from ddpmctl.config_toml import load_toml
-from ddpmctl.engine.ranks import ALONE, Ranks, is_alone, joined
+from ddpmctl.distributed.job import ALONE, Ranks, is_alone, joined
 from ddpmctl.errors import DdpmctlError, UsageError
 
 Data = Annotated[

@@ -10,7 +10,7 @@ import typer
 from ddpmctl.cli.common import parse_labels, prepare_output, ready_painter
 from ddpmctl.cli.options import RUNS, Assume, ConfigFile, RunsDir, command
 from ddpmctl.cli.terminal import Terminal
-from ddpmctl.engine.ranks import Ranks
+from ddpmctl.distributed.job import Ranks
 
 OUT = Path("out")
 LONGEST = 150  # characters of the labels in a file name: systems allow 255 in all
@@ -35,8 +35,8 @@ def sample(
     if ranks.leads:
         prepare_output(out, "--out", folder=True)
 
-    from ddpmctl.engine.generate import pictures, requests_for, shared_pictures
-    from ddpmctl.report.grids import save_grid, save_pictures
+    from ddpmctl.grids import save_grid, save_pictures
+    from ddpmctl.sampling.pipeline import pictures, requests_for, shared_pictures
 
     painter = ready_painter(checkpoint, runs_dir, given, config, assume, terminal, ranks)
     requests = requests_for("sample", label_sets, seed=seed, repeats=count)

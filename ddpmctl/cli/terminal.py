@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ddpmctl.engine.events import Plan
+    from ddpmctl.training.events import Plan
 
 E = TypeVar("E")
 R = TypeVar("R")
@@ -156,7 +156,7 @@ class _Live:
 
 def events_of() -> ModuleType:
     """Return the events' module, imported when the first event passes: ``--help`` must not wait for it."""
-    from ddpmctl.engine import events
+    from ddpmctl.cli import events
 
     return events
 

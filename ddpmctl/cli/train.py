@@ -16,15 +16,15 @@ from ddpmctl.cli.signals import stop_is_noted
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import PRESET_HELP, RECIPE, Config, Value, settings
 from ddpmctl.config_toml import dump_toml
-from ddpmctl.engine.ranks import Ranks
+from ddpmctl.distributed.job import Ranks
 from ddpmctl.errors import PeerError, UsageError
 
 if TYPE_CHECKING:
     from ddpmctl.data.dataset import Dataset
-    from ddpmctl.engine.events import Evaluated
-    from ddpmctl.engine.machine import Machine
-    from ddpmctl.engine.runs import Run
-    from ddpmctl.evaluator.classifiers import Evaluator
+    from ddpmctl.device import Machine
+    from ddpmctl.evaluation.classifiers import Evaluator
+    from ddpmctl.training.events import Evaluated
+    from ddpmctl.training.run_folder import Run
 
 PRESETS = "; ".join(f"{name}: {text}" for name, text in PRESET_HELP.items())
 
@@ -80,7 +80,7 @@ def train(
 
 def _resumed(folder: Path, given: dict[str, str], config_file: Path | None, name: str | None, override: str | None) -> Resolved:
     """Return a run's own settings; where and how it runs may change, its recipe only by name."""
-    from ddpmctl.engine.runs import open_run
+    from ddpmctl.training.run_folder import open_run
 
     if name is not None:
         raise UsageError("--name: a resumed run keeps its folder")
@@ -117,10 +117,10 @@ def _say_what_would_be_done(
     terminal: Terminal, resolved: Resolved, data: Path | None, scenes: int | None, evaluator_file: Path | None, place: Path, *, named: bool
 ) -> None:
     from ddpmctl.data.dataset import load_conditions
-    from ddpmctl.engine.machine import make_machine
-    from ddpmctl.engine.runs import Run, name_for
-    from ddpmctl.engine.train import make_plan, resumed_sources
-    from ddpmctl.evaluator.classifiers import load_evaluator
+    from ddpmctl.device import make_machine
+    from ddpmctl.evaluation.classifiers import load_evaluator
+    from ddpmctl.training.loop import make_plan, resumed_sources
+    from ddpmctl.training.run_folder import Run, name_for
 
     machine = make_machine(resolved.config.machine)
     config = resolved.config.replace(precision=machine.precision)
@@ -147,10 +147,10 @@ def _begin(
     go_on: bool,
 ) -> None:
     """Train a new run; where it exists already and ``go_on`` says so, go on with it."""
-    from ddpmctl.data.dataset import scene_count
-    from ddpmctl.engine.runs import Run, create_run, held, name_for
-    from ddpmctl.engine.space import check_room
-    from ddpmctl.evaluator.classifiers import BUILT_IN, load_evaluator
+    from ddpmctl.benchmark.embedded import scene_count
+    from ddpmctl.evaluation.classifiers import BUILT_IN, load_evaluator
+    from ddpmctl.training.disk_space import check_room
+    from ddpmctl.training.run_folder import Run, create_run, held, name_for
 
     if not go_on and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
         raise UsageError("--exist-ok: torchrun --max-restarts calls the same command again; add --exist-ok resume, so that it goes on with the run")
@@ -177,9 +177,9 @@ def _go_on(
     terminal: Terminal, config: Config, folder: Path, data: Path | None, scenes: int | None, evaluator_file: Path | None, ranks: Ranks
 ) -> None:
     """Go on with the run that these settings name, if it is theirs."""
-    from ddpmctl.data.dataset import scene_count
-    from ddpmctl.engine.runs import Run, open_run
-    from ddpmctl.engine.train import resumed_sources
+    from ddpmctl.benchmark.embedded import scene_count
+    from ddpmctl.training.loop import resumed_sources
+    from ddpmctl.training.run_folder import Run, open_run
 
     recorded: dict[str, Value] = ranks.first_says(lambda: open_run(folder).config().flat())
     names = {setting.name for section in RECIPE for setting in settings(section)}
@@ -195,10 +195,10 @@ def _go_on(
 
 def _resume(terminal: Terminal, config: Config, folder: Path, data: Path | None, evaluator_file: Path | None, ranks: Ranks) -> None:
     """Go on with a run, on its own data and with its own evaluator."""
-    from ddpmctl.engine.runs import Run, held, open_run
-    from ddpmctl.engine.space import check_room
-    from ddpmctl.engine.train import resumed_sources
-    from ddpmctl.evaluator.classifiers import load_evaluator
+    from ddpmctl.evaluation.classifiers import load_evaluator
+    from ddpmctl.training.disk_space import check_room
+    from ddpmctl.training.loop import resumed_sources
+    from ddpmctl.training.run_folder import Run, held, open_run
 
     run = Run(folder)
     recorded: Config = ranks.first_says(lambda: open_run(folder).config())
@@ -222,7 +222,7 @@ def _resume(terminal: Terminal, config: Config, folder: Path, data: Path | None,
 
 def _machine(config: Config, ranks: Ranks) -> tuple[Machine, Config]:
     """Return where to train, and the settings with what ``auto`` came to on rank 0: from now on it is the run's, and a resumed run must not change it."""
-    from ddpmctl.engine.machine import make_machine
+    from ddpmctl.device import make_machine
 
     ranks.must_agree("setting", {key: value for key, value in config.flat().items() if key not in ("device", "threads")})
     config = config.replace(precision=ranks.first_says(lambda: make_machine(config.machine).precision))
@@ -250,8 +250,8 @@ def _follow(
     recorded: Config | None,
 ) -> None:
     """Train, showing events, until the end or until a signal asks for one; ``recorded`` are a resumed run's settings so far."""
-    from ddpmctl.engine import events
-    from ddpmctl.engine.train import make_plan, train
+    from ddpmctl.training import events
+    from ddpmctl.training.loop import make_plan, train
 
     run_folder.set(run.folder)
     plan = make_plan(config, run.folder, dataset.name, len(dataset.images), machine, describe_evaluator(judge), ranks)
@@ -281,7 +281,7 @@ def _follow(
 def _group(ranks: Ranks, machine: Machine) -> AbstractContextManager[None]:
     if ranks.alone:
         return nullcontext()
-    from ddpmctl.engine.parallel import process_group
+    from ddpmctl.distributed.ddp import process_group
 
     return process_group(ranks, machine.device)
 

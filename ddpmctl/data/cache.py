@@ -18,19 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpmctl.data.images import SIZE, FoundImage, Progress, decode_image, each_image
-from ddpmctl.data.lab import Problem, raise_first, read_json
+from ddpmctl.data.folders import Problem, raise_first, read_json
+from ddpmctl.data.images import SIZE, FoundImage, decode_image, each_image
 from ddpmctl.errors import DataError, DdpmctlError, UsageError
 from ddpmctl.files import atomic_write
+from ddpmctl.progress import Notice, Progress
 
 DECODER = 1  # raise it when decoding or rendering begins to give other pixels: old entries then no longer fit
-
-
-@dataclass(frozen=True)
-class Notice:
-    """Something worth telling that stops nothing, such as a cache folder that cannot be written."""
-
-    text: str
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpmctl.data import benchmark
-from ddpmctl.data.cache import Notice, benchmark_key, cached_images, decode_folder, folder_key
-from ddpmctl.data.images import SIZE, Progress, find_images
-from ddpmctl.data.lab import raise_first, read_lab
-from ddpmctl.data.labels import multi_hot
-from ddpmctl.errors import UsageError
+from ddpmctl.benchmark import embedded
+from ddpmctl.benchmark.embedded import scene_count
+from ddpmctl.data.cache import benchmark_key, cached_images, decode_folder, folder_key
+from ddpmctl.data.folders import raise_first, read_lab
+from ddpmctl.data.images import SIZE, find_images
+from ddpmctl.labels import multi_hot
+from ddpmctl.progress import Notice, Progress
 
 __all__ = ["Conditions", "Dataset", "Notice", "Progress", "load_conditions", "load_dataset"]
 
@@ -75,7 +76,7 @@ def load_conditions(data: Path | None, *, scenes: int | None = None) -> Conditio
     if data is None:
         count = scene_count(scenes)
         name, conditions = _benchmark_name(count), _benchmark_conditions()
-        sets: list[Sequence[str]] = list(benchmark.train_labels(count).values())
+        sets: list[Sequence[str]] = list(embedded.train_labels(count).values())
     else:
         lab = read_lab(data)
         name, conditions = str(data), lab.conditions
@@ -96,8 +97,8 @@ def _load_folder(folder: Path) -> Generator[Progress | Notice, None, Dataset]:
 
 
 def _load_benchmark(scenes: int) -> Generator[Progress | Notice, None, Dataset]:
-    labels = benchmark.train_labels(scenes)
-    key = benchmark_key(benchmark.fingerprint(scenes))
+    labels = embedded.train_labels(scenes)
+    key = benchmark_key(embedded.fingerprint(scenes))
     cached = yield from cached_images(key, len(labels), lambda: _render(scenes, len(labels)))
     content = _content_key(labels, cached.digest)
     return Dataset(_benchmark_name(scenes), content, cached.images, multi_hot(list(labels.values())), _benchmark_conditions(), None)
@@ -107,7 +108,7 @@ def _render(scenes: int, count: int) -> Generator[Progress, None, np.ndarray]:
     images = np.empty((count, 3, SIZE, SIZE), dtype=np.uint8)
     done = 0
     yield Progress("rendering", done, count)
-    for chunk in benchmark.render_benchmark(scenes):
+    for chunk in embedded.render_benchmark(scenes):
         images[done : done + len(chunk)] = chunk.transpose(0, 3, 1, 2)
         done += len(chunk)
         yield Progress("rendering", done, count)
@@ -124,17 +125,4 @@ def _benchmark_name(scenes: int) -> str:
 
 
 def _benchmark_conditions() -> dict[str, list[tuple[str, ...]]]:
-    return {name: [tuple(names) for names in sets] for name, sets in benchmark.conditions().items()}
-
-
-def scene_count(scenes: int | None) -> int:
-    """Return the number of scenes asked for, all of them for None.
-
-    Raises:
-        UsageError: out of range.
-    """
-    if scenes is None:
-        return benchmark.SCENES
-    if not 1 <= scenes <= benchmark.SCENES:
-        raise UsageError(f"--scenes {scenes}: the embedded benchmark has 1 to {benchmark.SCENES} scenes")
-    return scenes
+    return {name: [tuple(names) for names in sets] for name, sets in embedded.conditions().items()}

@@ -16,8 +16,8 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ddpmctl.data.lab import Problem, show
-from ddpmctl.errors import DataError
+from ddpmctl.data.folders import Problem
+from ddpmctl.errors import DataError, show
 
 SIZE = 64  # pixels on a side of every training image
 PLACES = ("iclevr", "images", ".")  # the usual one first: it saves a look at every name
@@ -25,15 +25,6 @@ FORMATS = ("PNG", "JPEG")
 CHUNK = 256  # images between two progress events
 T = TypeVar("T")
 _opening = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a long task has come; ``stage`` is "decoding", "rendering", "writing" or "checking"."""
-
-    stage: str
-    done: int
-    total: int
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddpmctl.data.images import PLACES, FoundImage, Progress, check_image, each_image, find_images
-from ddpmctl.data.lab import Lab, Problem, scan_lab
+from ddpmctl.data.folders import Lab, Problem, scan_lab
+from ddpmctl.data.images import PLACES, FoundImage, check_image, each_image, find_images
 from ddpmctl.errors import DataError
+from ddpmctl.progress import Progress
 
 __all__ = ["ConditionCount", "Problem", "Progress", "Summary", "verify_folder"]
 

@@ -3,43 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ddpmctl.report.grids import draw_sheet, save_gif, save_sheet
+from ddpmctl.grids import draw_sheet, save_gif, save_sheet
+from ddpmctl.sampling.trajectory import Moment, Way
 
 T = TypeVar("T")
 LONGEST_GIF = 60  # frames; more only makes the file large
-
-
-@dataclass(frozen=True)
-class Moment:
-    """One moment of sampling: uint8 pictures (rows, H, W, 3) of x_t, and of x0_hat where there is one yet."""
-
-    t: int
-    x_t: npt.NDArray[np.uint8]
-    x0_hat: npt.NDArray[np.uint8] | None
-
-
-@dataclass(frozen=True)
-class Way:
-    """The way of one picture from noise to image.
-
-    Attributes:
-        title: what stands left of it.
-        x_t: uint8 pictures (H, W, 3), from t = T to t = 0.
-        x0_hat: the same of x0_hat, None at the moment of pure noise.
-        notes: a text for each moment, such as a classifier's confidence in x0_hat; a comma begins a new line.
-    """
-
-    title: str
-    x_t: Sequence[npt.NDArray[np.uint8]]
-    x0_hat: Sequence[npt.NDArray[np.uint8] | None]
-    notes: Sequence[str]
 
 
 def save_denoise_grid(path: Path, times: Sequence[int], ways: Sequence[Way], *, columns: int, with_x0: bool = False) -> Path:

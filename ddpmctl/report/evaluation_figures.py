@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from ddpmctl.data.labels import CLASSES, COLOURS, SHAPES
 from ddpmctl.diffusion.schedules import Schedule
-from ddpmctl.engine.answers import Answers
-from ddpmctl.engine.sweeps import SweepPoint
-from ddpmctl.evaluator.misses import confusion, recall
+from ddpmctl.evaluation.misses import confusion, recall
+from ddpmctl.evaluation.results import Answers
+from ddpmctl.evaluation.sweep import SweepPoint
+from ddpmctl.labels import CLASSES, COLOURS, SHAPES
 from ddpmctl.report.figures import COLOURS as PALETTE
 from ddpmctl.report.figures import DASHES, MARKERS, save_figure
 

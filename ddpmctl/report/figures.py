@@ -8,8 +8,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from ddpmctl.comparison.recorded import FILES, Arm, Comparison
 from ddpmctl.config import Value
-from ddpmctl.engine.compare import FILES, Arm, Comparison
 from ddpmctl.files import atomic_write
 
 # Okabe & Ito's colours tell apart under colour blindness; markers and dashes without any colour.

@@ -14,10 +14,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from ddpmctl import __version__
-from ddpmctl.data.labels import CLASSES
-from ddpmctl.engine.answers import Answers
-from ddpmctl.evaluator.scores import THRESHOLD
+from ddpmctl.evaluation.results import Answers
+from ddpmctl.evaluation.scores import THRESHOLD
 from ddpmctl.files import atomic_write
+from ddpmctl.labels import CLASSES
 from ddpmctl.report.tables import Table
 
 

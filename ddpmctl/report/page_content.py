@@ -8,11 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ddpmctl import __version__
+from ddpmctl.comparison.verdict import Verdict
 from ddpmctl.diffusion.schedules import Schedule, make_schedule
-from ddpmctl.engine.answers import Answers
-from ddpmctl.engine.evaluate import Task
-from ddpmctl.engine.events import Judged
-from ddpmctl.engine.verdicts import Verdict
+from ddpmctl.evaluation.evaluate import Task
+from ddpmctl.evaluation.results import Answers, Judged
 from ddpmctl.report.evaluation_figures import save_class_bars, save_confusion, save_schedules
 from ddpmctl.report.page import Gallery, Page, PageFigure, galleries, write_page
 from ddpmctl.report.tables import Table, breakdown_tables

@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ddpmctl.engine.verdicts import Finding, Verdict, arm_interval
-from ddpmctl.evaluator.misses import Misses, account_for, breakdown, recall
+from ddpmctl.comparison.verdict import Finding, Verdict, arm_interval
+from ddpmctl.evaluation.misses import Misses, account_for, breakdown, recall
 from ddpmctl.files import atomic_write
 from ddpmctl.statistics.intervals import Interval, accuracy_interval
 
 if TYPE_CHECKING:
-    from ddpmctl.engine.answers import Answers
-    from ddpmctl.engine.evaluate import Task
-    from ddpmctl.engine.events import Failed, Judged
-    from ddpmctl.engine.selection import Selection
+    from ddpmctl.evaluation.evaluate import Task
+    from ddpmctl.evaluation.results import Answers, Failed, Judged
+    from ddpmctl.evaluation.selection import Selection
     from ddpmctl.statistics.tallies import Tally
 
 MISS_WORDS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ddpmctl.engine.verdicts import Finding, Verdict, arm_interval
+from ddpmctl.comparison.verdict import Finding, Verdict, arm_interval
 from ddpmctl.report.figures import COLOURS, MARKERS, save_figure
 from ddpmctl.statistics.intervals import Interval
 

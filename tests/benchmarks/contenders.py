@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from ddpmctl.config import PRESETS, Config, ModelConfig
 from ddpmctl.data.dataset import Dataset
+from ddpmctl.device import Machine, make_machine
 from ddpmctl.diffusion.denoiser import Diffusion
 from ddpmctl.diffusion.objectives import Prediction
 from ddpmctl.diffusion.samplers import SAMPLERS, sampler_times
-from ddpmctl.engine.machine import Machine, make_machine
-from ddpmctl.engine.trainer import Trainer
 from ddpmctl.nets.context_unet import ContextUnet
+from ddpmctl.training.trainer import Trainer
 
 PEER_LR = 1e-4
 

@@ -23,12 +23,12 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
+from ddpmctl.checkpoints.format import load_checkpoint, save_checkpoint
 from ddpmctl.config import Config
-from ddpmctl.data.lab import read_lab, scan_lab
-from ddpmctl.data.labels import INDEX
-from ddpmctl.engine.checkpoint import load_checkpoint, save_checkpoint
-from ddpmctl.engine.trainer import make_network
+from ddpmctl.data.folders import read_lab, scan_lab
 from ddpmctl.errors import DdpmctlError
+from ddpmctl.labels import INDEX
+from ddpmctl.training.trainer import make_network
 
 Fuzz = tuple[Callable[..., None], tuple[st.SearchStrategy[object], ...]]
 EXAMPLES = 300  # between two looks at the clock

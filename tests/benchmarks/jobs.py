@@ -18,20 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpmctl.checkpoints.format import load_checkpoint, save_checkpoint
 from ddpmctl.config import Config
 from ddpmctl.data.dataset import Dataset, load_conditions, load_dataset
+from ddpmctl.device import make_machine
 from ddpmctl.diffusion.denoiser import Diffusion
-from ddpmctl.engine.checkpoint import load_checkpoint, save_checkpoint
-from ddpmctl.engine.evaluate import Task, evaluate, painter_for
-from ddpmctl.engine.evaluator_training import EvaluatorTrained, train_evaluator
-from ddpmctl.engine.events import Judged
-from ddpmctl.engine.generate import Painter, label_tensor, requests_for
-from ddpmctl.engine.judge import Judgement, judge
-from ddpmctl.engine.machine import make_machine
-from ddpmctl.engine.trainer import make_network
-from ddpmctl.evaluator.classifiers import Evaluator, load_evaluator
-from ddpmctl.evaluator.misses import breakdown
-from ddpmctl.evaluator.scores import Score, pooled, score
+from ddpmctl.evaluation.classifier_training import EvaluatorTrained, train_evaluator
+from ddpmctl.evaluation.classifiers import Evaluator, load_evaluator
+from ddpmctl.evaluation.evaluate import Task, evaluate, painter_for
+from ddpmctl.evaluation.misses import breakdown
+from ddpmctl.evaluation.results import Judged
+from ddpmctl.evaluation.scores import Score, pooled, score
+from ddpmctl.evaluation.scoring import Judgement, judge
+from ddpmctl.sampling.pipeline import Painter, label_tensor, requests_for
+from ddpmctl.training.trainer import make_network
 from tests.benchmarks import startup
 from tests.benchmarks.contenders import Contender, diffusers_unet, lucidrains_unet, matmul_peak, now, ours, plain_report
 

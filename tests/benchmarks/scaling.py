@@ -26,14 +26,14 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ddpmctl.checkpoints.format import save_checkpoint
 from ddpmctl.config import PRESETS, Config
 from ddpmctl.data.dataset import Dataset
-from ddpmctl.engine.checkpoint import save_checkpoint
-from ddpmctl.engine.generate import Painter, requests_for
-from ddpmctl.engine.machine import make_machine
-from ddpmctl.engine.parallel import process_group
-from ddpmctl.engine.ranks import joined, without_teardown
-from ddpmctl.engine.trainer import Trainer, make_network
+from ddpmctl.device import make_machine
+from ddpmctl.distributed.ddp import process_group
+from ddpmctl.distributed.job import joined, without_teardown
+from ddpmctl.sampling.pipeline import Painter, requests_for
+from ddpmctl.training.trainer import Trainer, make_network
 from tests.benchmarks.jobs import benchmark_data
 
 REDUCED = (3_000_000, 10_000_000, 30_000_000)  # parameters

@@ -27,7 +27,7 @@ print(time.perf_counter() - start)
 """
 JUDGE = """
 import time, torch
-from ddpmctl.evaluator.classifiers import load_evaluator
+from ddpmctl.evaluation.classifiers import load_evaluator
 judge, images = load_evaluator(), torch.randn(512, 3, 64, 64).clamp(-1, 1)
 judge(images)
 start = time.perf_counter()

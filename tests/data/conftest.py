@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from ddpmctl.data.dataset import Dataset, load_dataset
-from ddpmctl.data.labels import INDEX
 from ddpmctl.errors import DataError
+from ddpmctl.labels import INDEX
 
 TRAIN = {
     "CLEVR_train_000000_0.png": ["red cube"],

@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from ddpmctl.data.cache import cache_folder
-from ddpmctl.data.dataset import Notice, Progress, load_dataset
+from ddpmctl.data.dataset import load_dataset
 from ddpmctl.errors import UsageError
 from ddpmctl.files import atomic_write, sha256_file
+from ddpmctl.progress import Notice, Progress
 
 from .conftest import entry, finish, flip, load, picture
 

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpmctl.data import lab
-from ddpmctl.data.dataset import Progress, load_conditions, load_dataset
+from ddpmctl.data import folders as lab
+from ddpmctl.data.dataset import load_conditions, load_dataset
 from ddpmctl.data.images import decode_image
-from ddpmctl.data.labels import multi_hot
 from ddpmctl.data.verify import verify_folder
 from ddpmctl.errors import DataError
+from ddpmctl.labels import multi_hot
+from ddpmctl.progress import Progress
 
 from .conftest import TRAIN, finish, load, make_folder, picture, posix, write_json
 

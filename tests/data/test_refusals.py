@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from ddpmctl.data import lab
+from ddpmctl.data import folders as lab
 from ddpmctl.data.dataset import load_conditions
-from ddpmctl.data.lab import read_json
-from ddpmctl.data.labels import CLASSES, INDEX
+from ddpmctl.data.folders import read_json
 from ddpmctl.errors import DataError, UsageError
+from ddpmctl.labels import CLASSES, INDEX
 
 from .conftest import SWAPPED, TRAIN, load, picture, posix, problem_of, write_json
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpmctl.data import benchmark
-from ddpmctl.data.dataset import Progress, load_conditions, load_dataset
+from ddpmctl.benchmark import embedded as benchmark
+from ddpmctl.benchmark.writer import write_benchmark
+from ddpmctl.data.dataset import load_conditions, load_dataset
 from ddpmctl.data.verify import Problem, Summary, verify_folder
-from ddpmctl.data.writer import write_benchmark
 from ddpmctl.errors import UsageError
+from ddpmctl.progress import Progress
 
 from .conftest import SWAPPED, TRAIN, entry, finish, flip, load, picture, write_json
 

@@ -12,10 +12,10 @@ import torch
 
 from ddpmctl.config import Config
 from ddpmctl.data.dataset import Dataset, load_dataset
-from ddpmctl.engine.machine import make_machine
-from ddpmctl.engine.parallel import process_group
-from ddpmctl.engine.ranks import joined
-from ddpmctl.engine.trainer import Trainer
+from ddpmctl.device import make_machine
+from ddpmctl.distributed.ddp import process_group
+from ddpmctl.distributed.job import joined
+from ddpmctl.training.trainer import Trainer
 
 COMMON = {"batch_size": 8, "epochs": 100, "timesteps": 20, "precision": "fp32", "device": "cpu", "threads": 1}
 RECIPES: dict[str, dict[str, object]] = {

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ddpmctl.config import MachineConfig
-from ddpmctl.engine.machine import make_machine
-from ddpmctl.engine.ranks import split
+from ddpmctl.device import make_machine
+from ddpmctl.distributed.job import split
 from ddpmctl.errors import UsageError
 
 from ..conftest import TINY, ddpmctl
@@ -36,11 +36,11 @@ def test_the_same_command_twice_is_one_run(tmp_path: Path) -> None:
 
 def test_a_stopped_run_is_gone_on_with(run: Path, tmp_path: Path) -> None:
     """Its first half is a run of its own settings that was stopped after an epoch: what the state of a killed one looks like."""
-    from ddpmctl.engine.checkpoint import load_tensors
+    from ddpmctl.checkpoints.format import load_tensors
 
     command = ["train", *TINY, "--epochs", "2", "--scenes", "4", "--runs-dir", str(tmp_path), "--exist-ok", "resume"]
     code = (
-        "import sys; from ddpmctl.engine import train\ninner = train._end_epoch\n"
+        "import sys; from ddpmctl.training import loop as train\ninner = train._end_epoch\n"
         "def dying(trainer):\n    event = inner(trainer)\n    import os, signal\n    os.kill(os.getpid(), signal.SIGTERM)\n    return event\n"
         "train._end_epoch = dying\nsys.argv = ['ddpmctl', *sys.argv[1:]]\nfrom ddpmctl.cli.app import main\nmain()"
     )
@@ -84,7 +84,7 @@ def test_one_process_loads_nothing_for_several(tmp_path: Path) -> None:
         out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100).stdout
         loaded.append(set(json.loads(out.splitlines()[-1])))
     assert loaded[1] - loaded[0] <= {"torch.distributed.algorithms"}, loaded[1] - loaded[0]
-    assert "ddpmctl.engine.parallel" not in loaded[1]
+    assert "ddpmctl.distributed.ddp" not in loaded[1]
 
 
 @pytest.mark.parametrize(("device", "local", "words"), [("cuda", 97, "'cuda:97' is not here"), ("cuda:0", 1, "give --device cuda")])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import ddpmctl as package
-from ddpmctl.engine.checkpoint import load_tensors
+from ddpmctl.checkpoints.format import load_tensors
 
 from ..conftest import TINY, ddpmctl
 from ..survival.kills import RECIPE, differences

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch.distributed as dist
 
-from ddpmctl.engine.ranks import meeting
+from ddpmctl.distributed.job import meeting
 
 from .launch import several
 

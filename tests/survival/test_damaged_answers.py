@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddpmctl.engine.answers import Answers, keep_answers, kept_answers
+from ddpmctl.evaluation.result_cache import keep_answers, kept_answers
+from ddpmctl.evaluation.results import Answers
 
 
 def test_every_flipped_bit_in_kept_answers_is_detected_or_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpmctl.data.tensor_files import open_tensors
-from ddpmctl.engine.checkpoint import load_checkpoint
+from ddpmctl.checkpoints.format import load_checkpoint
+from ddpmctl.checkpoints.untrusted import open_tensors
 from ddpmctl.errors import DdpmctlError
 
 from ..test_cli_errors import refused
@@ -166,7 +166,7 @@ def test_a_hostile_file_takes_no_memory_to_speak_of(sound: bytes, tmp_path: Path
     for name, kind in enumerate(("a terabyte in one opcode", "an index of four thousand million", "lists of lists of lists", "a compressed bomb")):
         (tmp_path / f"{name}.pth").write_bytes(HOSTILE[kind](sound))
     code = (
-        "import resource, sys, time\nfrom pathlib import Path\nfrom ddpmctl.engine.checkpoint import load_checkpoint\n"
+        "import resource, sys, time\nfrom pathlib import Path\nfrom ddpmctl.checkpoints.format import load_checkpoint\n"
         "from ddpmctl.errors import DataError\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nstart = time.perf_counter()\n"
         "for path in sorted(Path(sys.argv[1]).glob('*.pth')):\n    try:\n        load_checkpoint(path)\n    except DataError:\n        print('refused')\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.perf_counter() - start)"

@@ -12,14 +12,14 @@ from typing import TypeVar
 import pytest
 import torch
 
+from ddpmctl.checkpoints.format import load_tensors, save_tensors
 from ddpmctl.config import Config
 from ddpmctl.data.dataset import Dataset, load_dataset
-from ddpmctl.engine.checkpoint import load_tensors, save_tensors
-from ddpmctl.engine.log import RunLog
-from ddpmctl.engine.machine import make_machine
-from ddpmctl.engine.runs import Run, create_run
-from ddpmctl.engine.train import _recipe_changes, save_state
-from ddpmctl.engine.trainer import Trainer
+from ddpmctl.device import make_machine
+from ddpmctl.training.log import RunLog
+from ddpmctl.training.loop import _recipe_changes, save_state
+from ddpmctl.training.run_folder import Run, create_run
+from ddpmctl.training.trainer import Trainer
 
 from ..conftest import TINY, ddpmctl, train
 from ..test_cli_errors import refused
@@ -76,9 +76,9 @@ def test_k_steps_a_stop_and_the_rest_are_all_the_steps_byte_for_byte(name: str, 
 
 def test_a_stop_at_the_last_step_of_an_epoch_that_is_logged_too_loses_no_epoch(tmp_path: Path) -> None:
     """50 images in batches of one: the logged step and the epoch's end fall together."""
-    from ddpmctl.engine.train import make_plan
-    from ddpmctl.engine.train import train as training
-    from ddpmctl.evaluator.classifiers import load_evaluator
+    from ddpmctl.evaluation.classifiers import load_evaluator
+    from ddpmctl.training.loop import make_plan
+    from ddpmctl.training.loop import train as training
 
     data = result_of(load_dataset(None, scenes=17))
     data = Dataset(data.name, data.key, data.images[:50], data.labels[:50], data.conditions, None)

@@ -17,13 +17,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ddpmctl.checkpoints.format import load_checkpoint, load_tensors
 from ddpmctl.config import Config
-from ddpmctl.engine.checkpoint import load_checkpoint, load_tensors
-from ddpmctl.engine.generate import Painter, pictures, requests_for
-from ddpmctl.engine.machine import make_machine
-from ddpmctl.engine.runs import Run
-from ddpmctl.engine.trainer import Trainer
+from ddpmctl.device import make_machine
 from ddpmctl.errors import UsageError
+from ddpmctl.sampling.pipeline import Painter, pictures, requests_for
+from ddpmctl.training.run_folder import Run
+from ddpmctl.training.trainer import Trainer
 
 from ..conftest import TINY, ddpmctl, train
 from ..test_cli_errors import refused

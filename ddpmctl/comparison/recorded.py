@@ -1,0 +1,191 @@
+"""Comparison of runs: what they were set to do, and how they did, side by side."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddpmctl.checkpoints.format import recorded_in_name
+from ddpmctl.config import Value, settings
+from ddpmctl.errors import DataError, UsageError
+from ddpmctl.training.run_folder import Run, find_checkpoints
+
+FILES = ("test", "new_test")
+IGNORED = frozenset({"seed", "device", "threads", *(setting.name for setting in settings("run"))})  # named apart, or no part of the recipe
+
+SAMPLING = tuple(setting.name for setting in settings("sampling"))
+
+
+class NothingRecorded(DataError):
+    """A run or folder is sound and holds no score."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation; what a report-style file name does not record is NaN."""
+
+    epoch: int
+    loss: float
+    accuracy: dict[str, float]
+    exact: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run, or one folder of report-style checkpoints, whose only record is the file names.
+
+    Attributes:
+        settings: flat settings, or None where nothing records them.
+        points: evaluations by rising epoch.
+        evaluators: hashes of the classifiers that gave the scores; empty where unknown.
+    """
+
+    name: str
+    settings: dict[str, Value] | None
+    points: tuple[Point, ...]
+    evaluators: frozenset[str]
+
+    def at(self, epoch: int | None) -> Point | None:
+        """Return the last evaluation at or before an epoch; None where there is none, or no epoch."""
+        if epoch is None:
+            return None
+        before = [point for point in self.points if point.epoch <= epoch]
+        return before[-1] if before else None
+
+    def best(self, file: str) -> Point:
+        """Return the evaluation with the highest accuracy on a condition file, the earlier one of equals."""
+        return max(self.points, key=lambda point: (_known(point.accuracy[file]), -point.epoch))
+
+    def last_mean(self, file: str, count: int) -> tuple[float, float]:
+        """Return mean and standard deviation over the last ``count`` evaluations; NaN for the latter where there is one."""
+        values = [point.accuracy[file] for point in self.points[-count:]]
+        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms and what is common to them.
+
+    Attributes:
+        differing: {setting: one value per arm} for every setting that is not the same everywhere.
+        epoch: the common epoch at which the arms are set side by side; None where there is none.
+        last: evaluations that the mean is taken over.
+        warnings: why a difference may mean less than it seems.
+    """
+
+    arms: tuple[Arm, ...]
+    differing: dict[str, tuple[Value, ...]]
+    epoch: int | None
+    last: int
+    warnings: tuple[str, ...]
+
+
+def compare(paths: Sequence[Path], *, at_epoch: int | None = None, last: int = 10) -> Comparison:
+    """Set runs, or folders of report-style checkpoints, side by side.
+
+    Args:
+        paths: two or more folders.
+        at_epoch: the epoch to compare at; None: the last that every arm has reached.
+        last: evaluations that mean and standard deviation are taken over.
+
+    Raises:
+        UsageError: fewer than two paths, the same path twice, or an epoch before an arm's first evaluation.
+        NothingRecorded: a folder holds no evaluation.
+        DataError: what a folder records is damaged.
+    """
+    if len(paths) < 2:
+        raise UsageError("compare: name two or more runs or folders of checkpoints")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UsageError("compare: the same folder is named twice")
+    arms = tuple(load_arm(path, name) for path, name in zip(paths, short_names(paths), strict=True))
+    for arm in arms:
+        if at_epoch is not None and arm.at(at_epoch) is None:
+            raise UsageError(f"--at-epoch {at_epoch}: the first evaluation of {arm.name} is at epoch {arm.points[0].epoch}")
+    common: int | None = min(arm.points[-1].epoch for arm in arms)
+    warnings = _warnings(arms)
+    if at_epoch is None and any(arm.at(common) is None for arm in arms):
+        common, warnings = None, (*warnings, "the runs were never scored at a common epoch, so there is none to compare them at")
+    if at_epoch is not None and (short := [arm.name for arm in arms if arm.points[-1].epoch < at_epoch]):
+        warnings = (*warnings, f"the last evaluation before epoch {at_epoch} is an earlier one in {', '.join(short)}; its epoch stands beside it")
+    return Comparison(arms, _differing(arms), at_epoch if at_epoch is not None else common, last, warnings)
+
+
+def refuse_unlike(comparison: Comparison) -> None:
+    """Refuse recorded scores that were not taken alike.
+
+    Raises:
+        UsageError: evaluators or ways of sampling differ; names them.
+    """
+    evaluators = {arm.name: sorted(digest[:12] for digest in arm.evaluators) for arm in comparison.arms if arm.evaluators}
+    unlike = [f"{name} {' against '.join(map(str, comparison.differing[name]))}" for name in SAMPLING if name in comparison.differing]
+    if len({tuple(found) for found in evaluators.values()}) > 1:
+        unlike.insert(0, "evaluators " + " against ".join("/".join(found) for found in evaluators.values()))
+    if unlike:
+        raise UsageError(f"compare: the recorded scores were not taken alike ({'; '.join(unlike)}); leave out --recorded to score anew, or add --anyway")
+
+
+def load_arm(path: Path, name: str) -> Arm:
+    """Return the evaluations that a run, or the file names in a folder of checkpoints, record.
+
+    Raises:
+        UsageError: there is no such folder.
+        NothingRecorded: it records no evaluation.
+        DataError: what it records is damaged.
+    """
+    run = Run(path)
+    if run.config_file.is_file():
+        rows = run.results()
+        points = [_point(path, row) for row in rows]  # checks every row
+        # A run may have scored an epoch twice (stopped and resumed): the later row stands.
+        unique = {point.epoch: point for point in points}
+        settings: dict[str, Value] | None = run.config().flat()
+        evaluators = frozenset(row["evaluator"] for row in rows)
+    else:
+        recorded = [recorded_in_name(file) for file in find_checkpoints(path)]
+        named = [Point(int(r.pop("epoch")), math.nan, r, dict.fromkeys(FILES, math.nan)) for r in recorded if r]
+        unique, settings, evaluators = {point.epoch: point for point in named}, None, frozenset()
+    if not unique:
+        raise NothingRecorded(f"{path}: records no evaluation (neither in results.csv nor in names such as epoch315_0.625_0.619.pth)")
+    return Arm(name, settings, tuple(unique[epoch] for epoch in sorted(unique)), evaluators)
+
+
+def _point(path: Path, row: dict[str, str]) -> Point:
+    try:
+        accuracy = {name: float(row[name]) for name in FILES}
+        exact = {name: float(row[f"{name}_exact"]) for name in FILES}
+        point = Point(int(row["epoch"]), float(row["loss"]), accuracy, exact)
+        if point.epoch < 1 or not all(0 <= value <= 1 for value in accuracy.values()) or None in row or not row["evaluator"]:
+            raise ValueError
+        return point
+    except (KeyError, TypeError, ValueError):
+        raise DataError(f"{path / 'results.csv'}: a row is not in the form that train writes: {row}") from None
+
+
+def _known(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Return the folders' own names, or the paths as they were given where those are not unique."""
+    names = [path.resolve().name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def _differing(arms: Sequence[Arm]) -> dict[str, tuple[Value, ...]]:
+    known = [arm.settings for arm in arms if arm.settings is not None]
+    if len(known) < 2:
+        return {}
+    names = [name for name in known[0] if name not in IGNORED and len({repr(settings[name]) for settings in known}) > 1]
+    return {name: tuple("unknown" if arm.settings is None else arm.settings[name] for arm in arms) for name in names}
+
+
+def _warnings(arms: Sequence[Arm]) -> tuple[str, ...]:
+    warnings = []
+    if len(frozenset().union(*(arm.evaluators for arm in arms))) > 1:
+        warnings.append("the scores come from different evaluators and cannot be compared")
+    if any(arm.settings is None for arm in arms):
+        warnings.append("scores read from file names are single draws by an unknown evaluator")
+    return tuple(warnings)

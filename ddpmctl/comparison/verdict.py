@@ -1,0 +1,227 @@
+"""Which arm is better, by how much, and whether that can be told: arms judged on the same conditions and the same noise."""
+
+from __future__ import annotations
+
+import collections.abc
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ddpmctl.checkpoints.format import load_checkpoint
+from ddpmctl.comparison.recorded import IGNORED
+from ddpmctl.config import Value
+from ddpmctl.errors import DdpmctlError, UsageError
+from ddpmctl.evaluation.evaluate import Task, evaluate, used_config
+from ddpmctl.evaluation.results import EvaluationEvent, Judged, pooled_tally
+from ddpmctl.statistics.contrasts import Contrast, contrast, holm
+from ddpmctl.statistics.intervals import Interval, accuracy_interval
+from ddpmctl.statistics.tallies import Tally
+from ddpmctl.training.run_folder import Run, epoch_in_name, find_checkpoints
+
+SIGNIFICANT = 0.05
+WORTH_SEEING = 0.05  # the difference for which advice is given: 5 points
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A checkpoint that takes part, under the name of its run or folder."""
+
+    name: str
+    checkpoint: Path
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Checkpoints alike in all but the seed of their training.
+
+    Attributes:
+        settings: those that are not the same in all arms.
+    """
+
+    name: str
+    rows: tuple[Judged, ...]
+    settings: Mapping[str, Value] = field(default_factory=dict)
+
+    def tallies(self, files: Sequence[str]) -> list[Tally]:
+        """Return the hits of each checkpoint, over some condition files."""
+        return [pooled_tally(row.answers, files) for row in self.rows]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A contrast of arms with a name, and its p-value adjusted for the others of its family (Holm)."""
+
+    name: str
+    contrast: Contrast
+    p_adjusted: float
+
+    @property
+    def told(self) -> bool:
+        """Whether a difference can be told."""
+        return self.p_adjusted < SIGNIFICANT
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All that a comparison found.
+
+    Attributes:
+        files: the condition files that the contrasts pool.
+        pairs: (first arm, second arm, finding) for every pair.
+        effects: main effects and interaction, where two factors of two levels are crossed.
+    """
+
+    arms: tuple[Arm, ...]
+    files: tuple[str, ...]
+    pairs: tuple[tuple[Arm, Arm, Finding], ...]
+    effects: tuple[Finding, ...]
+
+    def sentences(self) -> Iterator[str]:
+        """Yield the verdict on each pair in plain words."""
+        for first, second, finding in self.pairs:
+            yield in_words(first, second, finding)
+
+
+def candidate(path: Path, name: str, at_epoch: int | None = None) -> Candidate:
+    """Return what stands for a run, or a folder of checkpoints: its last checkpoint, or the last at or before an epoch.
+
+    Raises:
+        UsageError: there is none.
+    """
+    run = Run(path)
+    files = find_checkpoints(path)
+    if at_epoch is not None:
+        files = [file for file in files if epoch_in_name(file) <= at_epoch]
+        if not files:
+            raise UsageError(f"--at-epoch {at_epoch}: {path} holds no checkpoint of that epoch or an earlier one")
+    latest = run.pointer("latest") if at_epoch is None else None
+    return Candidate(name, latest or files[-1])
+
+
+def judge_arms(candidates: Sequence[Candidate], task: Task, *, anyway: bool = False) -> collections.abc.Generator[EvaluationEvent, None, list[Arm]]:
+    """Judge every candidate on the task's conditions and return the arms that they form.
+
+    Runs with the same settings but for the seed are one arm. A candidate whose weights do not load is told of by ``Failed`` and left out.
+    That all pictures are made alike is looked at before the first one is made.
+
+    Raises:
+        UsageError: the pictures would be made in different ways, and ``anyway`` does not allow it.
+    """
+    if not anyway:
+        _check_alike([entry.checkpoint for entry in candidates], task)
+    by_path = {entry.checkpoint: entry for entry in candidates}
+    judged: list[tuple[Candidate, Judged]] = []
+    for event in evaluate([entry.checkpoint for entry in candidates], task):
+        if isinstance(event, Judged):
+            judged.append((by_path[event.path], event))
+        else:
+            yield event
+    return _arms(judged)
+
+
+def verdict(arms: Sequence[Arm], files: Sequence[str]) -> Verdict:
+    """Return every pair's difference, and the effects of two crossed factors, over some condition files."""
+    tallies = [arm.tallies(files) for arm in arms]
+    pairs = list(itertools.combinations(range(len(arms)), 2))
+    differences = [contrast(tallies, [float(k == i) - float(k == j) for k in range(len(arms))]) for i, j in pairs]
+    adjusted = holm([difference.p for difference in differences])
+    found = [
+        (arms[i], arms[j], Finding(f"{arms[i].name} - {arms[j].name}", difference, p))
+        for (i, j), difference, p in zip(pairs, differences, adjusted, strict=True)
+    ]
+    return Verdict(tuple(arms), tuple(files), tuple(found), tuple(_effects(arms, tallies)))
+
+
+def arm_interval(arm: Arm, files: Sequence[str]) -> Interval:
+    """Return an arm's accuracy with its interval over conditions; of several checkpoints, that of their mean answers."""
+    tallies = arm.tallies(files)
+    return accuracy_interval(Tally(np.concatenate([tally.hits for tally in tallies], axis=1), tallies[0].labels))
+
+
+def in_words(first: Arm, second: Arm, finding: Finding) -> str:
+    """Return one pair's verdict: which is better by how much, or that nothing can be told and what would tell."""
+    found, spread = finding.contrast, finding.contrast.spread
+    better, worse = (first, second) if found.estimate >= 0 else (second, first)
+    low, high = sorted((found.interval.low, found.interval.high) if found.estimate >= 0 else (-found.interval.low, -found.interval.high))
+    figures = f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}, p = {finding.p_adjusted:.2g}"
+    points = f"{abs(100 * found.estimate):.1f} points"
+    if finding.told:
+        text = f"{better.name} is better than {worse.name} by {points} ({figures})."
+    else:
+        ahead = f"{better.name} is ahead by {points}" if found.estimate else "they are level"
+        text = (
+            f"Nothing can be told between {first.name} and {second.name}: {ahead} ({figures}). "
+            f"A difference of {100 * spread.detectable():.1f} points would have been seen in 80 of 100 such comparisons"
+        )
+        text += f"; {_advice(first, second, finding)}." if spread.detectable() > WORTH_SEEING else "."
+    if not spread.seeds_df:
+        text += " This is about these checkpoints: what another training seed would change is unknown."
+    return text
+
+
+def _advice(first: Arm, second: Arm, finding: Finding) -> str:
+    spread, points = finding.contrast.spread, f"{100 * WORTH_SEEING:.0f} points"
+    repeats = spread.repeats_for(WORTH_SEEING)
+    if repeats is not None:
+        return f"{points} need --repeats {repeats} (here {spread.repeats})"
+    if spread.repeats == 1:
+        return f"what {points} need is told from --repeats 2 on"
+    seeds = spread.seeds_for(WORTH_SEEING) if spread.seeds_df else None
+    if seeds is not None:
+        return f"{points} need {seeds} training seeds in each arm (here {len(first.rows)} and {len(second.rows)})"
+    return f"no number of repeats shows {points} on these conditions: take more conditions" + (" and training seeds" if spread.seeds_df else "")
+
+
+def _check_alike(paths: Sequence[Path], task: Task) -> None:
+    used: list[tuple[Path, dict[str, Value]]] = []
+    for path in paths:
+        with contextlib.suppress(DdpmctlError):  # a file that cannot be used is told of when its turn comes
+            used.append((path, asdict(used_config(load_checkpoint(path, task.assume), task).sampling)))
+    for path, sampling in used[1:]:
+        first, other = used[0][1], used[0][0]
+        differing = [f"{name.replace('_', '-')} {first[name]} against {sampling[name]}" for name in first if first[name] != sampling[name]]
+        if differing:
+            raise UsageError(
+                f"compare: {other} and {path} make their pictures in different ways ({', '.join(differing)}); "
+                "give both the same, such as --sampler dpm++2m --guidance 2, or allow it with --anyway"
+            )
+
+
+def _arms(judged: Sequence[tuple[Candidate, Judged]]) -> list[Arm]:
+    """Return the arms; where one has several runs, all of which the settings are known are named by what differs, else by their folders."""
+    settings = [None if row.foreign else row.config.flat() for _, row in judged]
+    known = [own for own in settings if own is not None]
+    names = [name for name in (known[0] if known else ()) if name not in IGNORED and len({own[name] for own in known}) > 1]
+    groups: dict[object, list[tuple[Candidate, Judged]]] = {}
+    for (entry, row), own in zip(judged, settings, strict=True):
+        groups.setdefault(entry.name if own is None else tuple(own[name] for name in names), []).append((entry, row))
+    replicated = any(len(members) > 1 for members in groups.values())
+    arms = []
+    for members in groups.values():
+        entry, first = members[0]
+        differing = {} if first.foreign else {name: first.config.flat()[name] for name in names}
+        title = ", ".join(f"{name}={value}" for name, value in differing.items()) if replicated and differing else entry.name
+        arms.append(Arm(title, tuple(row for _, row in members), differing))
+    return arms
+
+
+def _effects(arms: Sequence[Arm], tallies: Sequence[Sequence[Tally]]) -> list[Finding]:
+    """Return main effects and interaction where the arms are the four cells of two settings with two values each."""
+    levels = {name: sorted({arm.settings.get(name) for arm in arms}, key=str) for name in arms[0].settings}
+    if len(arms) != 4 or [len(values) for values in levels.values()] != [2, 2]:
+        return []
+    signs = [tuple(1 if arm.settings[name] == values[0] else -1 for name, values in levels.items()) for arm in arms]
+    if len(set(signs)) < len(arms):
+        return []
+    (first, (a, b)), (second, (c, d)) = levels.items()
+    weights = {
+        f"{first}: {a} - {b}": [one / 2 for one, _ in signs],
+        f"{second}: {c} - {d}": [other / 2 for _, other in signs],
+        f"interaction: {first} {a} - {b}, with {second} {c} against {d}": [float(one * other) for one, other in signs],
+    }
+    found = [contrast(tallies, chosen) for chosen in weights.values()]
+    return [Finding(title, one, p) for title, one, p in zip(weights, found, holm([one.p for one in found]), strict=True)]

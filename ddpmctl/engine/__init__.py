@@ -1,1 +1,0 @@
-"""Training, sampling, evaluation and comparison; everything here yields events and prints nothing."""

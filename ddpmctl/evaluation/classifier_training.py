@@ -1,0 +1,223 @@
+"""Training the classifier that comes with the program, from fresh renders alone."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddpmctl.benchmark.raycast import render
+from ddpmctl.benchmark.scenes import OBJECTS, SIDE, Scenes, draw_scenes
+from ddpmctl.checkpoints.format import save_tensors
+from ddpmctl.config import MachineConfig
+from ddpmctl.device import Machine, make_machine
+from ddpmctl.diffusion.randomness import derived_seed, generator
+from ddpmctl.errors import UsageError
+from ddpmctl.evaluation.classifiers import FORMAT, CompactClassifier, Evaluator, lab_network, load_evaluator
+from ddpmctl.evaluation.scores import Score, score
+from ddpmctl.labels import CLASSES
+from ddpmctl.progress import Progress
+
+# The embedded benchmark is seed 0; the scenes seen here and those of the check come from seeds of their own, 2^32 apart.
+SEEN_SEEDS = 2**32
+CHECK_SEEDS = 2 * 2**32
+
+SCENES, STEPS, BATCH = 12_000, 2_400, 128
+CHECK_SCENES = 2_000
+LEARNING_RATE = {"compact": 3e-3, "resnet18": 1e-3}  # by network
+NETWORKS = tuple(LEARNING_RATE)
+WARM_UP = 100  # steps
+WEIGHT_DECAY = 0.01
+LOG_EVERY = 50  # steps
+
+SHIFT = 4  # pixels
+LIGHT = 0.1  # of the range -1 to 1, and of the contrast
+BLUR = 0.6  # of a 3x3 box
+NOISE = 0.06  # standard deviation, of the range -1 to 1
+
+
+@dataclass(frozen=True)
+class EvaluatorStep:
+    """One logged step; ``loss`` is the mean binary cross-entropy since the last logged one."""
+
+    step: int
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EvaluatorTrained:
+    """The classifier is on disk.
+
+    Attributes:
+        scores: on fresh renders, by the number of objects in them (1, 2, 3).
+    """
+
+    path: Path
+    loss: float
+    seconds: float
+    scores: dict[int, Score]
+
+
+EvaluatorEvent = Progress | EvaluatorStep | EvaluatorTrained
+
+
+def train_evaluator(
+    out: Path, *, network: str = "compact", steps: int = STEPS, scenes: int = SCENES, batch: int = BATCH,
+    check_scenes: int = CHECK_SCENES, seed: int = 0, machine: Machine | None = None,
+) -> Iterator[EvaluatorEvent]:  # fmt: skip
+    """Train a classifier on fresh renders, write it to ``out``, and check it on others.
+
+    The defaults are those of the file that comes with the program: some fifteen minutes on two cores.
+
+    Args:
+        out: the file to write.
+        network: "compact", or "resnet18" for a second opinion: the lab's network, written in the lab's format.
+        steps: of the optimiser; the learning rate warms up and falls to nothing over them.
+        scenes: rendered once, three images each (12,288 bytes an image).
+        batch: images to a step.
+        check_scenes: scenes of the check, three images each.
+        seed: of scenes, weights, order and augmentation.
+        machine: where the training happens; None for what is there.
+
+    Raises:
+        UsageError: ``out`` cannot be written to, or no such network.
+    """
+    if network not in NETWORKS:
+        raise UsageError(f"--network: {network!r} is none of {', '.join(NETWORKS)}")
+    machine = machine or make_machine(MachineConfig())
+    start = time.perf_counter()
+    drawn = draw_scenes(scenes, seed=SEEN_SEEDS + seed % SEEN_SEEDS, triples="any")
+    images = yield from _render(drawn)
+    labels = _labels(drawn)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(seed, "evaluator weights"))
+        net = _new_network(network)
+    net = net.to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    loss = math.nan
+    for event in _fit(net, images, labels, lr=LEARNING_RATE[network], steps=steps, batch=batch, seed=seed, machine=machine):
+        yield event
+        loss = event.loss if isinstance(event, EvaluatorStep) else loss
+    weights = {name: value.half() if value.ndim == 4 else value for name, value in net.cpu().state_dict().items()}
+    known = {"network": network, "steps": steps, "scenes": scenes, "batch": batch, "seed": seed, "loss": loss}
+    if network == "compact":
+        save_tensors(out, {"format": FORMAT, "known": known, "weights": weights})
+    else:
+        save_tensors(out, {"model": weights, "known": known})
+    yield EvaluatorTrained(out, loss, time.perf_counter() - start, check_evaluator(load_evaluator(out), check_scenes, seed=seed))
+
+
+def _new_network(name: str) -> nn.Module:
+    """Return a network from images to logits, with random weights."""
+    if name == "compact":
+        return CompactClassifier()
+    net = lab_network()
+    # The loss takes logits. Sigmoids have no weights, so the file fits the lab's network all the same.
+    net.fc = nn.Sequential(nn.Linear(512, len(CLASSES)), nn.Identity())
+    return net
+
+
+def check_evaluator(evaluator: Evaluator, scenes: int = CHECK_SCENES, *, seed: int = 0) -> dict[int, Score]:
+    """Return the scores on ``scenes`` fresh renders of 1 object, as many of 2, and as many of 3.
+
+    Their scenes are neither those of the embedded benchmark nor those that :func:`train_evaluator` renders, whatever the seed.
+    """
+    drawn = draw_scenes(scenes, seed=CHECK_SEEDS + seed % SEEN_SEEDS, triples="any")
+    answers = torch.cat([evaluator(_centred(torch.from_numpy(part).flatten(0, 1).permute(0, 3, 1, 2))) for part in render(drawn)])
+    labels = _labels(drawn)
+    return {count: score(answers[count - 1 :: OBJECTS], labels[count - 1 :: OBJECTS]) for count in range(1, OBJECTS + 1)}
+
+
+def _render(scenes: Scenes) -> Generator[Progress, None, Tensor]:
+    """Render all frames; returns uint8 (3 N, 3, 64, 64), the frames of a scene side by side."""
+    total = OBJECTS * len(scenes)
+    images = np.empty((total, 3, SIDE, SIDE), dtype=np.uint8)
+    done = 0
+    for part in render(scenes):
+        flat = part.reshape(-1, SIDE, SIDE, 3)
+        images[done : done + len(flat)] = flat.transpose(0, 3, 1, 2)
+        done += len(flat)
+        yield Progress("rendering", done, total)
+    return torch.from_numpy(images)
+
+
+def _labels(scenes: Scenes) -> Tensor:
+    """Return the multi-hot labels of all frames, float32 (3 N, 24)."""
+    added = F.one_hot(torch.from_numpy(scenes.classes), len(CLASSES))  # (N, 3, 24)
+    return added.cumsum(dim=1).flatten(0, 1).float()
+
+
+def _fit(
+    net: nn.Module, images: Tensor, labels: Tensor, *, lr: float, steps: int, batch: int, seed: int, machine: Machine
+) -> Iterator[Progress | EvaluatorStep]:
+    """Train in place: AdamW on the binary cross-entropy."""
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2)
+    random = generator(seed, "evaluator training")
+    start, losses = time.perf_counter(), torch.zeros((), device=machine.device)
+    net.train()
+    for step, chosen in zip(range(1, steps + 1), _batches(labels.sum(1).long(), batch, random), strict=False):
+        pictures = augment(_centred(images[chosen]), random).to(machine.device).contiguous(memory_format=torch.channels_last)
+        with machine.autocast():
+            logits = net(pictures)
+        loss = F.binary_cross_entropy_with_logits(logits.float(), labels[chosen].to(machine.device))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        rate.step()
+        losses += loss.detach()
+        since = step % LOG_EVERY or LOG_EVERY
+        if since == LOG_EVERY or step == steps:
+            yield EvaluatorStep(step, losses.item() / since, time.perf_counter() - start)
+            losses.zero_()
+        yield Progress("training", step, steps)
+
+
+def _batches(objects: Tensor, batch: int, random: torch.Generator) -> Iterator[Tensor]:
+    """Yield index batches, one shuffled pass over the images after the other; what is left of a pass is dropped.
+
+    An image of k objects comes k times in a pass: in the full ones objects hide each other, and there the errors are.
+    """
+    pool = torch.arange(len(objects)).repeat_interleave(objects)
+    for _ in itertools.count():
+        order = pool[torch.randperm(len(pool), generator=random)]
+        yield from torch.split(order, batch)[: max(1, len(pool) // batch)]
+
+
+def augment(images: Tensor, random: torch.Generator) -> Tensor:
+    """Return images as a generator might have made them: mirrored, moved, lit otherwise, a little blurred, a little noisy.
+
+    Hue and size stay, since they tell classes apart.
+
+    Args:
+        images: (B, 3, 64, 64) in [-1, 1].
+        random: draws everything, in this order.
+    """
+
+    def draw() -> Tensor:
+        return torch.rand(len(images), 1, 1, 1, generator=random)
+
+    x = torch.where(draw() < 0.5, images.flip(3), images)
+    down, right = torch.randint(2 * SHIFT + 1, (2,), generator=random).tolist()
+    x = F.pad(x, (SHIFT,) * 4, mode="replicate")[:, :, down : down + SIDE, right : right + SIDE]
+    x = x * (1 + LIGHT * (2 * draw() - 1)) + LIGHT * (2 * draw() - 1)
+    blurred = F.avg_pool2d(F.pad(x, (1,) * 4, mode="replicate"), 3, 1)
+    x = torch.lerp(x, blurred, BLUR * draw() * (draw() < 0.3))
+    noise = torch.randn(x.shape, generator=random)
+    return (x + NOISE * draw() * (draw() < 0.5) * noise).clamp(-1, 1)
+
+
+def _centred(images: Tensor) -> Tensor:
+    """Return uint8 images as float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+__all__ = ["NETWORKS", "EvaluatorEvent", "EvaluatorStep", "EvaluatorTrained", "augment", "check_evaluator", "train_evaluator"]

@@ -1,0 +1,55 @@
+"""One sampling setting through several values, all else equal: what more steps or more guidance are worth."""
+
+from __future__ import annotations
+
+import collections.abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from ddpmctl.config import Value
+from ddpmctl.diffusion.denoiser import Diffusion
+from ddpmctl.evaluation.evaluate import Task, evaluate
+from ddpmctl.evaluation.results import EvaluationEvent, Failed, Judged, pooled_tally
+from ddpmctl.evaluation.scores import pooled
+from ddpmctl.sampling.pipeline import Painter
+from ddpmctl.statistics.intervals import Interval, accuracy_interval
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One checkpoint at one value.
+
+    Attributes:
+        nfe: network calls an image.
+        accuracy: pooled over all condition files.
+        exact: share of the pictures that are right altogether.
+    """
+
+    value: Value
+    nfe: int
+    accuracy: Interval
+    exact: float
+
+
+def sweep(
+    paths: Sequence[Path], task: Task, setting: str, values: Sequence[Value]
+) -> collections.abc.Generator[EvaluationEvent, None, tuple[Mapping[Path, Sequence[SweepPoint]], list[Failed]]]:
+    """Judge every checkpoint at every value of a sampling setting; return the points, and what could not be judged."""
+    found: dict[Path, list[SweepPoint]] = {}
+    failures: list[Failed] = []
+    for value in values:
+        for event in evaluate(paths, replace(task, sampling={**task.sampling, setting: value}, grids=None)):
+            if isinstance(event, Judged):
+                found.setdefault(event.path, []).append(_point(event, value, task))
+            elif isinstance(event, Failed):
+                failures.append(event)
+            yield event
+    return found, failures
+
+
+def _point(row: Judged, value: Value, task: Task) -> SweepPoint:
+    calls = Painter(nn.Identity(), Diffusion.of(row.config.diffusion), row.sampling, task.machine).nfe
+    return SweepPoint(value, calls, accuracy_interval(pooled_tally(row.answers, list(row.answers))), pooled(list(row.scores.values())).exact_match)

@@ -1,1 +1,0 @@
-"""The classifier that scores images, and what is computed from its answers."""

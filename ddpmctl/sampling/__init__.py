@@ -1,0 +1,1 @@
+"""Images of label sets, made by a trained network."""

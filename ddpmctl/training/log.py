@@ -1,0 +1,120 @@
+"""The run's log: metrics.jsonl, timing.jsonl and results.csv, which a resumed run continues without losing or doubling a row."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddpmctl.files import cannot_write
+from ddpmctl.training.events import EpochDone, Evaluated, Event, Overridden, RolledBack, StepDone
+from ddpmctl.training.run_folder import Run
+
+RESULT_COLUMNS = (
+    "epoch", "step", "images_seen", "seconds", "loss", "test", "new_test", "test_exact", "new_test_exact", "evaluator", "checkpoint"
+)  # fmt: skip
+TIMES = ("seconds", "images_per_second")
+
+
+class RunLog:
+    """The reader of the event stream that appends to the run's files.
+
+    The sizes of the files are kept in each state to resume from. A run that was killed since has rows behind them, which its
+    repetition will write again: they are cut off, and so is a last line that was only begun.
+    """
+
+    def __init__(self, run: Run) -> None:
+        """Append to the run's files."""
+        self.files = {file.name: file for file in (run.metrics_file, run.timing_file, run.results_file)}
+        self._metrics, self._timing, self._results = self.files.values()
+
+    def sizes(self) -> dict[str, int]:
+        """Return the files' sizes in bytes, after seeing to it that they last through a power cut."""
+        for file in self.files.values():
+            if file.exists():
+                with file.open("rb+") as handle:
+                    os.fsync(handle.fileno())
+        return {name: file.stat().st_size if file.exists() else 0 for name, file in self.files.items()}
+
+    def cut(self, sizes: Mapping[str, Any]) -> list[str]:
+        """Take the files back to what they were when a state was saved; return the names of those that have lost rows since."""
+        short = []
+        for name, file in self.files.items():
+            size = sizes.get(name)
+            size = size if isinstance(size, int) and size >= 0 else 0
+            if not file.exists():
+                short += [name] * (size > 0)
+                continue
+            with file.open("rb+") as handle:
+                content = handle.read(size)
+                handle.truncate(content.rfind(b"\n") + 1)
+            short += [name] * (len(content) < size)
+        return short
+
+    def read(self, event: Event) -> None:
+        """Append an event that belongs in the log; others are passed over.
+
+        Raises:
+            UsageError: the disk is full.
+        """
+        match event:
+            case StepDone():
+                self._record("step", event.__dict__)
+            case EpochDone():
+                self._record("epoch", event.__dict__)
+            case RolledBack():
+                self._record("rollback", event.__dict__)
+            case Overridden():
+                self._record("override", event.__dict__)
+            case Evaluated():
+                scores = {name: value.to_dict() for name, value in event.scores.items()}
+                self._record("evaluation", {**event.__dict__, "scores": scores, "checkpoint": event.checkpoint.name})
+                self._result(event)
+
+    def _record(self, kind: str, values: Mapping[str, Any]) -> None:
+        self._append(self._metrics, json.dumps({"event": kind, **{name: value for name, value in values.items() if name not in TIMES}}) + "\n")
+        times = {name: values[name] for name in TIMES if name in values}
+        if times:
+            self._append(self._timing, json.dumps({"event": kind, "step": values["step"], **times}) + "\n")
+
+    def _result(self, event: Evaluated) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, RESULT_COLUMNS, lineterminator="\n")
+        if not self._results.exists() or self._results.stat().st_size == 0:
+            writer.writeheader()
+        writer.writerow(
+            {
+                **{name: getattr(event, name) for name in ("epoch", "step", "images_seen", "seconds", "loss", "evaluator")},
+                **{name: value.accuracy for name, value in event.scores.items()},
+                **{f"{name}_exact": value.exact_match for name, value in event.scores.items()},
+                "checkpoint": event.checkpoint.name,
+            }
+        )
+        self._append(self._results, text.getvalue())
+
+    @staticmethod
+    def _append(file: Path, text: str) -> None:
+        try:
+            with file.open("ab") as handle:
+                handle.write(text.encode())
+        except OSError as error:
+            raise cannot_write(file.parent, error) from error
+
+
+class NoLog(RunLog):
+    """The log of a process that leaves writing to another one."""
+
+    def sizes(self) -> dict[str, int]:
+        """Return nothing."""
+        return {}
+
+    def cut(self, sizes: Mapping[str, Any]) -> list[str]:
+        """Cut nothing."""
+        return []
+
+    def read(self, event: Event) -> None:
+        """Pass over every event."""

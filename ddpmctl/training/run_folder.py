@@ -1,0 +1,284 @@
+"""Run folders: their names, their files, and finding them again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ddpmctl.checkpoints.format import FILE_NAME
+from ddpmctl.config import Config
+from ddpmctl.config_toml import dump_toml, load_toml
+from ddpmctl.errors import DataError, UsageError
+from ddpmctl.files import atomic_write, cannot_write, sweep
+
+STALE_SECONDS = 3600  # a run's folder is made in milliseconds: one that was not finished by now never will be
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and the files in it."""
+
+    folder: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The settings, as TOML that ``--config`` reads."""
+        return self.folder / "config.toml"
+
+    @property
+    def data_file(self) -> Path:
+        """Which data the run trains on, as JSON."""
+        return self.folder / "data.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON object a line for every logged step, epoch and evaluation: nothing in it depends on a clock."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def timing_file(self) -> Path:
+        """One JSON object a line: what each line of metrics.jsonl took in seconds."""
+        return self.folder / "timing.jsonl"
+
+    @property
+    def results_file(self) -> Path:
+        """One row an evaluation."""
+        return self.folder / "results.csv"
+
+    @property
+    def state_file(self) -> Path:
+        """All that is needed to go on: raw and averaged weights, optimizers, counters."""
+        return self.folder / "state.pt"
+
+    @property
+    def diagnosis_file(self) -> Path:
+        """What is known of numbers that were not finite, as JSON."""
+        return self.folder / "diagnosis.json"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by the process that trains here; the file itself stays."""
+        return self.folder / ".lock"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of scored checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """The folder of sample grids."""
+        return self.folder / "samples"
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing was trained here yet: a killed run that had only just been made."""
+        written = [self.state_file, *(file for file in (self.metrics_file, self.results_file, self.timing_file) if file.exists() and file.stat().st_size)]
+        return not any(file.exists() for file in written) and not any(self.checkpoints.glob("*.pth"))
+
+    def config(self) -> Config:
+        """Return the run's settings.
+
+        Raises:
+            UsageError: the folder is no run.
+        """
+        if not self.config_file.is_file():
+            raise UsageError(f"{self.folder}: is no run (it has no config.toml)")
+        return Config.from_flat(load_toml(self.config_file))
+
+    def results(self) -> list[dict[str, str]]:
+        """Return the rows of results.csv, as text; none before the first evaluation.
+
+        Raises:
+            DataError: the file is no CSV.
+        """
+        if not self.results_file.is_file():
+            return []
+        try:
+            with self.results_file.open(newline="", encoding="utf-8") as file:
+                return list(csv.DictReader(file))
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"{self.results_file}: cannot be read as CSV ({error})") from None
+
+    def pointer(self, name: str) -> Path | None:
+        """Return the checkpoint that ``best.json`` or ``latest.json`` points to, or None."""
+        try:
+            target = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))["checkpoint"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        path = self.folder / str(target)
+        return path if path.is_file() else None
+
+    def point(self, name: str, checkpoint: Path) -> None:
+        """Make ``best.json`` or ``latest.json`` name a checkpoint: a small file survives copying, where links do not."""
+        with atomic_write(self.folder / f"{name}.json") as temporary:
+            temporary.write_text(json.dumps({"checkpoint": checkpoint.relative_to(self.folder).as_posix()}) + "\n", encoding="utf-8")
+
+    def retain(self, count: int) -> None:
+        """Delete scored checkpoints but the best, the last, and the ``count`` latest of the others; each of those that stay is whole on disk."""
+        spared = {self.pointer("best"), self.pointer("latest")}
+        others = [file for file in find_checkpoints(self.folder) if file not in spared]
+        for file in others[: max(0, len(others) - count)]:
+            file.unlink(missing_ok=True)
+
+
+def create_run(parent: Path, name: str | None, config: Config, data: dict[str, object]) -> Run:
+    """Make a new run folder holding its settings, whole or not at all; never an existing one.
+
+    Raises:
+        UsageError: the name is taken or no folder name, or the parent cannot be written to.
+    """
+    if name is not None and (not re.fullmatch(r"[\w.+-]+", name) or name.strip(".") == ""):
+        raise UsageError(f"--name: {name!r} is no folder name; use letters, digits, '.', '_', '+' and '-'")
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _sweep_unfinished(parent)
+        made = parent / f".run-{secrets.token_hex(8)}.tmp"
+        made.mkdir()
+        run = Run(made)
+        run.checkpoints.mkdir()
+        run.samples.mkdir()
+    except OSError as error:
+        raise cannot_write(parent, error) from None
+    try:
+        save_config(run, config)
+        with atomic_write(run.data_file) as temporary:
+            temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        return Run(_claim(made, parent, name, config))
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+
+
+def save_config(run: Run, config: Config) -> None:
+    """Write a run's settings."""
+    with atomic_write(run.config_file) as temporary:
+        temporary.write_text(dump_toml(config), encoding="utf-8")
+
+
+def _sweep_unfinished(parent: Path) -> None:
+    for left in parent.glob(".run-*.tmp"):
+        with suppress(OSError):
+            if abs(time.time() - left.stat().st_mtime) > STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _claim(made: Path, parent: Path, name: str | None, config: Config) -> Path:
+    """Give a finished folder its name; a rename onto a folder that holds something fails, whoever made it a moment ago."""
+    base = name or name_for(config)
+    for suffix in ("", *(f"-{n}" for n in range(2, 10_000))):
+        try:
+            return made.rename(parent / (base + suffix))
+        except OSError as error:
+            if not os.path.lexists(parent / (base + suffix)):
+                raise cannot_write(parent, error) from None
+            if name is not None:
+                raise UsageError(f"--name: {parent / name} exists already; choose another name, or go on with --resume {parent / name}") from None
+    raise UsageError(f"{parent}: holds ten thousand runs called {base}; give --name")
+
+
+@contextmanager
+def held(run: Run) -> Iterator[None]:
+    """Hold a run's folder against every other process that would train in it; what killed ones left half-written is removed.
+
+    The operating system lets go of the lock when its holder dies, however that happens.
+
+    Raises:
+        UsageError: another process is training there; names it.
+    """
+    lock = FileLock(run.lock_file, timeout=0, mode=0o644)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UsageError(f"{run.folder}: {_holder(run)} is training this run; wait for it, or stop it first") from None
+    except (OSError, NotImplementedError) as error:
+        raise UsageError(f"{run.folder}: cannot be locked against a second trainer ({error}); choose another disk with --runs-dir") from None
+    try:
+        with suppress(OSError):
+            (run.folder / ".holder").write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+        for folder in (run.folder, run.checkpoints, run.samples):
+            sweep(folder)
+        yield
+    finally:
+        with suppress(OSError):
+            (run.folder / ".holder").unlink()
+        lock.release()
+
+
+def _holder(run: Run) -> str:
+    try:
+        return (run.folder / ".holder").read_text(encoding="utf-8")[:200].strip() or "another process"
+    except (OSError, UnicodeDecodeError):
+        return "another process"
+
+
+def name_for(config: Config) -> str:
+    """Return a run name that tells runs apart by what people vary: network, activation, schedule, budget, seed."""
+    model, training = config.model, config.training
+    budget = f"{training.epochs}ep" if training.epochs is not None else f"{training.minutes:g}min"
+    return f"{model.net}{model.width}-{model.act}-{config.diffusion.schedule}-{budget}-s{training.seed}"
+
+
+def open_run(folder: Path) -> Run:
+    """Return the run in a folder.
+
+    Raises:
+        UsageError: the folder is no run.
+    """
+    run = Run(folder)
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: there is no such run folder")
+    run.config()
+    return run
+
+
+def newest_best(parent: Path) -> Path:
+    """Return the best checkpoint of the newest run below ``parent``; its last where none was scored.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = []
+    for config_file in parent.glob("*/config.toml"):
+        run = Run(config_file.parent)
+        checkpoint = run.pointer("best") or run.pointer("latest")
+        if checkpoint is not None:
+            found.append((checkpoint.stat().st_mtime_ns, checkpoint))
+    if not found:
+        raise UsageError(f"no checkpoint named, and {parent}/ holds no run with one; train first, or name a checkpoint")
+    return max(found)[1]
+
+
+def find_checkpoints(path: Path) -> list[Path]:
+    """Return the checkpoints that a path stands for: a file, a run, or a folder of ``.pth`` files, by epoch.
+
+    Raises:
+        UsageError: there is no such path, or no checkpoint in it.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UsageError(f"{path}: there is no such file or folder")
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    found = sorted(folder.glob("*.pth"), key=lambda file: (epoch_in_name(file), file.name))
+    if not found:
+        raise UsageError(f"{path}: holds no .pth checkpoint")
+    return found
+
+
+def epoch_in_name(path: Path) -> int:
+    """Return the epoch that a report-style file name tells, -1 where it tells none."""
+    match = FILE_NAME.fullmatch(path.name)
+    return int(match["epoch"]) if match else -1
