@@ -95,7 +95,7 @@ COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
 
 
 @dataclass(frozen=True)
-class MachineConfig:
+class DeviceConfig:
     """Where and how it runs; no part of the recipe."""
 
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.")
@@ -123,7 +123,7 @@ class Config:
     diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
-    machine: MachineConfig = dataclasses.field(default_factory=MachineConfig)
+    device: DeviceConfig = dataclasses.field(default_factory=DeviceConfig)
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
 
     def to_dict(self) -> dict[str, dict[str, Value]]:
@@ -165,7 +165,7 @@ SECTIONS: dict[str, type[Any]] = {
     "diffusion": DiffusionConfig,
     "training": TrainingConfig,
     "sampling": SamplingConfig,
-    "machine": MachineConfig,
+    "device": DeviceConfig,
     "run": RunConfig,
 }
 RECIPE = ("model", "diffusion", "training", "sampling")  # what a result depends on

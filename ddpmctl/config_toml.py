@@ -11,6 +11,8 @@ from typing import Any
 from ddpmctl.config import Config, Value, settings
 from ddpmctl.errors import DataError, UsageError
 
+OLD_SECTIONS = {"machine": "device"}  # names of 0.2, which are still read
+
 
 def dump_toml(config: Config, origins: Mapping[str, str] | None = None) -> str:
     """Return the settings as TOML, each with its origin as a comment where origins are given."""
@@ -52,7 +54,7 @@ def load_toml(path: Path) -> dict[str, Any]:
     for key, value in content.items():
         entries = {key: value} if not isinstance(value, dict) else value
         for name, inner in entries.items():
-            if name not in sections or (isinstance(value, dict) and key != sections[name]):
+            if name not in sections or (isinstance(value, dict) and OLD_SECTIONS.get(key, key) != sections[name]):
                 where = f" in [{key}]" if isinstance(value, dict) else ""
                 raise UsageError(f"{path}: unknown setting {name!r}{where}")
             flat[name] = inner

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ddpmctl.config import MachineConfig
+from ddpmctl.config import DeviceConfig
 from ddpmctl.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Machine:
+class ComputeDevice:
     """A device and the precision in which networks run on it; weights are always float32."""
 
     device: torch.device
@@ -44,7 +44,7 @@ class Machine:
         return str(self.device)
 
 
-def make_machine(config: MachineConfig, local: int = 0) -> Machine:
+def make_compute_device(config: DeviceConfig, local: int = 0) -> ComputeDevice:
     """Return the machine that a config names; ``auto`` is decided here.
 
     Args:
@@ -58,7 +58,7 @@ def make_machine(config: MachineConfig, local: int = 0) -> Machine:
         torch.set_num_threads(config.threads)
     device = _device(config.device, local)
     precision = config.precision if config.precision != "auto" else ("bf16" if _bf16_is_faster(device) else "fp32")
-    return Machine(device, precision, config.compile)
+    return ComputeDevice(device, precision, config.compile)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -68,7 +68,7 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in ("can't allocate memory", "not enough memory", "out of memory"))
 
 
-def release_memory(machine: Machine) -> None:
+def release_memory(machine: ComputeDevice) -> None:
     """Give back what a failed attempt left allocated and nobody uses."""
     gc.collect()
     if machine.device.type == "cuda":

@@ -106,7 +106,7 @@ def in_bytes(size: int) -> str:
     return f"{value:.1f} GB"
 
 
-def sweep(folder: Path) -> None:
+def remove_temporary_files(folder: Path) -> None:
     """Remove the temporary files that killed writers of ``folder`` left; the caller sees to it that nobody is writing there."""
     for left in folder.glob(".*.tmp"):
         with suppress(OSError):

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ddpmctl.files import atomic_write
 
-Picture = npt.NDArray[np.uint8]
+ImageArray = npt.NDArray[np.uint8]
 
 SCALE = 2  # 64-pixel pictures are shown twice as large: captions must fit under them
 PAD = 6
@@ -21,14 +21,14 @@ LINE = 16
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 
 
-class Pictures(Protocol):
+class ImageBatch(Protocol):
     """Anything that becomes uint8 pictures (N, 3, H, W) through numpy, such as a tensor on the CPU."""
 
     def __array__(self, dtype: None = None, /) -> npt.NDArray[np.uint8]:
         """Return the pictures."""
 
 
-def save_grid(path: Path, pictures: Pictures, captions: Sequence[str], *, columns: int = 8) -> Path:
+def save_grid(path: Path, images: ImageBatch, captions: Sequence[str], *, columns: int = 8) -> Path:
     """Write pictures as one PNG, each with its caption under it, a comma beginning a new line.
 
     Args:
@@ -37,7 +37,7 @@ def save_grid(path: Path, pictures: Pictures, captions: Sequence[str], *, column
         captions: one a picture.
         columns: pictures in a row.
     """
-    cells = _images(pictures)
+    cells = _images(images)
     columns = min(columns, len(cells))
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
     below = [captions[i : i + columns] for i in range(0, len(cells), columns)]
@@ -46,7 +46,7 @@ def save_grid(path: Path, pictures: Pictures, captions: Sequence[str], *, column
 
 def save_sheet(
     path: Path,
-    rows: Sequence[Sequence[Picture]],
+    rows: Sequence[Sequence[ImageArray]],
     *,
     captions: Sequence[Sequence[str]] | None = None,
     row_titles: Sequence[str] | None = None,
@@ -59,7 +59,7 @@ def save_sheet(
 
 
 def draw_sheet(
-    rows: Sequence[Sequence[Picture]],
+    rows: Sequence[Sequence[ImageArray]],
     *,
     captions: Sequence[Sequence[str]] | None = None,
     row_titles: Sequence[str] | None = None,
@@ -82,9 +82,9 @@ def draw_sheet(
         if row_titles:
             block = "\n".join(_lines(row_titles[index]))
             draw.text((text_left, y + height // 2), block, INK, font, anchor="rm", align="right")
-        for column, picture in enumerate(row):
+        for column, image in enumerate(row):
             x = text_left + PAD + column * (width + PAD)
-            sheet.paste(Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST), (x, y))
+            sheet.paste(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST), (x, y))
             for number, line in enumerate(_lines(captions[index][column]) if captions else ()):
                 draw.text((x + width // 2, y + height + 2 + number * LINE), line, INK, font, anchor="mt")
         y += height + PAD + text_below[index]
@@ -99,18 +99,18 @@ def save_gif(path: Path, frames: Sequence[Image.Image], *, milliseconds: int = 1
     return path
 
 
-def save_pictures(folder: Path, pictures: Pictures, names: Sequence[str]) -> list[Path]:
+def save_images(folder: Path, images: ImageBatch, names: Sequence[str]) -> list[Path]:
     """Write each picture, uint8 (3, H, W), as a PNG of its own size; return the files."""
     paths = []
-    for picture, name in zip(_images(pictures), names, strict=True):
+    for image, name in zip(_images(images), names, strict=True):
         with atomic_write(folder / name) as temporary:
-            Image.fromarray(picture).save(temporary, "PNG")
+            Image.fromarray(image).save(temporary, "PNG")
         paths.append(folder / name)
     return paths
 
 
-def _images(pictures: Pictures) -> list[Picture]:
-    return list(np.ascontiguousarray(np.asarray(pictures).transpose(0, 2, 3, 1)))
+def _images(images: ImageBatch) -> list[ImageArray]:
+    return list(np.ascontiguousarray(np.asarray(images).transpose(0, 2, 3, 1)))
 
 
 def _lines(caption: str) -> list[str]:

@@ -223,9 +223,9 @@ def dilate(mask: np.ndarray, steps: int) -> np.ndarray:
 
 def test_mean_colour_tells_the_eight_colours_apart() -> None:
     scenes = draw_scenes(240, seed=3)
-    pictures = draw(scenes, frames=(0,))[:, 0].astype(float)
+    images = draw(scenes, frames=(0,))[:, 0].astype(float)
     mask = np.isfinite(depth_maps(scenes, 64, 64)[:, 0])
-    colour = np.stack([picture[own].mean(0) for picture, own in zip(pictures, mask, strict=True)])
+    colour = np.stack([image[own].mean(0) for image, own in zip(images, mask, strict=True)])
     linear = (colour / 255) ** 2.2
     direction = linear / np.linalg.norm(linear, axis=1, keepdims=True)
     palette = PALETTE / np.linalg.norm(PALETTE, axis=1, keepdims=True)

@@ -156,12 +156,12 @@ class TestVerdict:
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_line_with_a_band(tmp_path: Path) -> None:
-    from ddpmctl.comparison.recorded import compare
+    from ddpmctl.comparison.recorded import compare_recorded
     from ddpmctl.report.figures import replicates, save_comparison_figure
 
     trained = (("relu", 0), ("relu", 1), ("relu", 2), ("gelu", 0))
     runs = [train(tmp_path / f"{act}{seed}", "--epochs", 2, "--act", act, "--seed", seed, scenes=1) for act, seed in trained]
-    comparison = compare(runs)
+    comparison = compare_recorded(runs)
     groups = replicates(comparison)
     assert [(title, len(arms)) for title, arms in groups.items()] == [("act=relu (3 seeds: mean and range)", 3), (comparison.arms[3].name, 1)]
     file = save_comparison_figure(tmp_path / "c.png", comparison)

@@ -101,11 +101,10 @@ def test_linear_decay_is_the_reports(tmp_path: Path) -> None:
 
 def test_resuming_a_stopped_run_goes_on_in_the_same_folder_and_ends_where_it_would_have(tmp_path: Path) -> None:
     from ddpmctl.data.dataset import load_dataset
-    from ddpmctl.device import make_machine
-    from ddpmctl.evaluation.classifiers import load_evaluator
+    from ddpmctl.device import make_compute_device
+    from ddpmctl.evaluation.classifiers import load_classifier
     from ddpmctl.training import events
-    from ddpmctl.training.loop import make_plan
-    from ddpmctl.training.loop import train as training
+    from ddpmctl.training.loop import make_plan, training_events
     from ddpmctl.training.run_folder import open_run
 
     options = ("--epochs", 3, "--ema", "0.9")
@@ -114,16 +113,16 @@ def test_resuming_a_stopped_run_goes_on_in_the_same_folder_and_ends_where_it_wou
     for path in [*stopped.glob("*.json*"), stopped / "results.csv", *stopped.rglob("*.pth"), stopped / "state.pt"]:
         if path.name != "data.json":
             path.unlink()
-    task = load_dataset(None, scenes=8)
+    spec = load_dataset(None, scenes=8)
     try:
         while True:
-            next(task)
+            next(spec)
     except StopIteration as end:
         dataset = end.value
     opened = open_run(stopped)
-    machine, judge = make_machine(opened.config().machine), load_evaluator()
-    plan = make_plan(opened.config(), stopped, dataset.name, len(dataset.images), machine, judge.name)
-    stream = training(plan, opened, dataset, judge, machine)
+    compute, judge = make_compute_device(opened.config().device), load_classifier()
+    plan = make_plan(opened.config(), stopped, dataset.name, len(dataset.images), compute, judge.name)
+    stream = training_events(plan, opened, dataset, judge, compute)
     for event in stream:
         # A reader that leaves in the middle of the second epoch.
         if isinstance(event, events.Saved) and event.path.name == "state.pt":

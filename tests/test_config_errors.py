@@ -30,9 +30,9 @@ def out_of_range() -> list[tuple[str, object]]:
 def test_out_of_range(name: str, value: float) -> None:
     number = SETTINGS[name].kind(value)
     for form in (number, str(number)):
-        with pytest.raises(UsageError, match=SETTINGS[name].flag) as told:
+        with pytest.raises(UsageError, match=SETTINGS[name].flag) as message:
             SETTINGS[name].check(form)
-        assert SETTINGS[name].range_text() in str(told.value)
+        assert SETTINGS[name].range_text() in str(message.value)
 
 
 @pytest.mark.parametrize("setting", [s for s in SETTINGS.values() if s.kind is not str], ids=lambda s: s.name)
@@ -70,18 +70,18 @@ def test_a_number_beyond_all_bounds(value: object) -> None:
     ],
 )
 def test_an_unknown_choice_is_told_with_the_nearest_and_all(name: str, value: str, near: str) -> None:
-    with pytest.raises(UsageError, match=SETTINGS[name].flag) as told:
+    with pytest.raises(UsageError, match=SETTINGS[name].flag) as message:
         resolve({name: value}, None, "report", {})
-    assert f"did you mean {near!r}" in str(told.value)
-    assert value in str(told.value)
-    assert all(entry in str(told.value) for entry in SETTINGS[name].choices.names())
+    assert f"did you mean {near!r}" in str(message.value)
+    assert value in str(message.value)
+    assert all(entry in str(message.value) for entry in SETTINGS[name].choices.names())
 
 
 @pytest.mark.parametrize(("name", "value"), [("lr_decay", "cosine"), ("precision", "fp16"), ("objective", "flow-matching")])
 def test_an_unknown_choice_is_told_with_all(name: str, value: str) -> None:
-    with pytest.raises(UsageError, match=value) as told:
+    with pytest.raises(UsageError, match=value) as message:
         resolve({name: value}, None, "report", {})
-    assert SETTINGS[name].range_text() in str(told.value)
+    assert SETTINGS[name].range_text() in str(message.value)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_unknown_settings_and_presets() -> None:
 
 
 @pytest.mark.parametrize(
-    ("toml", "kind", "told"),
+    ("toml", "kind", "message"),
     [
         ("learning_rate = 1.0", UsageError, "unknown setting 'learning_rate'"),
         ("[training]\nwidth = 8", UsageError, r"unknown setting 'width' in \[training\]"),
@@ -117,10 +117,10 @@ def test_unknown_settings_and_presets() -> None:
         ("\udcff", DataError, "is no TOML"),
     ],
 )
-def test_wrong_toml_is_refused_by_name(tmp_path: Path, toml: str, kind: type[Exception], told: str) -> None:
+def test_wrong_toml_is_refused_by_name(tmp_path: Path, toml: str, kind: type[Exception], message: str) -> None:
     file = tmp_path / "wrong.toml"
     file.write_bytes(toml.encode("utf-8", "surrogateescape"))
-    with pytest.raises(kind, match=rf"wrong\.toml: .*{told}"):
+    with pytest.raises(kind, match=rf"wrong\.toml: .*{message}"):
         resolve({}, file, "report", {})
 
 
@@ -136,7 +136,7 @@ def test_a_missing_config_file_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "message"),
     [
         (["--lr", "fast"], 2, "--lr"),
         (["--act", "gellu"], 2, "'gelu'"),
@@ -145,9 +145,9 @@ def test_a_missing_config_file_is_told(tmp_path: Path) -> None:
         (["--config", "nowhere.toml"], 2, "nowhere.toml"),
     ],
 )
-def test_the_command_line_tells_in_one_line_and_by_its_exit_code(arguments: list[str], code: int, told: str) -> None:
+def test_the_command_line_tells_in_one_line_and_by_its_exit_code(arguments: list[str], code: int, message: str) -> None:
     result = CliRunner().invoke(app, ["train", "--print-config", *arguments])
     assert result.exit_code == code
     assert result.stdout == ""
-    assert told in result.stderr
+    assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1

@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddpmctl.device import Machine
+from ddpmctl.device import ComputeDevice
 from ddpmctl.errors import DataError, UsageError
-from ddpmctl.evaluation.classifier_training import NETWORKS, EvaluatorStep, EvaluatorTrained, augment, check_evaluator, train_evaluator
-from ddpmctl.evaluation.classifiers import BUILT_IN, CompactClassifier, Evaluator, evaluator_of, load_evaluator
+from ddpmctl.evaluation.classifier_training import NETWORKS, ClassifierStep, ClassifierTrained, augment, check_classifier, train_classifier
+from ddpmctl.evaluation.classifiers import BUILT_IN, Classifier, CompactClassifier, classifier_from, load_classifier
 from ddpmctl.evaluation.scores import Score, pooled, score, top_k_hits
 from ddpmctl.progress import Progress
 
-CPU = Machine(torch.device("cpu"), "fp32")
+CPU = ComputeDevice(torch.device("cpu"), "fp32")
 
 
 @pytest.fixture(scope="module")
-def built_in() -> Evaluator:
-    return load_evaluator()
+def built_in() -> Classifier:
+    return load_classifier()
 
 
 def lab_network(seed: int = 0) -> nn.Module:
@@ -50,8 +50,8 @@ class TestBuiltIn:
         file = importlib.resources.files("ddpmctl.evaluation") / "assets" / "compact.pt"
         assert len(file.read_bytes()) <= 3_000_000
 
-    def test_names_the_objects_of_fresh_renders(self, built_in: Evaluator) -> None:
-        scores = check_evaluator(built_in, 700, seed=1)
+    def test_names_the_objects_of_fresh_renders(self, built_in: Classifier) -> None:
+        scores = check_classifier(built_in, 700, seed=1)
         together = pooled(list(scores.values()))
         assert set(scores) == {1, 2, 3}
         assert together.images == 2_100
@@ -60,10 +60,10 @@ class TestBuiltIn:
         assert together.exact_match >= 0.985
         assert scores[3].accuracy >= 0.99
 
-    def test_sees_nothing_in_noise_or_grey(self, built_in: Evaluator) -> None:
+    def test_sees_nothing_in_noise_or_grey(self, built_in: Classifier) -> None:
         assert built_in(torch.zeros(2, 3, 64, 64)).max() < 0.5
 
-    def test_answers_are_plain_probabilities(self, built_in: Evaluator) -> None:
+    def test_answers_are_plain_probabilities(self, built_in: Classifier) -> None:
         answers = built_in(random_images(3))
         assert answers.shape == (3, 24)
         assert answers.dtype == torch.float32
@@ -71,7 +71,7 @@ class TestBuiltIn:
         assert ((answers >= 0) & (answers <= 1)).all()
         assert built_in(random_images(0)).shape == (0, 24)
 
-    def test_answers_do_not_depend_on_the_batch_nor_on_autocast(self, built_in: Evaluator) -> None:
+    def test_answers_do_not_depend_on_the_batch_nor_on_autocast(self, built_in: Classifier) -> None:
         images = random_images(70)
         whole = built_in(images)
         torch.testing.assert_close(torch.cat([built_in(part) for part in images.split(9)]), whole, rtol=0, atol=1e-6)
@@ -79,7 +79,7 @@ class TestBuiltIn:
             assert torch.equal(built_in(images), whole)
         assert torch.equal(built_in(images.double()), whole)
 
-    def test_moves_as_a_copy(self, built_in: Evaluator) -> None:
+    def test_moves_as_a_copy(self, built_in: Classifier) -> None:
         moved = built_in.to("cpu")
         assert moved.net is not built_in.net
         assert (moved.name, moved.sha256) == (built_in.name, built_in.sha256)
@@ -90,7 +90,7 @@ class TestBuiltIn:
         net = CompactClassifier()
         net(random_images(8))  # moves the running statistics away from 0 and 1
         images = random_images(4, seed=1)
-        answers = evaluator_of(net)(images)
+        answers = classifier_from(net)(images)
         assert net.training
         with torch.no_grad():
             torch.testing.assert_close(answers, net.eval()(images).sigmoid(), rtol=1e-4, atol=1e-6)
@@ -101,23 +101,23 @@ class TestFiles:
         images = random_images(5)
         with torch.no_grad():
             expected = lab_network()(images)
-        evaluator = load_evaluator(lab_file)
+        evaluator = load_classifier(lab_file)
         assert evaluator.name == str(lab_file)
         torch.testing.assert_close(evaluator(images), expected, rtol=1e-5, atol=1e-6)
 
-    def test_lab_file_is_found_in_the_data_folder(self, lab_file: Path, tmp_path: Path, built_in: Evaluator) -> None:
-        assert load_evaluator(root=lab_file.parent).name == str(lab_file)
-        assert load_evaluator(root=tmp_path).sha256 == built_in.sha256
+    def test_lab_file_is_found_in_the_data_folder(self, lab_file: Path, tmp_path: Path, built_in: Classifier) -> None:
+        assert load_classifier(root=lab_file.parent).name == str(lab_file)
+        assert load_classifier(root=tmp_path).sha256 == built_in.sha256
         assert built_in.name == BUILT_IN
 
     def test_a_named_file_wins_over_the_data_folder(self, lab_file: Path, tmp_path: Path) -> None:
         other = tmp_path / "other.pth"
         torch.save({"model": lab_network(1).state_dict()}, other)
-        assert load_evaluator(other, root=lab_file.parent).name == str(other)
+        assert load_classifier(other, root=lab_file.parent).name == str(other)
 
     def test_missing_file_is_a_wrong_flag(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="no such file"):
-            load_evaluator(tmp_path / "none.pth")
+            load_classifier(tmp_path / "none.pth")
 
     @pytest.mark.parametrize("kind", ["text", "cut", "empty", "list", "no weights", "shapes", "extra", "nan", "not tensors", "pickle", "folder"])
     def test_unusable_file_is_named_in_one_line(self, kind: str, lab_file: Path, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ class TestFiles:
         else:
             path.write_bytes({"text": b"{}", "cut": lab_file.read_bytes()[:100_000], "empty": b""}[kind])
         with pytest.raises(DataError) as caught:
-            load_evaluator(path)
+            load_classifier(path)
         assert str(caught.value).startswith(str(path))
         assert "\n" not in str(caught.value)
 
@@ -210,30 +210,30 @@ class TestRetraining:
     @pytest.mark.parametrize("network", NETWORKS)
     def test_a_few_steps_lower_the_loss_and_write_a_usable_file(self, network: str, tmp_path: Path) -> None:
         path = tmp_path / "own.pt"
-        events = list(train_evaluator(path, network=network, steps=60, scenes=64, batch=16, check_scenes=8, machine=CPU))
-        logged = [event for event in events if isinstance(event, EvaluatorStep)]
+        events = list(train_classifier(path, network=network, steps=60, scenes=64, batch=16, check_scenes=8, compute=CPU))
+        logged = [event for event in events if isinstance(event, ClassifierStep)]
         last = events[-1]
         assert [event.step for event in logged] == [50, 60]
         assert logged[-1].loss < logged[0].loss
-        assert isinstance(last, EvaluatorTrained)
-        assert last.scores == check_evaluator(load_evaluator(path), 8)
+        assert isinstance(last, ClassifierTrained)
+        assert last.scores == check_classifier(load_classifier(path), 8)
         stages = {event.stage: event for event in events if isinstance(event, Progress)}
         assert set(stages) == {"rendering", "training"}
         assert all(event.done == event.total for event in stages.values())
 
     def test_the_second_opinion_is_in_the_labs_own_format(self, tmp_path: Path) -> None:
         path = tmp_path / "second.pth"
-        list(train_evaluator(path, network="resnet18", steps=1, scenes=4, batch=4, check_scenes=1, machine=CPU))
+        list(train_classifier(path, network="resnet18", steps=1, scenes=4, batch=4, check_scenes=1, compute=CPU))
         lab = lab_network()
         lab.load_state_dict(torch.load(path, weights_only=True)["model"])
         images = random_images(3)
         with torch.no_grad():
-            torch.testing.assert_close(load_evaluator(path)(images), lab.eval()(images), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(load_classifier(path)(images), lab.eval()(images), rtol=1e-4, atol=1e-5)
 
     def test_is_a_function_of_the_seed(self, tmp_path: Path) -> None:
         def loss(seed: int) -> float:
-            events = list(train_evaluator(tmp_path / "x.pt", steps=2, scenes=4, batch=8, check_scenes=1, seed=seed, machine=CPU))
-            assert isinstance(events[-1], EvaluatorTrained)
+            events = list(train_classifier(tmp_path / "x.pt", steps=2, scenes=4, batch=8, check_scenes=1, seed=seed, compute=CPU))
+            assert isinstance(events[-1], ClassifierTrained)
             return events[-1].loss
 
         state = torch.random.get_rng_state()

@@ -10,7 +10,7 @@ import torch
 
 from ddpmctl.config import COMPILE_MODES, Config
 from ddpmctl.data.dataset import Dataset
-from ddpmctl.device import make_machine
+from ddpmctl.device import make_compute_device
 from ddpmctl.training.trainer import Trainer
 from tests.conftest import ddpmctl
 
@@ -20,7 +20,7 @@ def trainer(compile_mode: str) -> Trainer:
     images = rng.integers(0, 256, (4, 3, 64, 64), dtype=np.uint8)
     labels = (rng.random((4, 24)) < 0.1).astype(np.uint8)
     config = Config().replace(net="unet", width=8, batch_size=2, optimizer="adam", precision="fp32", threads=1, compile=compile_mode)
-    return Trainer(config, make_machine(config.machine), Dataset("noise", "", images, labels, {}, None))
+    return Trainer(config, make_compute_device(config.device), Dataset("noise", "", images, labels, {}, None))
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")

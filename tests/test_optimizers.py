@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ddpmctl.config import Config, TrainingConfig
 from ddpmctl.data.dataset import Dataset
-from ddpmctl.device import Machine
+from ddpmctl.device import ComputeDevice
 from ddpmctl.registry import OPTIMIZERS
 from ddpmctl.training.optimizers import ADAMW_LR_RATIO, MatrixMuon, make_optimizers, set_lr
 from ddpmctl.training.trainer import Trainer, ema_average, make_network
@@ -76,8 +76,8 @@ def test_every_weight_has_exactly_one_optimizer(name: str) -> None:
     net = tiny()
     optimizers = optimizers_of(net, name)
     # Muon holds matrix views of its kernels: what they share with the network is their memory.
-    held = [p.data_ptr() for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-    assert sorted(held) == sorted(p.data_ptr() for p in net.parameters())
+    locked = [p.data_ptr() for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(locked) == sorted(p.data_ptr() for p in net.parameters())
 
 
 def test_the_reports_optimizer_is_torchs_adam() -> None:
@@ -172,8 +172,8 @@ def test_muon_takes_kernels_of_our_networks(name: str) -> None:
     config = Config().replace(net=name, width=32, optimizer="muon")
     net = make_network(config).to(memory_format=torch.channels_last)
     muon, _ = make_optimizers(net, config.training)
-    held = {p.data_ptr() for group in muon.param_groups for p in group["params"]}
-    taken = {n for n, p in net.named_parameters() if p.data_ptr() in held}
+    locked = {p.data_ptr() for group in muon.param_groups for p in group["params"]}
+    taken = {n for n, p in net.named_parameters() if p.data_ptr() in locked}
     assert len(taken) >= 5
     assert not [n for n in taken if n.startswith(("stem.", "out.", "init_conv."))]
 
@@ -215,7 +215,7 @@ def trainer_of(**settings: object) -> Trainer:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (4, 3, 64, 64), dtype=np.uint8)
     data = Dataset("four pictures", "", images, np.eye(4, 24, dtype=np.uint8), {}, None)
-    return Trainer(Config().replace(**{"width": 8, "batch_size": 2, **settings}), Machine(torch.device("cpu"), "fp32"), data)
+    return Trainer(Config().replace(**{"width": 8, "batch_size": 2, **settings}), ComputeDevice(torch.device("cpu"), "fp32"), data)
 
 
 def test_a_run_decays_by_whole_epochs_as_in_the_report() -> None:

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ddpmctl.config import Config
-from ddpmctl.device import Machine
+from ddpmctl.device import ComputeDevice
 from ddpmctl.diffusion.denoiser import Diffusion
 from ddpmctl.diffusion.randomness import ImageNoise, derived_seed, generator
 from ddpmctl.diffusion.samplers import Frame
 from ddpmctl.labels import CLASSES
 from ddpmctl.registry import NETWORKS, SAMPLERS
-from ddpmctl.sampling.pipeline import Painter, Request, pictures, requests_for, to_uint8
+from ddpmctl.sampling.pipeline import ImageRequest, SamplingPipeline, requests_for, sample_images, to_uint8
 from ddpmctl.training.trainer import make_network
 
 CPU = torch.device("cpu")
@@ -81,20 +81,20 @@ def test_initial_weights_are_a_function_of_the_seed() -> None:
 # Pictures
 
 
-def painter_of(net: str = "context-unet", **settings: object) -> Painter:
+def painter_of(net: str = "context-unet", **settings: object) -> SamplingPipeline:
     config = Config().replace(net=net, width=8, timesteps=20, beta_2=0.4, steps=4, **settings)
     network = make_network(config).eval()
     with torch.no_grad():
         for weight in network.parameters():  # layers that start at zero would hide the labels
             weight.add_(0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())))
-    return Painter(network, Diffusion.of(config.diffusion), config.sampling, Machine(CPU, "fp32"))
+    return SamplingPipeline(network, Diffusion.of(config.diffusion), config.sampling, ComputeDevice(CPU, "fp32"))
 
 
-def frames(made: Painter, requests: list[Request], batch_size: int) -> list[Frame]:
+def frames(made: SamplingPipeline, requests: list[ImageRequest], batch_size: int) -> list[Frame]:
     return [frame for start in range(0, len(requests), batch_size) for frame in made.frames(requests[start : start + batch_size])]
 
 
-def images(made: Painter, requests: list[Request], batch_size: int) -> Tensor:
+def images(made: SamplingPipeline, requests: list[ImageRequest], batch_size: int) -> Tensor:
     """Return the finished images, not yet clamped: (N, 3, 64, 64)."""
     return torch.cat([frame.x_t for frame in frames(made, requests, batch_size) if frame.t == 0])
 
@@ -104,13 +104,13 @@ def images(made: Painter, requests: list[Request], batch_size: int) -> Tensor:
 def test_pictures_do_not_depend_on_their_batch(sampler: str, eta: float, net: str) -> None:
     made = painter_of(net, sampler=sampler, eta=eta, guidance=1.0)
     requests = requests_for("test", CONDITIONS, seed=3)
-    together, apart = images(made, requests, 5), images(made, requests, 2)
+    together, apart = sample_images(made, requests, 5), images(made, requests, 2)
     torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(images(made, requests[3:4], 64)[0], together[3], rtol=1e-5, atol=1e-5)
     assert together.std(0).max() > 0.1, "the images differ from each other"
 
 
-def starts(made: Painter, requests: list[Request], batch_size: int) -> list[Frame]:
+def starts(made: SamplingPipeline, requests: list[ImageRequest], batch_size: int) -> list[Frame]:
     return [frame for frame in frames(made, requests, batch_size) if frame.pure_noise]
 
 
@@ -148,7 +148,7 @@ class Counting(nn.Module):
 @pytest.mark.parametrize(("guidance", "nfe"), [(0.0, 4), (1.5, 8)])
 def test_nfe_is_what_the_network_was_called_for_each_image(guidance: float, nfe: int) -> None:
     config, net = Config().replace(timesteps=20, steps=4, guidance=guidance), Counting()
-    made = Painter(net, Diffusion.of(config.diffusion), config.sampling, Machine(CPU, "fp32"))
+    made = SamplingPipeline(net, Diffusion.of(config.diffusion), config.sampling, ComputeDevice(CPU, "fp32"))
     images(made, requests_for("test", CONDITIONS, seed=0), 2)
     assert made.nfe == nfe == net.images / 5
     assert f"{nfe} network calls" in made.describe()
@@ -156,11 +156,11 @@ def test_nfe_is_what_the_network_was_called_for_each_image(guidance: float, nfe:
 
 def test_the_pictures_are_the_last_frames_as_bytes() -> None:
     made, requests = painter_of(), requests_for("test", CONDITIONS, seed=3)
-    task = pictures(made, requests, 2)
+    spec = sample_images(made, requests, 2)
     progress = []
     while True:
         try:
-            progress.append(next(task))
+            progress.append(next(spec))
         except StopIteration as stop:
             finished = stop.value
             break

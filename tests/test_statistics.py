@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from ddpmctl.evaluation.selection import best_index
 from ddpmctl.statistics.contrasts import contrast, holm
 from ddpmctl.statistics.distributions import incomplete_beta, t_cdf, t_quantile
 from ddpmctl.statistics.intervals import accuracy_interval
-from ddpmctl.statistics.selection import chosen
-from ddpmctl.statistics.tallies import Tally, joined
+from ddpmctl.statistics.tallies import Tally, concatenated
 
 
 def part(tally: Tally, start: int, stop: int) -> Tally:
@@ -56,7 +56,7 @@ def test_accuracy_pools_labels_and_joins_files() -> None:
     one = Tally(np.array([[1, 0], [3, 2]]), np.array([1, 3]))
     other = Tally(np.array([[2, 2]]), np.array([2]))
     assert one.accuracy == 6 / 8
-    assert joined([one, other]).accuracy == 10 / 12
+    assert concatenated([one, other]).accuracy == 10 / 12
     assert part(one, 0, 1).accuracy == 4 / 4
 
 
@@ -269,7 +269,7 @@ def test_the_best_of_sixty_equals_is_reported_without_the_luck_that_chose_it() -
     truth, naive, reported = float(world.truth()[0]), [], []
     for _ in range(300):
         sweep = [arm[0] for arm in world.tallies(rng, arms=60, repeats=2)]
-        best = chosen([part(tally, 0, 1) for tally in sweep])
+        best = best_index([part(tally, 0, 1) for tally in sweep])
         naive.append(part(sweep[best], 0, 1).accuracy)
         reported.append(part(sweep[best], 1, 2).accuracy)
     assert abs(np.mean(reported) - truth) < 0.005

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 from ddpmctl.cli.options import assumed, overrides
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Config, Value
-from ddpmctl.distributed.job import ALONE, Ranks
+from ddpmctl.distributed.job import SINGLE, Job
 from ddpmctl.errors import UsageError
 from ddpmctl.files import cannot_write
 from ddpmctl.labels import CLASSES, class_index
 
 if TYPE_CHECKING:
     from ddpmctl.checkpoints.format import Checkpoint
-    from ddpmctl.device import Machine
-    from ddpmctl.evaluation.classifiers import Evaluator
-    from ddpmctl.evaluation.evaluate import Task
+    from ddpmctl.device import ComputeDevice
+    from ddpmctl.evaluation.classifiers import Classifier
+    from ddpmctl.evaluation.evaluate import EvaluationSpec
     from ddpmctl.labels import LabelSet
-    from ddpmctl.sampling.pipeline import Painter
+    from ddpmctl.sampling.pipeline import SamplingPipeline
 
 
 def only_one_source(data: Path | None, scenes: int | None) -> None:
@@ -88,7 +88,7 @@ def prepare_files(files: Mapping[str, Path | None]) -> None:
         prepare_output(file, flag, folder=False)
 
 
-def ready_task(
+def evaluation_spec(
     conditions: Mapping[str, Sequence[LabelSet]],
     evaluator: Path | None,
     data: Path | None,
@@ -96,32 +96,32 @@ def ready_task(
     *,
     seed: int,
     repeats: int,
-    ranks: Ranks = ALONE,
-) -> Task:
+    job: Job = SINGLE,
+) -> EvaluationSpec:
     """Return what every checkpoint is to be put through, with the evaluator loaded and the machine chosen.
 
     Raises:
         UsageError, DataError: the evaluator or a machine setting cannot be used.
     """
-    from ddpmctl.evaluation.classifiers import load_evaluator
-    from ddpmctl.evaluation.evaluate import Task
+    from ddpmctl.evaluation.classifiers import load_classifier
+    from ddpmctl.evaluation.evaluate import EvaluationSpec
 
-    machine = agreed_machine(given.machine, ranks)
-    judge = load_evaluator(evaluator, data, machine.device)
-    ranks.must_agree("task", {"conditions": {name: list(sets) for name, sets in conditions.items()}, "evaluator": judge.sha256[:12], **given.__dict__})
-    return Task(conditions, judge, machine, seed, repeats, given.sampling, given.assumed, ranks=ranks)
+    compute = agreed_device(given.device, job)
+    classifier = load_classifier(evaluator, data, compute.device)
+    job.require_same("task", {"conditions": {name: list(sets) for name, sets in conditions.items()}, "evaluator": classifier.sha256[:12], **given.__dict__})
+    return EvaluationSpec(conditions, classifier, compute, seed, repeats, given.sampling, given.assumed, job=job)
 
 
-def agreed_machine(settings: Mapping[str, Value], ranks: Ranks) -> Machine:
+def agreed_device(settings: Mapping[str, Value], job: Job) -> ComputeDevice:
     """Return where this process works, in the precision that rank 0 finds best.
 
     Raises:
         UsageError: a setting cannot be used here.
     """
-    from ddpmctl.device import make_machine
+    from ddpmctl.device import make_compute_device
 
     config = Config().replace(**settings)
-    return make_machine(config.replace(precision=ranks.first_says(lambda: make_machine(config.machine).precision)).machine, ranks.local)
+    return make_compute_device(config.replace(precision=job.from_leader(lambda: make_compute_device(config.device).precision)).device, job.local)
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,13 @@ class Given:
     """The settings that a person gave to a command that judges checkpoints, checked."""
 
     sampling: dict[str, Value]
-    machine: dict[str, Value]
+    device: dict[str, Value]
     assumed: dict[str, Value]
 
     @staticmethod
     def of(given: dict[str, str], config_file: Path | None, assume: list[str] | None) -> Given:
         """Return them from flags, environment and files; UsageError where one cannot be used."""
-        return Given(overrides(given, "sampling", config_file=config_file), overrides(given, "machine", config_file=config_file), assumed(assume))
+        return Given(overrides(given, "sampling", config_file=config_file), overrides(given, "device", config_file=config_file), assumed(assume))
 
 
 def chosen_checkpoint(named: Path | None, runs_dir: Path, assume: dict[str, Value], terminal: Terminal) -> Checkpoint:
@@ -162,32 +162,32 @@ def chosen_checkpoint(named: Path | None, runs_dir: Path, assume: dict[str, Valu
     return checkpoint
 
 
-def ready_painter(
+def ready_pipeline(
     named: Path | None,
     runs_dir: Path,
     given: dict[str, str],
     config_file: Path | None,
     assume: list[str] | None,
     terminal: Terminal,
-    ranks: Ranks = ALONE,
-) -> Painter:
+    job: Job = SINGLE,
+) -> SamplingPipeline:
     """Return what makes pictures from the checkpoint chosen, with the sampling settings given, after saying what it is.
 
     Raises:
         UsageError, DataError: a setting or the checkpoint cannot be used.
     """
     changes, assumptions = overrides(given, "sampling", config_file=config_file), assumed(assume)
-    machine_settings = overrides(given, "machine", config_file=config_file)
+    device_settings = overrides(given, "device", config_file=config_file)
 
-    from ddpmctl.evaluation.evaluate import painter_for
+    from ddpmctl.evaluation.evaluate import pipeline_for
 
     checkpoint = chosen_checkpoint(named, runs_dir, assumptions, terminal)
-    ranks.must_agree("checkpoint", {"its content": checkpoint.sha256[:12], **changes})
-    painter = painter_for(checkpoint, changes, agreed_machine(machine_settings, ranks))
-    terminal.say(painter.describe())
-    return painter
+    job.require_same("checkpoint", {"its content": checkpoint.sha256[:12], **changes})
+    pipeline = pipeline_for(checkpoint, changes, agreed_device(device_settings, job))
+    terminal.say(pipeline.describe())
+    return pipeline
 
 
-def describe_evaluator(evaluator: Evaluator) -> str:
+def describe_classifier(evaluator: Classifier) -> str:
     """Return an evaluator's name with the beginning of its hash."""
     return f"{evaluator.name} ({evaluator.sha256[:12]})"

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, describe_evaluator, only_one_source, prepare_files, ready_task
-from ddpmctl.cli.options import Assume, ConfigFile, Data, EvaluatorFile, Scenes, command
+from ddpmctl.cli.common import Given, describe_classifier, evaluation_spec, only_one_source, prepare_files
+from ddpmctl.cli.options import Assume, ClassifierFile, ConfigFile, Data, Scenes, command
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.errors import UsageError
 
 if TYPE_CHECKING:
     from ddpmctl.comparison.recorded import Comparison, Point
     from ddpmctl.comparison.verdict import Arm
-    from ddpmctl.evaluation.evaluate import Task
+    from ddpmctl.evaluation.evaluate import EvaluationSpec
 
 OUT = Path("comparison.png")
 
 
-@command("sampling", "machine")
+@command("sampling", "device")
 def compare(
     given: dict[str, str],
     paths: Annotated[list[Path], typer.Argument(help="Two or more runs, checkpoints, or folders of report-style .pth files.", show_default=False)],
@@ -34,7 +34,7 @@ def compare(
     anyway: Annotated[bool, typer.Option("--anyway", help="Compare although evaluators or samplers differ.")] = False,  # noqa: FBT002
     data: Data = None,
     scenes: Scenes = None,
-    evaluator: EvaluatorFile = None,
+    evaluator: ClassifierFile = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG of accuracy over epochs; the verdict's figure stands beside it.")] = OUT,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the verdict as JSON.", show_default=False)] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the differences as CSV.", show_default=False)] = None,
@@ -58,14 +58,14 @@ def compare(
         return
 
     from ddpmctl.comparison.recorded import short_names
-    from ddpmctl.comparison.verdict import candidate, judge_arms
+    from ddpmctl.comparison.verdict import candidate, score_arms
     from ddpmctl.data.dataset import load_conditions
 
-    task = ready_task(load_conditions(data, scenes=scenes).conditions, evaluator, data, chosen, seed=seed, repeats=repeats)
+    spec = evaluation_spec(load_conditions(data, scenes=scenes).conditions, evaluator, data, chosen, seed=seed, repeats=repeats)
     candidates = [candidate(path, name, at_epoch) for path, name in zip(paths, short_names(paths), strict=True)]
-    arms = terminal.finish(judge_arms(candidates, task, anyway=anyway))
+    arms = terminal.finish(score_arms(candidates, spec, anyway=anyway))
     if len(arms) > 1:
-        _conclude(terminal, comparison, arms, task, outputs)
+        _conclude(terminal, comparison, arms, spec, outputs)
     else:
         reason = "the runs differ in nothing but their seed" if arms and len(arms[0].rows) > 1 else "the weights of fewer than two arms load"
         terminal.warn(f"no verdict: {reason}")
@@ -94,12 +94,11 @@ def _recorded(
     terminal: Terminal, paths: list[Path], at_epoch: int | None, last: int, out: Path, *, alone: bool, anyway: bool
 ) -> Comparison | None:
     """Show what the runs themselves recorded and return it; where it is not ``alone`` what is asked for, it may be missing."""
-    from ddpmctl.comparison.recorded import FILES, NothingRecorded, refuse_unlike
-    from ddpmctl.comparison.recorded import compare as run
+    from ddpmctl.comparison.recorded import FILES, NothingRecorded, compare_recorded, refuse_unlike
     from ddpmctl.report.figures import save_comparison_figure
 
     try:
-        comparison = run(paths, at_epoch=at_epoch, last=last)
+        comparison = compare_recorded(paths, at_epoch=at_epoch, last=last)
     except NothingRecorded as error:
         if alone:
             raise
@@ -120,7 +119,7 @@ def _recorded(
     return comparison
 
 
-def _conclude(terminal: Terminal, comparison: Comparison | None, arms: list[Arm], task: Task, outputs: Outputs) -> None:
+def _conclude(terminal: Terminal, comparison: Comparison | None, arms: list[Arm], spec: EvaluationSpec, outputs: Outputs) -> None:
     """Show the verdict, and write it in the forms asked for."""
     from ddpmctl.comparison.recorded import FILES
     from ddpmctl.comparison.verdict import verdict
@@ -129,8 +128,8 @@ def _conclude(terminal: Terminal, comparison: Comparison | None, arms: list[Arm]
     from ddpmctl.report.tables import verdict_as_dict, verdict_tables, write_json, write_latex, write_table_csv
     from ddpmctl.report.verdict_figures import save_verdict_figure
 
-    found, machine = verdict(arms, FILES), task.machine
-    title = f"evaluator {describe_evaluator(task.evaluator)}; {task.repeats} images a condition; {machine.device.type}, {machine.precision}"
+    found, compute = verdict(arms, FILES), spec.compute
+    title = f"evaluator {describe_classifier(spec.classifier)}; {spec.repeats} images a condition; {compute.device.type}, {compute.precision}"
     tables = list(verdict_tables(found, title))
     for table in tables:
         terminal.table(table.title, table.columns, table.rows, caption=table.note)
@@ -139,7 +138,7 @@ def _conclude(terminal: Terminal, comparison: Comparison | None, arms: list[Arm]
     figure = save_verdict_figure(outputs.figure.with_name(f"{outputs.figure.stem}-verdict.png"), found)
     terminal.result(f"figure: {figure}")
     if outputs.json:
-        write_json(outputs.json, verdict_as_dict(found, task))
+        write_json(outputs.json, verdict_as_dict(found, spec))
     if outputs.csv:
         write_table_csv(outputs.csv, tables[1])
     if outputs.latex:
@@ -149,7 +148,7 @@ def _conclude(terminal: Terminal, comparison: Comparison | None, arms: list[Arm]
         if comparison is not None:
             figures.append(PageFigure(outputs.figure.with_suffix(".svg"), "Accuracy and loss over epochs, as recorded in training"))
         warnings = () if comparison is None else comparison.warnings
-        terminal.result(f"page: {write_comparison_page(outputs.html, found, tables, figures, warnings, task)}")
+        terminal.result(f"page: {write_comparison_page(outputs.html, found, tables, figures, warnings, spec)}")
 
 
 def _table(terminal: Terminal, comparison: Comparison, file: str) -> None:

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import parse_labels, prepare_output, ready_painter
-from ddpmctl.cli.options import RUNS, Assume, ConfigFile, EvaluatorFile, RunsDir, command
+from ddpmctl.cli.common import parse_labels, prepare_output, ready_pipeline
+from ddpmctl.cli.options import RUNS, Assume, ClassifierFile, ConfigFile, RunsDir, command
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.errors import UsageError
 
 if TYPE_CHECKING:
-    from ddpmctl.evaluation.classifiers import Evaluator
-    from ddpmctl.sampling.trajectory import Moment, Way
+    from ddpmctl.evaluation.classifiers import Classifier
+    from ddpmctl.sampling.trajectory import RecordedFrame, Trajectory
 
 OUT = Path("denoise-grid.png")
 
 
-@command("sampling", "machine")
+@command("sampling", "device")
 def denoise_grid(
     given: dict[str, str],
     labels: Annotated[list[str], typer.Option("--labels", "-l", help='Objects of one row, e.g. "red cube,blue sphere"; may be repeated.')],
@@ -30,7 +30,7 @@ def denoise_grid(
     checkpoints: Annotated[
         str | None, typer.Option("--checkpoints", help="Several checkpoints on the same noise, e.g. a.pth,b.pth, each in a row.", show_default=False)
     ] = None,
-    evaluator: EvaluatorFile = None,
+    evaluator: ClassifierFile = None,
     gif: Annotated[Path | None, typer.Option(help="Write every step as a GIF too.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     out: Annotated[Path, typer.Option("--out", "-o", help="The PNG file.")] = OUT,
@@ -57,44 +57,44 @@ def denoise_grid(
     from ddpmctl.sampling.pipeline import requests_for
     from ddpmctl.sampling.trajectory import record
 
-    recorded: list[list[Moment]] = []
+    recorded: list[list[RecordedFrame]] = []
     for one in named:
-        painter = ready_painter(one, runs_dir, given, config, assume, terminal)
-        recorded.append(terminal.finish(record(painter, requests_for("sample", label_sets, seed=seed))))
-    times = [moment.t for moment in recorded[0]]
-    if any([moment.t for moment in moments] != times for moments in recorded):
+        pipeline = ready_pipeline(one, runs_dir, given, config, assume, terminal)
+        recorded.append(terminal.finish(record(pipeline, requests_for("sample", label_sets, seed=seed))))
+    times = [frame.t for frame in recorded[0]]
+    if any([frame.t for frame in frames] != times for frames in recorded):
         raise UsageError("--checkpoints: they are sampled at different moments; give all the same --sampler and --steps")
-    judge = _judge(evaluator) if confidence else None
-    ways = [
-        _way(", ".join([*names, *([one.name] if one and len(named) > 1 else [])]), names, row, moments, judge)
+    classifier = _classifier(evaluator) if confidence else None
+    trajectories = [
+        _trajectory(", ".join([*names, *([one.name] if one and len(named) > 1 else [])]), names, row, frames, classifier)
         for row, names in enumerate(label_sets)
-        for one, moments in zip(named, recorded, strict=True)
+        for one, frames in zip(named, recorded, strict=True)
     ]
-    terminal.result(str(save_denoise_grid(out, times, ways, columns=columns, with_x0=x0)))
+    terminal.result(str(save_denoise_grid(out, times, trajectories, columns=columns, with_x0=x0)))
     if gif:
         titles = [", ".join(names) for names in label_sets]
         terminal.result(str(save_denoise_gif(gif, recorded[0], titles, with_x0=x0)))
 
 
-def _judge(evaluator: Path | None) -> Evaluator:
-    from ddpmctl.evaluation.classifiers import load_evaluator
+def _classifier(evaluator: Path | None) -> Classifier:
+    from ddpmctl.evaluation.classifiers import load_classifier
 
-    return load_evaluator(evaluator)
+    return load_classifier(evaluator)
 
 
-def _way(title: str, labels: tuple[str, ...], row: int, moments: list[Moment], judge: Evaluator | None) -> Way:
+def _trajectory(title: str, labels: tuple[str, ...], row: int, frames: list[RecordedFrame], classifier: Classifier | None) -> Trajectory:
     """Return one picture's way, with the classifier's confidence in each label at each moment that has an x0_hat."""
-    from ddpmctl.sampling.trajectory import Way
+    from ddpmctl.sampling.trajectory import Trajectory
 
-    clean = [None if moment.x0_hat is None else moment.x0_hat[row] for moment in moments]
-    notes = [""] * len(moments)
-    if judge is not None:
+    clean = [None if frame.x0_hat is None else frame.x0_hat[row] for frame in frames]
+    notes = [""] * len(frames)
+    if classifier is not None:
         import torch
 
         from ddpmctl.labels import class_index
 
-        there = [index for index, picture in enumerate(clean) if picture is not None]
+        there = [index for index, image in enumerate(clean) if image is not None]
         images = torch.stack([torch.from_numpy(clean[index]) for index in there]).permute(0, 3, 1, 2).float() / 127.5 - 1
-        for index, outputs in zip(there, judge(images), strict=True):
+        for index, outputs in zip(there, classifier(images), strict=True):
             notes[index] = ",".join(f"{label} {100 * float(outputs[class_index(label)]):.0f}%" for label in labels)
-    return Way(title, [moment.x_t[row] for moment in moments], clean, notes)
+    return Trajectory(title, [frame.x_t[row] for frame in frames], clean, notes)

@@ -10,32 +10,32 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, describe_evaluator, only_one_source, prepare_files, prepare_output, ready_task
-from ddpmctl.cli.options import RUNS, Assume, ConfigFile, Data, EvaluatorFile, RunsDir, Scenes, command
+from ddpmctl.cli.common import Given, describe_classifier, evaluation_spec, only_one_source, prepare_files, prepare_output
+from ddpmctl.cli.options import RUNS, Assume, ClassifierFile, ConfigFile, Data, RunsDir, Scenes, command
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Value, settings
-from ddpmctl.distributed.job import Ranks
+from ddpmctl.distributed.job import Job
 from ddpmctl.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from ddpmctl.data.dataset import Conditions
-    from ddpmctl.evaluation.evaluate import Task
-    from ddpmctl.evaluation.results import Failed, Judged
+    from ddpmctl.evaluation.evaluate import EvaluationSpec
+    from ddpmctl.evaluation.results import CheckpointResult, Failed
     from ddpmctl.evaluation.selection import Selection
     from ddpmctl.labels import LabelSet
     from ddpmctl.report.tables import Table
 
 
-@command("sampling", "machine")
+@command("sampling", "device")
 def evaluate(
     given: dict[str, str],
-    ranks: Ranks,
+    job: Job,
     paths: Annotated[
         list[Path] | None, typer.Argument(help="Checkpoints, runs or folders of .pth files; else the newest run's best.", show_default=False)
     ] = None,
     data: Data = None,
     scenes: Scenes = None,
-    evaluator: EvaluatorFile = None,
+    evaluator: ClassifierFile = None,
     conditions: Annotated[list[Path] | None, typer.Option("--conditions", help="JSON list of label lists to score on, instead of the data's.")] = None,
     repeats: Annotated[int, typer.Option("--repeats", "-r", min=1, max=1000, help="Images for each condition, each from noise of its own.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
@@ -60,27 +60,27 @@ def evaluate(
     A broken file is listed and does not stop the rest.
     """
     only_one_source(data, scenes)
-    terminal = Terminal(silent=not ranks.leads)
+    terminal = Terminal(silent=not job.is_leader)
     chosen = Given.of(given, config, assume)
     outputs = Outputs(json_file, csv_file, latex, html, figures, grid)
     varied = None if sweep is None else _varied(sweep, outputs, breakdown=breakdown)
-    if ranks.leads:
+    if job.is_leader:
         outputs.prepare()
 
     from ddpmctl.data.dataset import load_conditions
 
     known = load_conditions(data, scenes=scenes)
-    checkpoints = ranks.first_says(lambda: _checkpoints(paths, runs_dir, terminal))
-    task = ready_task(_conditions(conditions, known), evaluator, data, chosen, seed=seed, repeats=repeats, ranks=ranks)
-    task = replace(task, grids=grid, titles=_titles(checkpoints))
+    checkpoints = job.from_leader(lambda: _checkpoints(paths, runs_dir, terminal))
+    spec = evaluation_spec(_conditions(conditions, known), evaluator, data, chosen, seed=seed, repeats=repeats, job=job)
+    spec = replace(spec, grids=grid, titles=_titles(checkpoints))
     if varied is not None:
-        failures = _sweep(terminal, checkpoints, task, *varied, outputs)
+        failures = _sweep(terminal, checkpoints, spec, *varied, outputs)
     else:
-        rows, failures = _collect(terminal, checkpoints, task)
+        rows, failures = _collect(terminal, checkpoints, spec)
         if rows:
-            _conclude(terminal, rows, failures, task, known, outputs, confirm=confirm, breakdown=breakdown)
-        elif ranks.leads:
-            outputs.write_values(terminal, [], failures, task, {}, None)
+            _conclude(terminal, rows, failures, spec, known, outputs, confirm=confirm, breakdown=breakdown)
+        elif job.is_leader:
+            outputs.write_values(terminal, [], failures, spec, {}, None)
     if failures:
         count = len({failure.path for failure in failures})
         raise DataError(f"{count} of {len(checkpoints)} checkpoints could not be scored; the reasons stand above")
@@ -110,7 +110,13 @@ class Outputs:
         prepare_files({"--json": self.json, "--csv": self.csv, "--latex": self.latex, "--html": self.html})
 
     def write_values(
-        self, terminal: Terminal, rows: list[Judged], failures: list[Failed], task: Task, trained: Mapping[str, int], selection: Selection | None
+        self,
+        terminal: Terminal,
+        rows: list[CheckpointResult],
+        failures: list[Failed],
+        spec: EvaluationSpec,
+        trained: Mapping[str, int],
+        selection: Selection | None,
     ) -> None:
         """Write what is asked for as plain values."""
         if not self.json and not self.csv:
@@ -118,7 +124,7 @@ class Outputs:
 
         from ddpmctl.report.tables import as_dict, write_csv, write_json
 
-        result = as_dict(rows, failures, task, trained, selection)
+        result = as_dict(rows, failures, spec, trained, selection)
         if self.only_json:
             terminal.result(json.dumps(result, indent=2))
         elif self.json:
@@ -128,20 +134,27 @@ class Outputs:
 
 
 def _conclude(
-    terminal: Terminal, rows: list[Judged], failures: list[Failed], task: Task, known: Conditions, outputs: Outputs, *, confirm: bool, breakdown: bool
+    terminal: Terminal,
+    rows: list[CheckpointResult],
+    failures: list[Failed],
+    spec: EvaluationSpec,
+    known: Conditions,
+    outputs: Outputs,
+    *,
+    confirm: bool,
+    breakdown: bool,
 ) -> None:
     """Show what was found, and write it in the forms asked for."""
-    from ddpmctl.evaluation.selection import best_of
-    from ddpmctl.evaluation.selection import confirm as confirmed
+    from ddpmctl.evaluation.selection import best_of, confirm_best
     from ddpmctl.report.tables import breakdown_tables, write_latex
 
     best = best_of(rows)
-    selection = terminal.finish(confirmed(rows, task)) if confirm and len(rows) > 1 else None
-    if not task.ranks.leads:
+    selection = terminal.finish(confirm_best(rows, spec)) if confirm and len(rows) > 1 else None
+    if not spec.job.is_leader:
         return
-    table, trained = _table(rows, task, best), _trained(task.conditions, known)
-    shares = "; ".join(f"{name} {trained[name]} of {len(sets)}" for name, sets in task.conditions.items())
-    sentences = [f"label sets that occur in training ({known.name}): {shares}", *([_in_words(selection)] if selection else [])]
+    table, trained = _table(rows, spec, best), _trained(spec.conditions, known)
+    shares = "; ".join(f"{name} {trained[name]} of {len(sets)}" for name, sets in spec.conditions.items())
+    sentences = [f"label sets that occur in training ({known.name}): {shares}", *([_selection_sentence(selection)] if selection else [])]
     if not outputs.only_json:
         terminal.result(sentences[0])
         terminal.table(table.title, table.columns, table.rows, marked=best, caption=table.note)
@@ -149,7 +162,7 @@ def _conclude(
             terminal.result(sentence)
         for part in breakdown_tables(rows[best].answers) if breakdown else ():
             terminal.table(f"{table.rows[best][0]}: {part.title}", part.columns, part.rows)
-    outputs.write_values(terminal, rows, failures, task, trained, selection)
+    outputs.write_values(terminal, rows, failures, spec, trained, selection)
     if outputs.latex:
         write_latex(outputs.latex, [table])
     names = [row[0] for row in table.rows]
@@ -161,7 +174,7 @@ def _conclude(
     if outputs.html:
         from ddpmctl.report.page_content import write_evaluation_page
 
-        terminal.say(f"page: {write_evaluation_page(outputs.html, rows, best, names, table, sentences, task)}")
+        terminal.say(f"page: {write_evaluation_page(outputs.html, rows, best, names, table, sentences, spec)}")
 
 
 def _conditions(files: list[Path] | None, known: Conditions) -> Mapping[str, Sequence[LabelSet]]:
@@ -191,21 +204,21 @@ def _checkpoints(paths: list[Path] | None, runs_dir: Path, terminal: Terminal) -
     return [newest]
 
 
-def _collect(terminal: Terminal, checkpoints: list[Path], task: Task) -> tuple[list[Judged], list[Failed]]:
-    from ddpmctl.evaluation.evaluate import evaluate as run
-    from ddpmctl.evaluation.results import Failed, Judged
+def _collect(terminal: Terminal, checkpoints: list[Path], spec: EvaluationSpec) -> tuple[list[CheckpointResult], list[Failed]]:
+    from ddpmctl.evaluation.evaluate import evaluate_checkpoints
+    from ddpmctl.evaluation.results import CheckpointResult, Failed
 
-    rows: list[Judged] = []
+    rows: list[CheckpointResult] = []
     failures: list[Failed] = []
-    for event in terminal.follow(run(checkpoints, task)):
-        if isinstance(event, Judged):
+    for event in terminal.follow(evaluate_checkpoints(checkpoints, spec)):
+        if isinstance(event, CheckpointResult):
             rows.append(event)
         elif isinstance(event, Failed):
             failures.append(event)
     return rows, failures
 
 
-def _pictures(repeats: int) -> str:
+def _images_per_condition(repeats: int) -> str:
     return f"{repeats} image{'s' if repeats > 1 else ''} a condition"
 
 
@@ -216,31 +229,31 @@ def _titles(checkpoints: list[Path]) -> dict[Path, str]:
     return {path: f"{folders[path].resolve().name}-{path.stem}" for path in checkpoints if names.count(path.name) > 1}
 
 
-def _table(rows: list[Judged], task: Task, best: int) -> Table:
+def _table(rows: list[CheckpointResult], spec: EvaluationSpec, best: int) -> Table:
     from ddpmctl.report.tables import Table, with_interval
-    from ddpmctl.sampling.pipeline import in_words
+    from ddpmctl.sampling.pipeline import describe_sampling
 
-    files = list(task.conditions)
+    files = list(spec.conditions)
     recorded = [name for name in files if any(name in row.recorded for row in rows)]
     with_loss = any(row.loss is not None for row in rows)
     columns = ["checkpoint", "epoch", *(["loss"] if with_loss else []), *(f"{name} recorded" for name in recorded)]
     columns += [text for name in files for text in (name, f"{name} exact")]
     lines = []
     for row in rows:
-        line = [task.titles.get(row.path, row.path.name), "" if row.epoch is None else str(row.epoch)]
+        line = [spec.titles.get(row.path, row.path.name), "" if row.epoch is None else str(row.epoch)]
         line += [("" if row.loss is None else f"{row.loss:.6f}")] if with_loss else []
         line += [f"{row.recorded[name]:.4f}" if name in row.recorded else "" for name in recorded]
         line += [text for name in files for text in (with_interval(row.answers[name].tally), f"{row.scores[name].exact_match:.4f}")]
         lines.append(line)
-    used = "; ".join(sorted({in_words(row.sampling) for row in rows}))
+    used = "; ".join(sorted({describe_sampling(row.sampling) for row in rows}))
     kept = sum(row.kept for row in rows)
     marked = f"best by pooled accuracy: {lines[best][0]}; {used}; {kept} of {len(rows)} from kept results"
-    machine = f"{task.machine.device.type}, {task.machine.precision}"
-    title = f"evaluator {describe_evaluator(task.evaluator)}; {_pictures(task.repeats)}; {machine}; 95 % intervals in brackets"
+    compute = f"{spec.compute.device.type}, {spec.compute.precision}"
+    title = f"evaluator {describe_classifier(spec.classifier)}; {_images_per_condition(spec.repeats)}; {compute}; 95 % intervals in brackets"
     return Table(title, columns, lines, marked)
 
 
-def _in_words(selection: Selection) -> str:
+def _selection_sentence(selection: Selection) -> str:
     found = selection.confirming
     return (
         f"{selection.best.path.name} was chosen by a pooled accuracy of {selection.choosing:.4f}; on noise that had no part in the choice it has "
@@ -261,25 +274,26 @@ def _varied(text: str, outputs: Outputs, *, breakdown: bool) -> tuple[str, list[
     return name, list(dict.fromkeys(known[name].check(value.strip()) for value in values.split(",")))
 
 
-def _sweep(terminal: Terminal, checkpoints: list[Path], task: Task, name: str, values: list[Value], outputs: Outputs) -> list[Failed]:
+def _sweep(terminal: Terminal, checkpoints: list[Path], spec: EvaluationSpec, name: str, values: list[Value], outputs: Outputs) -> list[Failed]:
     """Show accuracy over the values of one setting, draw it, and return what could not be scored."""
-    from ddpmctl.evaluation.sweep import sweep
+    from ddpmctl.evaluation.sweep import evaluate_sweep
     from ddpmctl.report.evaluation_figures import save_sweep
     from ddpmctl.report.tables import Table, in_brackets, write_latex, write_table_csv
 
     figure = (outputs.figures or Path()) / f"sweep-{name}.png"
-    if task.ranks.leads:
+    if spec.job.is_leader:
         prepare_output(figure, "--figures", folder=False)
-    points, failures = terminal.finish(sweep(checkpoints, task, name, values))
-    found = {task.titles.get(path, path.name): measured for path, measured in points.items()}
-    if not found or not task.ranks.leads:
+    points, failures = terminal.finish(evaluate_sweep(checkpoints, spec, name, values))
+    found = {spec.titles.get(path, path.name): measured for path, measured in points.items()}
+    if not found or not spec.job.is_leader:
         return failures
     lines = [
         [checkpoint, str(point.value), str(point.nfe), in_brackets(point.accuracy), f"{point.exact:.4f}"]
         for checkpoint, measured in found.items()
         for point in measured
     ]
-    table = Table(f"{', '.join(task.conditions)} pooled; {_pictures(task.repeats)}", ["checkpoint", name, "network calls", "accuracy", "exact"], lines)
+    title = f"{', '.join(spec.conditions)} pooled; {_images_per_condition(spec.repeats)}"
+    table = Table(title, ["checkpoint", name, "network calls", "accuracy", "exact"], lines)
     terminal.table(table.title, table.columns, table.rows)
     if outputs.csv:
         write_table_csv(outputs.csv, table)

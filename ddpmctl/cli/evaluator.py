@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import describe_evaluator, prepare_output
-from ddpmctl.cli.options import EvaluatorFile, command, overrides
+from ddpmctl.cli.common import describe_classifier, prepare_output
+from ddpmctl.cli.options import ClassifierFile, command, overrides
 from ddpmctl.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -30,33 +30,33 @@ def train(
 ) -> None:
     """Train the built-in classifier anew, or another, from fresh renders alone."""
     from ddpmctl.config import Config
-    from ddpmctl.device import make_machine
-    from ddpmctl.evaluation.classifier_training import EvaluatorStep, EvaluatorTrained, train_evaluator
+    from ddpmctl.device import make_compute_device
+    from ddpmctl.evaluation.classifier_training import ClassifierStep, ClassifierTrained, train_classifier
 
     terminal = Terminal()
     prepare_output(out, "--out", folder=False)
-    machine = make_machine(Config().replace(**overrides(given, "machine")).machine)
-    for event in terminal.follow(train_evaluator(out, network=network, steps=steps, scenes=scenes, seed=seed, machine=machine)):
-        if isinstance(event, EvaluatorStep):
+    compute = make_compute_device(Config().replace(**overrides(given, "device")).device)
+    for event in terminal.follow(train_classifier(out, network=network, steps=steps, scenes=scenes, seed=seed, compute=compute)):
+        if isinstance(event, ClassifierStep):
             terminal.say(f"step {event.step}  loss {event.loss:.5f}  {event.seconds:.0f} s")
-        if isinstance(event, EvaluatorTrained):
+        if isinstance(event, ClassifierTrained):
             _table(terminal, str(event.path), event.scores)
 
 
 @app.command("check")
 @command()
 def check(
-    evaluator: EvaluatorFile = None,
+    evaluator: ClassifierFile = None,
     scenes: Annotated[int, typer.Option(min=1, help="Fresh scenes; as many images with one, two and three objects.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes.")] = 0,
 ) -> None:
     """Measure a classifier on fresh renders whose objects are known."""
-    from ddpmctl.evaluation.classifier_training import check_evaluator
-    from ddpmctl.evaluation.classifiers import load_evaluator
+    from ddpmctl.evaluation.classifier_training import check_classifier
+    from ddpmctl.evaluation.classifiers import load_classifier
 
     terminal = Terminal()
-    loaded = load_evaluator(evaluator)
-    _table(terminal, describe_evaluator(loaded), check_evaluator(loaded, scenes, seed=seed))
+    loaded = load_classifier(evaluator)
+    _table(terminal, describe_classifier(loaded), check_classifier(loaded, scenes, seed=seed))
 
 
 def _table(terminal: Terminal, title: str, scores: Mapping[int, Score]) -> None:

@@ -20,14 +20,14 @@ from ddpmctl.cli.signals import Stopped, stop_is_raised
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import PRESETS, Config, Setting, Value, settings
 from ddpmctl.config_toml import load_toml
-from ddpmctl.distributed.job import ALONE, Ranks, is_alone, joined
+from ddpmctl.distributed.job import SINGLE, Job, is_alone, join
 from ddpmctl.errors import DdpmctlError, UsageError
 
 Data = Annotated[
     Path | None, typer.Option("--data", envvar="DDPMCTL_DATA", help="Folder in the lab's layout; without it, the embedded benchmark.", show_default=False)
 ]
 Scenes = Annotated[int | None, typer.Option("--scenes", envvar="DDPMCTL_SCENES", help="Size of the embedded benchmark, three images a scene (all: 6003).")]
-EvaluatorFile = Annotated[
+ClassifierFile = Annotated[
     Path | None,
     typer.Option("--evaluator", envvar="DDPMCTL_EVALUATOR", help="The lab's classifier or one of ours; else checkpoint.pth in --data, else the built-in one."),
 ]
@@ -55,7 +55,7 @@ def command(*sections: str) -> Callable[[Callable[..., None]], Callable[..., Non
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(function, eval_str=True)
-        own = [p for p in signature.parameters.values() if p.name not in ("given", "ranks")]
+        own = [p for p in signature.parameters.values() if p.name not in ("given", "job")]
         chosen = [s for section in sections for s in settings(section)]
 
         @functools.wraps(function)
@@ -63,21 +63,21 @@ def command(*sections: str) -> Callable[[Callable[..., None]], Callable[..., Non
             given = {s.name: values.pop(s.name) for s in chosen}
             if "given" in signature.parameters:
                 values["given"] = {name: value for name, value in given.items() if value is not None}
-            ranks = ALONE
+            job = SINGLE
             try:
-                with stop_is_raised(), joined() as ranks:
-                    ranks.must_run_one_version()
-                    if "ranks" in signature.parameters:
-                        values["ranks"] = ranks
-                    elif not ranks.alone:
+                with stop_is_raised(), join() as job:
+                    job.require_one_version()
+                    if "job" in signature.parameters:
+                        values["job"] = job
+                    elif not job.is_single:
                         raise UsageError("torchrun: this command runs in one process; call it without torchrun")
                     function(**values)
             except DdpmctlError as error:
-                _tell(ranks, str(error))
+                _tell(job, str(error))
                 raise typer.Exit(error.exit_code) from None
             except Stopped as stop:
                 # Not where torchrun ends those who are left after another one failed, nor before it is known which of them this is.
-                if ranks.leads and ranks.alone == is_alone() and ranks.claim(stop.words):
+                if job.is_leader and job.is_single == is_alone() and job.claim(stop.words):
                     Terminal().error(stop.words)
                 raise typer.Exit(stop.exit_code) from None
             except (typer.Exit, typer.Abort, BrokenPipeError):  # the last one: whoever read our output went away
@@ -85,7 +85,7 @@ def command(*sections: str) -> Callable[[Callable[..., None]], Callable[..., Non
             except Exception as error:
                 file = report(error)
                 where = f"the full traceback is in {file}" if file else "and the traceback could not be written anywhere"
-                _tell(ranks, f"unexpected: {in_one_line(error)}; {where}. Please report it")
+                _tell(job, f"unexpected: {in_one_line(error)}; {where}. Please report it")
                 raise typer.Exit(1) from None
 
         del run.__wrapped__  # typer would read the options of the function inside
@@ -98,10 +98,10 @@ def command(*sections: str) -> Callable[[Callable[..., None]], Callable[..., Non
     return decorate
 
 
-def _tell(ranks: Ranks, text: str) -> None:
+def _tell(job: Job, text: str) -> None:
     """Say what went wrong, unless another process of the job said so first."""
-    if ranks.claim(text):
-        Terminal().error(text if ranks.alone else f"{ranks}: {text}")
+    if job.claim(text):
+        Terminal().error(text if job.is_single else f"{job}: {text}")
 
 
 def _parameter(setting: Setting) -> inspect.Parameter:

@@ -7,19 +7,19 @@ from typing import Annotated
 
 import typer
 
-from ddpmctl.cli.common import parse_labels, prepare_output, ready_painter
+from ddpmctl.cli.common import parse_labels, prepare_output, ready_pipeline
 from ddpmctl.cli.options import RUNS, Assume, ConfigFile, RunsDir, command
 from ddpmctl.cli.terminal import Terminal
-from ddpmctl.distributed.job import Ranks
+from ddpmctl.distributed.job import Job
 
 OUT = Path("out")
 LONGEST = 150  # characters of the labels in a file name: systems allow 255 in all
 
 
-@command("sampling", "machine")
+@command("sampling", "device")
 def sample(
     given: dict[str, str],
-    ranks: Ranks,
+    job: Job,
     labels: Annotated[list[str], typer.Option("--labels", "-l", help='Objects of one image, e.g. "red cube,blue sphere"; may be repeated.')],
     checkpoint: Annotated[Path | None, typer.Argument(help="A .pth file or a run; else the newest run's best.", show_default=False)] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, max=10_000, help="Images for each label set.")] = 1,
@@ -30,20 +30,20 @@ def sample(
     assume: Assume = None,
 ) -> None:
     """Make pictures of the labels asked for."""
-    terminal = Terminal(silent=not ranks.leads)
+    terminal = Terminal(silent=not job.is_leader)
     label_sets = parse_labels(labels)
-    if ranks.leads:
+    if job.is_leader:
         prepare_output(out, "--out", folder=True)
 
-    from ddpmctl.grids import save_grid, save_pictures
-    from ddpmctl.sampling.pipeline import pictures, requests_for, shared_pictures
+    from ddpmctl.grids import save_grid, save_images
+    from ddpmctl.sampling.pipeline import requests_for, sample_images, shared_images
 
-    painter = ready_painter(checkpoint, runs_dir, given, config, assume, terminal, ranks)
+    pipeline = ready_pipeline(checkpoint, runs_dir, given, config, assume, terminal, job)
     requests = requests_for("sample", label_sets, seed=seed, repeats=count)
-    made = terminal.finish(pictures(painter, requests) if ranks.alone else shared_pictures(painter, requests, ranks))
-    if not ranks.leads:
+    made = terminal.finish(sample_images(pipeline, requests) if job.is_single else shared_images(pipeline, requests, job))
+    if not job.is_leader:
         return
     names = [f"{index // count:03d}-{'+'.join(r.labels).replace(' ', '-')[:LONGEST]}-seed{seed}-{index % count:03d}.png" for index, r in enumerate(requests)]
-    for path in save_pictures(out, made, names):
+    for path in save_images(out, made, names):
         terminal.result(str(path))
     terminal.result(str(save_grid(out / "grid.png", made, [", ".join(r.labels) for r in requests])))

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import describe_evaluator, only_one_source, prepare_output
+from ddpmctl.cli.common import describe_classifier, only_one_source, prepare_output
 from ddpmctl.cli.crash import run_folder
-from ddpmctl.cli.options import RUNS, ConfigFile, Data, EvaluatorFile, Resolved, RunsDir, Scenes, command, overrides, resolve
+from ddpmctl.cli.options import RUNS, ClassifierFile, ConfigFile, Data, Resolved, RunsDir, Scenes, command, overrides, resolve
 from ddpmctl.cli.signals import stop_is_noted
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import PRESET_HELP, RECIPE, Config, Value, settings
 from ddpmctl.config_toml import dump_toml
-from ddpmctl.distributed.job import Ranks
+from ddpmctl.distributed.job import Job
 from ddpmctl.errors import PeerError, UsageError
 
 if TYPE_CHECKING:
     from ddpmctl.data.dataset import Dataset
-    from ddpmctl.device import Machine
-    from ddpmctl.evaluation.classifiers import Evaluator
+    from ddpmctl.device import ComputeDevice
+    from ddpmctl.evaluation.classifiers import Classifier
     from ddpmctl.training.events import Evaluated
     from ddpmctl.training.run_folder import Run
 
@@ -33,15 +33,15 @@ PRESETS = "; ".join(f"{name}: {text}" for name, text in PRESET_HELP.items())
 FIXED = frozenset({"net", "act", "width", "optimizer", "ema", "seed"})
 
 
-@command("model", "diffusion", "training", "sampling", "machine", "run")
+@command("model", "diffusion", "training", "sampling", "device", "run")
 def train(
     given: dict[str, str],
-    ranks: Ranks,
+    job: Job,
     preset: Annotated[str, typer.Option(envvar="DDPMCTL_PRESET", help=f"Named settings to start from. {PRESETS}.")] = "report",
     config: ConfigFile = None,
     data: Data = None,
     scenes: Scenes = None,
-    evaluator: EvaluatorFile = None,
+    evaluator: ClassifierFile = None,
     name: Annotated[str | None, typer.Option(help="Name of the run's folder (made from the settings).", show_default=False)] = None,
     runs_dir: RunsDir = RUNS,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder, with its settings.", show_default=False)] = None,
@@ -65,7 +65,7 @@ def train(
         raise UsageError("--override: goes with --resume; a new run takes any setting")
     if exist_ok is not None and (exist_ok != "resume" or resume):
         raise UsageError("--exist-ok: does not go with --resume" if resume else f"--exist-ok: {exist_ok!r} is not known; give --exist-ok resume")
-    terminal = Terminal(silent=not ranks.leads)
+    terminal = Terminal(silent=not job.is_leader)
     resolved = _resumed(resume, given, config, name, override) if resume else resolve(given, config, preset)
     if print_config:
         terminal.result(dump_toml(resolved.config, resolved.origins).rstrip())
@@ -73,9 +73,9 @@ def train(
     if dry_run:
         _say_what_would_be_done(terminal, resolved, data, scenes, evaluator, resume or runs_dir / (name or ""), named=name is not None or resume is not None)
     elif resume:
-        _resume(terminal, resolved.config, resume, data, evaluator, ranks)
+        _resume(terminal, resolved.config, resume, data, evaluator, job)
     else:
-        _begin(terminal, resolved.config, data, scenes, evaluator, name, runs_dir, ranks, go_on=exist_ok is not None)
+        _begin(terminal, resolved.config, data, scenes, evaluator, name, runs_dir, job, go_on=exist_ok is not None)
 
 
 def _resumed(folder: Path, given: dict[str, str], config_file: Path | None, name: str | None, override: str | None) -> Resolved:
@@ -87,7 +87,7 @@ def _resumed(folder: Path, given: dict[str, str], config_file: Path | None, name
     config = open_run(folder).config()
     flat = config.flat()
     allowed = _overridable(override)
-    around = overrides(given, "machine", "run", config_file=config_file)
+    around = overrides(given, "device", "run", config_file=config_file)
     recipe = overrides(given, *RECIPE, config_file=config_file)
     changed = {key: value for key, value in recipe.items() if value != flat[key]}
     refused = [f"{key}: {flat[key]} in the run, {value} now" for key, value in changed.items() if key not in allowed]
@@ -114,23 +114,23 @@ def _overridable(text: str | None) -> set[str]:
 
 
 def _say_what_would_be_done(
-    terminal: Terminal, resolved: Resolved, data: Path | None, scenes: int | None, evaluator_file: Path | None, place: Path, *, named: bool
+    terminal: Terminal, resolved: Resolved, data: Path | None, scenes: int | None, classifier_file: Path | None, place: Path, *, named: bool
 ) -> None:
     from ddpmctl.data.dataset import load_conditions
-    from ddpmctl.device import make_machine
-    from ddpmctl.evaluation.classifiers import load_evaluator
+    from ddpmctl.device import make_compute_device
+    from ddpmctl.evaluation.classifiers import load_classifier
     from ddpmctl.training.loop import make_plan, resumed_sources
     from ddpmctl.training.run_folder import Run, name_for
 
-    machine = make_machine(resolved.config.machine)
-    config = resolved.config.replace(precision=machine.precision)
+    compute = make_compute_device(resolved.config.device)
+    config = resolved.config.replace(precision=compute.precision)
     if Run(place).config_file.is_file() and named:
         sources = resumed_sources(Run(place))
-        data, scenes, evaluator_file = data or sources.data, sources.scenes, evaluator_file or sources.evaluator
+        data, scenes, classifier_file = data or sources.data, sources.scenes, classifier_file or sources.evaluator
     conditions = load_conditions(data, scenes=scenes)
-    judge = load_evaluator(evaluator_file, data)
+    classifier = load_classifier(classifier_file, data)
     place = place if named else place / name_for(config)
-    terminal.plan(make_plan(config, place, conditions.name, conditions.images, machine, describe_evaluator(judge)))
+    terminal.plan(make_plan(config, place, conditions.name, conditions.images, compute, describe_classifier(classifier)))
     terminal.result(dump_toml(config, resolved.origins).rstrip())
 
 
@@ -139,102 +139,102 @@ def _begin(
     config: Config,
     data: Path | None,
     scenes: int | None,
-    evaluator_file: Path | None,
+    classifier_file: Path | None,
     name: str | None,
     runs_dir: Path,
-    ranks: Ranks,
+    job: Job,
     *,
     go_on: bool,
 ) -> None:
     """Train a new run; where it exists already and ``go_on`` says so, go on with it."""
     from ddpmctl.benchmark.embedded import scene_count
-    from ddpmctl.evaluation.classifiers import BUILT_IN, load_evaluator
+    from ddpmctl.evaluation.classifiers import BUILT_IN, load_classifier
     from ddpmctl.training.disk_space import check_room
-    from ddpmctl.training.run_folder import Run, create_run, held, name_for
+    from ddpmctl.training.run_folder import Run, create_run, locked, name_for
 
     if not go_on and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
         raise UsageError("--exist-ok: torchrun --max-restarts calls the same command again; add --exist-ok resume, so that it goes on with the run")
-    machine, config = _machine(config, ranks)
+    compute, config = _machine(config, job)
     existing = runs_dir / (name or name_for(config))
-    if go_on and ranks.first_says((existing / "config.toml").is_file):
-        _go_on(terminal, config, existing, data, scenes, evaluator_file, ranks)
+    if go_on and job.from_leader((existing / "config.toml").is_file):
+        _go_on(terminal, config, existing, data, scenes, classifier_file, job)
         return
-    judge = load_evaluator(evaluator_file, data, machine.device)
-    if ranks.leads:
+    classifier = load_classifier(classifier_file, data, compute.device)
+    if job.is_leader:
         prepare_output(runs_dir, "--runs-dir", folder=True)
         check_room(config, runs_dir)
-    dataset = _load(terminal, ranks, data, scenes)
+    dataset = _load(terminal, job, data, scenes)
     source: dict[str, object] = {
         "data": None if data is None else str(data.resolve()), "scenes": scene_count(scenes) if data is None else None, "key": dataset.key,
-        "evaluator": None if judge.name == BUILT_IN else str(Path(judge.name).resolve()), "evaluator_sha256": judge.sha256,
+        "evaluator": None if classifier.name == BUILT_IN else str(Path(classifier.name).resolve()), "evaluator_sha256": classifier.sha256,
     }  # fmt: skip
-    run = Run(ranks.first_says(lambda: create_run(runs_dir, name, config, source).folder))
-    with held(run) if ranks.leads else nullcontext():
-        _follow(terminal, run, config, dataset, judge, machine, ranks, recorded=None)
+    run = Run(job.from_leader(lambda: create_run(runs_dir, name, config, source).folder))
+    with locked(run) if job.is_leader else nullcontext():
+        _follow(terminal, run, config, dataset, classifier, compute, job, recorded=None)
 
 
 def _go_on(
-    terminal: Terminal, config: Config, folder: Path, data: Path | None, scenes: int | None, evaluator_file: Path | None, ranks: Ranks
+    terminal: Terminal, config: Config, folder: Path, data: Path | None, scenes: int | None, classifier_file: Path | None, job: Job
 ) -> None:
     """Go on with the run that these settings name, if it is theirs."""
     from ddpmctl.benchmark.embedded import scene_count
     from ddpmctl.training.loop import resumed_sources
     from ddpmctl.training.run_folder import Run, open_run
 
-    recorded: dict[str, Value] = ranks.first_says(lambda: open_run(folder).config().flat())
+    recorded: dict[str, Value] = job.from_leader(lambda: open_run(folder).config().flat())
     names = {setting.name for section in RECIPE for setting in settings(section)}
     others = [f"{key}: {recorded[key]} in the run, {value} now" for key, value in config.flat().items() if key in names and recorded[key] != value]
-    sources = ranks.first_says(lambda: resumed_sources(Run(folder)))
+    sources = job.from_leader(lambda: resumed_sources(Run(folder)))
     if sources.scenes != (scene_count(scenes) if data is None else None):
         others.append(f"scenes: {sources.scenes} in the run, {scenes} now")
     if others:
         raise UsageError(f"--exist-ok: {folder} is a run of other settings ({'; '.join(others)}); give this one a --name of its own")
     terminal.say(f"{folder}: exists already; going on with it")
-    _resume(terminal, config, folder, data, evaluator_file, ranks)
+    _resume(terminal, config, folder, data, classifier_file, job)
 
 
-def _resume(terminal: Terminal, config: Config, folder: Path, data: Path | None, evaluator_file: Path | None, ranks: Ranks) -> None:
+def _resume(terminal: Terminal, config: Config, folder: Path, data: Path | None, classifier_file: Path | None, job: Job) -> None:
     """Go on with a run, on its own data and with its own evaluator."""
-    from ddpmctl.evaluation.classifiers import load_evaluator
+    from ddpmctl.evaluation.classifiers import load_classifier
     from ddpmctl.training.disk_space import check_room
     from ddpmctl.training.loop import resumed_sources
-    from ddpmctl.training.run_folder import Run, held, open_run
+    from ddpmctl.training.run_folder import Run, locked, open_run
 
     run = Run(folder)
-    recorded: Config = ranks.first_says(lambda: open_run(folder).config())
-    sources = ranks.first_says(lambda: resumed_sources(run))
+    recorded: Config = job.from_leader(lambda: open_run(folder).config())
+    sources = job.from_leader(lambda: resumed_sources(run))
     if data is not None and sources.data is None:
         raise UsageError("--data: the run trains on the embedded benchmark, and a resumed run keeps its data")
     data = data or sources.data  # the lab's folder may have moved; its content is checked against the run's
     if data is not None and not data.is_dir():
         raise UsageError(f"{data}: the run's data are no longer there; name their new place with --data DIR")
-    machine, config = _machine(config, ranks)
-    judge = load_evaluator(evaluator_file or sources.evaluator, data, machine.device)
-    if judge.sha256 != sources.evaluator_sha256:
+    compute, config = _machine(config, job)
+    classifier = load_classifier(classifier_file or sources.evaluator, data, compute.device)
+    if classifier.sha256 != sources.evaluator_sha256:
         theirs = sources.evaluator_sha256[:12]
-        raise UsageError(f"--resume {folder}: its scores are by evaluator {theirs}, not by {describe_evaluator(judge)}; name the file with --evaluator")
-    with held(run) if ranks.leads else nullcontext():
-        if ranks.leads:
+        raise UsageError(f"--resume {folder}: its scores are by evaluator {theirs}, not by {describe_classifier(classifier)}; name the file with --evaluator")
+    with locked(run) if job.is_leader else nullcontext():
+        if job.is_leader:
             check_room(config, folder, already=len(list(run.checkpoints.glob("*.pth"))))
-        dataset = _load(terminal, ranks, data, sources.scenes)
-        _follow(terminal, run, config, dataset, judge, machine, ranks, recorded=recorded)
+        dataset = _load(terminal, job, data, sources.scenes)
+        _follow(terminal, run, config, dataset, classifier, compute, job, recorded=recorded)
 
 
-def _machine(config: Config, ranks: Ranks) -> tuple[Machine, Config]:
+def _machine(config: Config, job: Job) -> tuple[ComputeDevice, Config]:
     """Return where to train, and the settings with what ``auto`` came to on rank 0: from now on it is the run's, and a resumed run must not change it."""
-    from ddpmctl.device import make_machine
+    from ddpmctl.device import make_compute_device
 
-    ranks.must_agree("setting", {key: value for key, value in config.flat().items() if key not in ("device", "threads")})
-    config = config.replace(precision=ranks.first_says(lambda: make_machine(config.machine).precision))
-    return make_machine(config.machine, ranks.local), config
+    job.require_same("setting", {key: value for key, value in config.flat().items() if key not in ("device", "threads")})
+    config = config.replace(precision=job.from_leader(lambda: make_compute_device(config.device).precision))
+    return make_compute_device(config.device, job.local), config
 
 
-def _load(terminal: Terminal, ranks: Ranks, data: Path | None, scenes: int | None) -> Dataset:
+def _load(terminal: Terminal, job: Job, data: Path | None, scenes: int | None) -> Dataset:
     from ddpmctl.data.dataset import load_dataset
 
-    with ranks.one_a_machine_first("dataset"):
+    with job.first_on_each_machine("dataset"):
         dataset: Dataset = terminal.finish(load_dataset(data, scenes=scenes))
-    ranks.must_agree("data set", {"its content": dataset.key[:12]})
+    job.require_same("data set", {"its content": dataset.key[:12]})
     return dataset
 
 
@@ -243,31 +243,31 @@ def _follow(
     run: Run,
     config: Config,
     dataset: Dataset,
-    judge: Evaluator,
-    machine: Machine,
-    ranks: Ranks,
+    classifier: Classifier,
+    compute: ComputeDevice,
+    job: Job,
     *,
     recorded: Config | None,
 ) -> None:
     """Train, showing events, until the end or until a signal asks for one; ``recorded`` are a resumed run's settings so far."""
     from ddpmctl.training import events
-    from ddpmctl.training.loop import make_plan, train
+    from ddpmctl.training.loop import make_plan, training_events
 
     run_folder.set(run.folder)
-    plan = make_plan(config, run.folder, dataset.name, len(dataset.images), machine, describe_evaluator(judge), ranks)
+    plan = make_plan(config, run.folder, dataset.name, len(dataset.images), compute, describe_classifier(classifier), job)
     terminal.plan(plan)
     # Where several ranks end together; rank 0 also in the middle of its pictures, for which the others only wait.
-    ends = (events.StopAgreed,) if not ranks.leads else (events.StopAgreed, events.Progress, events.Evaluated)
+    ends = (events.StopAgreed,) if not job.is_leader else (events.StopAgreed, events.Progress, events.Evaluated)
     last_scores: events.Evaluated | None = None
-    with stop_is_noted() as stop, _group(ranks, machine):
-        stream = train(plan, run, dataset, judge, machine, resume=recorded is not None, recorded=recorded, ranks=ranks, asked=stop.asked)
+    with stop_is_noted() as stop, _group(job, compute):
+        stream = training_events(plan, run, dataset, classifier, compute, resume=recorded is not None, recorded=recorded, job=job, asked=stop.asked)
         try:
             with closing(stream):
                 for event in terminal.follow(stream):
                     last_scores = event if isinstance(event, events.Evaluated) else last_scores
                     if isinstance(event, events.StopAgreed):
                         stop.number = stop.number or event.number
-                    if stop and (ranks.alone or isinstance(event, ends)):
+                    if stop and (job.is_single or isinstance(event, ends)):
                         break
         except PeerError:
             stop.obey()  # who has been told to end does not wonder that the others have
@@ -278,12 +278,12 @@ def _follow(
     _summary(terminal, run, last_scores)
 
 
-def _group(ranks: Ranks, machine: Machine) -> AbstractContextManager[None]:
-    if ranks.alone:
+def _group(job: Job, compute: ComputeDevice) -> AbstractContextManager[None]:
+    if job.is_single:
         return nullcontext()
     from ddpmctl.distributed.ddp import process_group
 
-    return process_group(ranks, machine.device)
+    return process_group(job, compute.device)
 
 
 def _summary(terminal: Terminal, run: Run, evaluated: Evaluated | None) -> None:

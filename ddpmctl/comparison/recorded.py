@@ -34,7 +34,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Arm:
+class RecordedRun:
     """One run, or one folder of report-style checkpoints, whose only record is the file names.
 
     Attributes:
@@ -76,14 +76,14 @@ class Comparison:
         warnings: why a difference may mean less than it seems.
     """
 
-    arms: tuple[Arm, ...]
+    arms: tuple[RecordedRun, ...]
     differing: dict[str, tuple[Value, ...]]
     epoch: int | None
     last: int
     warnings: tuple[str, ...]
 
 
-def compare(paths: Sequence[Path], *, at_epoch: int | None = None, last: int = 10) -> Comparison:
+def compare_recorded(paths: Sequence[Path], *, at_epoch: int | None = None, last: int = 10) -> Comparison:
     """Set runs, or folders of report-style checkpoints, side by side.
 
     Args:
@@ -100,7 +100,7 @@ def compare(paths: Sequence[Path], *, at_epoch: int | None = None, last: int = 1
         raise UsageError("compare: name two or more runs or folders of checkpoints")
     if len({path.resolve() for path in paths}) < len(paths):
         raise UsageError("compare: the same folder is named twice")
-    arms = tuple(load_arm(path, name) for path, name in zip(paths, short_names(paths), strict=True))
+    arms = tuple(load_recorded_run(path, name) for path, name in zip(paths, short_names(paths), strict=True))
     for arm in arms:
         if at_epoch is not None and arm.at(at_epoch) is None:
             raise UsageError(f"--at-epoch {at_epoch}: the first evaluation of {arm.name} is at epoch {arm.points[0].epoch}")
@@ -127,7 +127,7 @@ def refuse_unlike(comparison: Comparison) -> None:
         raise UsageError(f"compare: the recorded scores were not taken alike ({'; '.join(unlike)}); leave out --recorded to score anew, or add --anyway")
 
 
-def load_arm(path: Path, name: str) -> Arm:
+def load_recorded_run(path: Path, name: str) -> RecordedRun:
     """Return the evaluations that a run, or the file names in a folder of checkpoints, record.
 
     Raises:
@@ -149,7 +149,7 @@ def load_arm(path: Path, name: str) -> Arm:
         unique, settings, evaluators = {point.epoch: point for point in named}, None, frozenset()
     if not unique:
         raise NothingRecorded(f"{path}: records no evaluation (neither in results.csv nor in names such as epoch315_0.625_0.619.pth)")
-    return Arm(name, settings, tuple(unique[epoch] for epoch in sorted(unique)), evaluators)
+    return RecordedRun(name, settings, tuple(unique[epoch] for epoch in sorted(unique)), evaluators)
 
 
 def _point(path: Path, row: dict[str, str]) -> Point:
@@ -174,7 +174,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
-def _differing(arms: Sequence[Arm]) -> dict[str, tuple[Value, ...]]:
+def _differing(arms: Sequence[RecordedRun]) -> dict[str, tuple[Value, ...]]:
     known = [arm.settings for arm in arms if arm.settings is not None]
     if len(known) < 2:
         return {}
@@ -182,7 +182,7 @@ def _differing(arms: Sequence[Arm]) -> dict[str, tuple[Value, ...]]:
     return {name: tuple("unknown" if arm.settings is None else arm.settings[name] for arm in arms) for name in names}
 
 
-def _warnings(arms: Sequence[Arm]) -> tuple[str, ...]:
+def _warnings(arms: Sequence[RecordedRun]) -> tuple[str, ...]:
     warnings = []
     if len(frozenset().union(*(arm.evaluators for arm in arms))) > 1:
         warnings.append("the scores come from different evaluators and cannot be compared")

@@ -15,8 +15,8 @@ from ddpmctl.checkpoints.format import load_checkpoint
 from ddpmctl.comparison.recorded import IGNORED
 from ddpmctl.config import Value
 from ddpmctl.errors import DdpmctlError, UsageError
-from ddpmctl.evaluation.evaluate import Task, evaluate, used_config
-from ddpmctl.evaluation.results import EvaluationEvent, Judged, pooled_tally
+from ddpmctl.evaluation.evaluate import EvaluationSpec, evaluate_checkpoints, used_config
+from ddpmctl.evaluation.results import CheckpointResult, EvaluationEvent, pooled_tally
 from ddpmctl.statistics.contrasts import Contrast, contrast, holm
 from ddpmctl.statistics.intervals import Interval, accuracy_interval
 from ddpmctl.statistics.tallies import Tally
@@ -43,7 +43,7 @@ class Arm:
     """
 
     name: str
-    rows: tuple[Judged, ...]
+    rows: tuple[CheckpointResult, ...]
     settings: Mapping[str, Value] = field(default_factory=dict)
 
     def tallies(self, files: Sequence[str]) -> list[Tally]:
@@ -60,7 +60,7 @@ class Finding:
     p_adjusted: float
 
     @property
-    def told(self) -> bool:
+    def significant(self) -> bool:
         """Whether a difference can be told."""
         return self.p_adjusted < SIGNIFICANT
 
@@ -83,7 +83,7 @@ class Verdict:
     def sentences(self) -> Iterator[str]:
         """Yield the verdict on each pair in plain words."""
         for first, second, finding in self.pairs:
-            yield in_words(first, second, finding)
+            yield verdict_sentence(first, second, finding)
 
 
 def candidate(path: Path, name: str, at_epoch: int | None = None) -> Candidate:
@@ -102,7 +102,7 @@ def candidate(path: Path, name: str, at_epoch: int | None = None) -> Candidate:
     return Candidate(name, latest or files[-1])
 
 
-def judge_arms(candidates: Sequence[Candidate], task: Task, *, anyway: bool = False) -> collections.abc.Generator[EvaluationEvent, None, list[Arm]]:
+def score_arms(candidates: Sequence[Candidate], spec: EvaluationSpec, *, anyway: bool = False) -> collections.abc.Generator[EvaluationEvent, None, list[Arm]]:
     """Judge every candidate on the task's conditions and return the arms that they form.
 
     Runs with the same settings but for the seed are one arm. A candidate whose weights do not load is told of by ``Failed`` and left out.
@@ -112,15 +112,15 @@ def judge_arms(candidates: Sequence[Candidate], task: Task, *, anyway: bool = Fa
         UsageError: the pictures would be made in different ways, and ``anyway`` does not allow it.
     """
     if not anyway:
-        _check_alike([entry.checkpoint for entry in candidates], task)
+        _check_alike([entry.checkpoint for entry in candidates], spec)
     by_path = {entry.checkpoint: entry for entry in candidates}
-    judged: list[tuple[Candidate, Judged]] = []
-    for event in evaluate([entry.checkpoint for entry in candidates], task):
-        if isinstance(event, Judged):
-            judged.append((by_path[event.path], event))
+    scored: list[tuple[Candidate, CheckpointResult]] = []
+    for event in evaluate_checkpoints([entry.checkpoint for entry in candidates], spec):
+        if isinstance(event, CheckpointResult):
+            scored.append((by_path[event.path], event))
         else:
             yield event
-    return _arms(judged)
+    return _arms(scored)
 
 
 def verdict(arms: Sequence[Arm], files: Sequence[str]) -> Verdict:
@@ -142,14 +142,14 @@ def arm_interval(arm: Arm, files: Sequence[str]) -> Interval:
     return accuracy_interval(Tally(np.concatenate([tally.hits for tally in tallies], axis=1), tallies[0].labels))
 
 
-def in_words(first: Arm, second: Arm, finding: Finding) -> str:
+def verdict_sentence(first: Arm, second: Arm, finding: Finding) -> str:
     """Return one pair's verdict: which is better by how much, or that nothing can be told and what would tell."""
     found, spread = finding.contrast, finding.contrast.spread
     better, worse = (first, second) if found.estimate >= 0 else (second, first)
     low, high = sorted((found.interval.low, found.interval.high) if found.estimate >= 0 else (-found.interval.low, -found.interval.high))
     figures = f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}, p = {finding.p_adjusted:.2g}"
     points = f"{abs(100 * found.estimate):.1f} points"
-    if finding.told:
+    if finding.significant:
         text = f"{better.name} is better than {worse.name} by {points} ({figures})."
     else:
         ahead = f"{better.name} is ahead by {points}" if found.estimate else "they are level"
@@ -176,11 +176,11 @@ def _advice(first: Arm, second: Arm, finding: Finding) -> str:
     return f"no number of repeats shows {points} on these conditions: take more conditions" + (" and training seeds" if spread.seeds_df else "")
 
 
-def _check_alike(paths: Sequence[Path], task: Task) -> None:
+def _check_alike(paths: Sequence[Path], spec: EvaluationSpec) -> None:
     used: list[tuple[Path, dict[str, Value]]] = []
     for path in paths:
         with contextlib.suppress(DdpmctlError):  # a file that cannot be used is told of when its turn comes
-            used.append((path, asdict(used_config(load_checkpoint(path, task.assume), task).sampling)))
+            used.append((path, asdict(used_config(load_checkpoint(path, spec.assume), spec).sampling)))
     for path, sampling in used[1:]:
         first, other = used[0][1], used[0][0]
         differing = [f"{name.replace('_', '-')} {first[name]} against {sampling[name]}" for name in first if first[name] != sampling[name]]
@@ -191,13 +191,13 @@ def _check_alike(paths: Sequence[Path], task: Task) -> None:
             )
 
 
-def _arms(judged: Sequence[tuple[Candidate, Judged]]) -> list[Arm]:
+def _arms(scored: Sequence[tuple[Candidate, CheckpointResult]]) -> list[Arm]:
     """Return the arms; where one has several runs, all of which the settings are known are named by what differs, else by their folders."""
-    settings = [None if row.foreign else row.config.flat() for _, row in judged]
+    settings = [None if row.foreign else row.config.flat() for _, row in scored]
     known = [own for own in settings if own is not None]
     names = [name for name in (known[0] if known else ()) if name not in IGNORED and len({own[name] for own in known}) > 1]
-    groups: dict[object, list[tuple[Candidate, Judged]]] = {}
-    for (entry, row), own in zip(judged, settings, strict=True):
+    groups: dict[object, list[tuple[Candidate, CheckpointResult]]] = {}
+    for (entry, row), own in zip(scored, settings, strict=True):
         groups.setdefault(entry.name if own is None else tuple(own[name] for name in names), []).append((entry, row))
     replicated = any(len(members) > 1 for members in groups.values())
     arms = []

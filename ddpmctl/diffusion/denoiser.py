@@ -73,7 +73,7 @@ class Diffusion:
 EVERY = slice(None)
 
 
-class Noised(NamedTuple):
+class TrainingBatch(NamedTuple):
     """A training batch after everything random of it was drawn.
 
     Attributes:
@@ -89,12 +89,12 @@ class Noised(NamedTuple):
     time: Tensor
     weight: Tensor
 
-    def parts(self, count: int) -> Iterator[Noised]:
+    def parts(self, count: int) -> Iterator[TrainingBatch]:
         """Yield the batch in ``count`` parts of about equal size, the largest first."""
         size = len(self.x_t)
         for part in range(count):
             chosen = slice(-(-size * part // count), -(-size * (part + 1) // count))
-            yield Noised(*(value[chosen] for value in self))
+            yield TrainingBatch(*(value[chosen] for value in self))
 
 
 class TrainingLoss:
@@ -108,7 +108,7 @@ class TrainingLoss:
         self.weigh: Callable[[Tensor, TrainingConfig], Tensor] = LOSS_WEIGHTS.get(config.loss_weight)
         self.draw_times: Callable[[int, int, TrainingConfig, torch.Generator], Tensor] = TIME_SAMPLINGS.get(config.time_sampling)
 
-    def draw(self, x0: Tensor, labels: Tensor, rng: torch.Generator, *, count: int | None = None, share: slice = EVERY) -> Noised:
+    def draw(self, x0: Tensor, labels: Tensor, rng: torch.Generator, *, count: int | None = None, share: slice = EVERY) -> TrainingBatch:
         """Return a batch at random t, with random noise and some labels dropped.
 
         Args:
@@ -127,9 +127,9 @@ class TrainingLoss:
             x0 = torch.where(mirrored, x0.flip(3), x0)
         signal, noise = self.signal[t].view(-1, 1, 1, 1), self.noise[t].view(-1, 1, 1, 1)
         target = self.objective.target(x0, eps, signal, noise)
-        return Noised(signal * x0 + noise * eps, target, labels * keep, t / self.timesteps, self.weigh(noise, self.config))
+        return TrainingBatch(signal * x0 + noise * eps, target, labels * keep, t / self.timesteps, self.weigh(noise, self.config))
 
-    def __call__(self, net: Callable[[Tensor, Tensor, Tensor], Tensor], batch: Noised) -> Tensor:
+    def __call__(self, net: Callable[[Tensor, Tensor, Tensor], Tensor], batch: TrainingBatch) -> Tensor:
         """Return the mean weighted loss of a batch, a scalar; of no images it is 0, and so are its gradients."""
         out = net(batch.x_t, batch.labels, batch.time)
         errors = batch.weight * F.mse_loss(out.float(), batch.target, reduction="none")

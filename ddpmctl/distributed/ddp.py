@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddpmctl.distributed.job import Ranks
+from ddpmctl.distributed.job import Job
 from ddpmctl.errors import PeerError, UsageError
 
 # The argument's name in the torch at hand: 2.15 warns of the older one, which is all that 2.11 knows.
@@ -25,7 +25,7 @@ SILENCE = timedelta(minutes=10)  # within a step nobody keeps the others waiting
 
 
 @contextmanager
-def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
+def process_group(job: Job, device: torch.device) -> Iterator[None]:
     """In the body, the ranks can add up tensors on ``device``: over nccl on GPUs, over gloo elsewhere.
 
     Raises:
@@ -39,14 +39,14 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
         raise UsageError(f"torchrun: this torch has no {backend}; run in one process, or install a torch that has it")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    with lost_contact():
-        dist.init_process_group(backend, store=ranks.store, rank=ranks.rank, world_size=ranks.size, timeout=SILENCE)
+    with peer_errors():
+        dist.init_process_group(backend, store=job.store, rank=job.rank, world_size=job.size, timeout=SILENCE)
     yield
     dist.destroy_process_group()  # not after an error: taking leave of processes that are gone may take minutes
 
 
 @contextmanager
-def lost_contact() -> Iterator[None]:
+def peer_errors() -> Iterator[None]:
     """Turn the backends' errors about a process that is gone into one of ours."""
     try:
         yield
@@ -61,7 +61,7 @@ def is_of_contact(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer"))
 
 
-def wrapped(net: nn.Module, device: torch.device, *, sync_bn: bool) -> DistributedDataParallel:
+def data_parallel(net: nn.Module, device: torch.device, *, sync_bn: bool) -> DistributedDataParallel:
     """Return the network as one whose gradients are averaged over the ranks; its weights become rank 0's.
 
     With ``sync_bn``, batch norm sees the whole batch, as in one process. Without, each process normalises by its own images, and the
@@ -71,41 +71,41 @@ def wrapped(net: nn.Module, device: torch.device, *, sync_bn: bool) -> Distribut
         if device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]  # it replaces the parts of the network itself
         else:
-            _over_the_whole_batch(net)
+            _globalise_batch_norm(net)
     places = [torch.cuda.current_device()] if device.type == "cuda" else None
     # Buffers are no one's but rank 0's to keep: with sync_bn they are equal, and without it training does not read them.
     unsynced: dict[str, Any] = {SYNC_BUFFERS: False}
     return DistributedDataParallel(net, device_ids=places, gradient_as_bucket_view=True, **unsynced)
 
 
-def added_up(values: Tensor) -> Tensor:
+def sum_over_ranks(values: Tensor) -> Tensor:
     """Return the sum of a tensor over the ranks, the same bits on each."""
     dist.all_reduce(values)
     return values
 
 
-def bytes_of_first(ranks: Ranks, data: bytes, device: torch.device) -> bytes:
+def bytes_of_first(job: Job, data: bytes, device: torch.device) -> bytes:
     """Return rank 0's ``data`` on every rank."""
     size = torch.tensor([len(data)], device=device)
     dist.broadcast(size, 0)
-    content = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device) if ranks.leads else torch.empty(int(size), dtype=torch.uint8, device=device)
+    content = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device) if job.is_leader else torch.empty(int(size), dtype=torch.uint8, device=device)
     dist.broadcast(content, 0)
     return content.cpu().numpy().tobytes()
 
 
-class _AddedUp(torch.autograd.Function):
+class _SumOverRanks(torch.autograd.Function):
     """A sum over the ranks, through which gradients flow back to each of them."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
-        return added_up(values.clone())
+        return sum_over_ranks(values.clone())
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return added_up(gradient.contiguous().clone())
+        return sum_over_ranks(gradient.contiguous().clone())
 
 
-class WholeBatchNorm2d(nn.BatchNorm2d):
+class GlobalBatchNorm2d(nn.BatchNorm2d):
     """Batch norm with the statistics of all ranks' images (Ioffe & Szegedy 2015), for devices that torch's SyncBatchNorm does not serve."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class WholeBatchNorm2d(nn.BatchNorm2d):
         own = torch.stack((torch.full_like(mean, count), mean, squares))
         table = own.new_zeros((dist.get_world_size(), *own.shape))
         table = torch.cat((table[: dist.get_rank()], own[None], table[dist.get_rank() + 1 :]))
-        counts, means, sums = _AddedUp.apply(table).unbind(1)  # each (ranks, C)
+        counts, means, sums = _SumOverRanks.apply(table).unbind(1)  # each (ranks, C)
         total = counts.sum(0)
         whole_mean = (counts * means).sum(0) / total
         variance = (sums + counts * (means - whole_mean).square()).sum(0) / total
@@ -139,8 +139,8 @@ class WholeBatchNorm2d(nn.BatchNorm2d):
         return normalised
 
 
-def _over_the_whole_batch(net: nn.Module) -> None:
+def _globalise_batch_norm(net: nn.Module) -> None:
     """Give a network's batch norms the statistics of all ranks; parameters, buffers and their names stay."""
     for module in net.modules():
         if type(module) is nn.BatchNorm2d:
-            module.__class__ = WholeBatchNorm2d
+            module.__class__ = GlobalBatchNorm2d

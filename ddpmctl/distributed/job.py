@@ -42,7 +42,7 @@ def split(count: int, pieces: int, index: int) -> slice:
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Job:
     """This process among those of its job; a process of its own is rank 0 of 1.
 
     Attributes:
@@ -58,12 +58,12 @@ class Ranks:
     _turns: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
 
     @property
-    def alone(self) -> bool:
+    def is_single(self) -> bool:
         """Whether this is a process of its own."""
         return self.size == 1
 
     @property
-    def leads(self) -> bool:
+    def is_leader(self) -> bool:
         """Whether this is the one process that talks and writes."""
         return self.rank == 0
 
@@ -80,7 +80,7 @@ class Ranks:
         try:
             return bool(self.store.compare_set(FAILURE, "", f"{self}: {text}"[:2000]).decode() == f"{self}: {text}"[:2000])
         except RuntimeError:  # the launcher is gone
-            return self.leads
+            return self.is_leader
 
     def _raise_if_one_failed(self) -> None:
         assert self.store is not None
@@ -130,70 +130,70 @@ class Ranks:
                 nap = min(2 * nap, LONGEST_NAP)
         return True
 
-    def first_says(self, value: Callable[[], T]) -> T:
+    def from_leader(self, value: Callable[[], T]) -> T:
         """Return what rank 0 finds for a value; the others do not look for it. All ranks come here in the same order."""
-        if self.alone:
+        if self.is_single:
             return value()
         key = f"said/{next(self._turns)}"
-        if self.leads:
+        if self.is_leader:
             found = value()
             self.put(key, pickle.dumps(found))
             return found
         said: T = pickle.loads(self.take(key))
         return said
 
-    def must_agree(self, what: str, values: Mapping[str, object]) -> None:
+    def require_same(self, what: str, values: Mapping[str, object]) -> None:
         """Compare values with rank 0's.
 
         Raises:
             UsageError: this process has another one; names it, and both values.
         """
-        if self.alone:
+        if self.is_single:
             return
         own = {name: str(value) for name, value in values.items()}
-        firsts: dict[str, str] = json.loads(self.first_says(lambda: json.dumps(own)))
+        firsts: dict[str, str] = json.loads(self.from_leader(lambda: json.dumps(own)))
         others = [f"{name} is {own.get(name)} here and {firsts.get(name)} on rank 0" for name in {**firsts, **own} if own.get(name) != firsts.get(name)]
         if others:
             raise UsageError(f"this process has another {what} than rank 0: {'; '.join(others)}; start all of them alike")
 
-    def must_run_one_version(self) -> None:
+    def require_one_version(self) -> None:
         """Compare this process's code with rank 0's.
 
         Raises:
             UsageError: it is another.
         """
-        if not self.alone:
+        if not self.is_single:
             import torch
 
-            self.must_agree("version", {"ddpmctl": f"{__version__} ({source_digest()})", "torch": torch.__version__})
+            self.require_same("version", {"ddpmctl": f"{__version__} ({source_digest()})", "torch": torch.__version__})
 
     @contextmanager
-    def one_a_machine_first(self, what: str) -> Iterator[None]:
+    def first_on_each_machine(self, what: str) -> Iterator[None]:
         """In the body, the first process of each machine goes ahead of the others, for whom it then has filled a cache.
 
         Raises:
             PeerError: another process failed.
         """
         key = f"first on {platform.node()}/{what}"
-        if not self.alone and self.local > 0:
+        if not self.is_single and self.local > 0:
             self.wait(key)
         yield
-        if not self.alone and self.local == 0:
+        if not self.is_single and self.local == 0:
             self.put(key, b"")
 
 
-ALONE = Ranks()
+SINGLE = Job()
 
 
 @contextmanager
-def joined(environ: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
+def join(environ: Mapping[str, str] = os.environ) -> Iterator[Job]:
     """Yield this process among those that torchrun started with it; without torchrun, a process of its own.
 
     Raises:
         UsageError: the launcher's variables are incomplete, or its store cannot be reached.
     """
     if is_alone(environ):
-        yield ALONE
+        yield SINGLE
         return
     yield _join(environ)
 
@@ -203,7 +203,7 @@ def is_alone(environ: Mapping[str, str] = os.environ) -> bool:
     return environ.get("WORLD_SIZE", "") in ("", "1")
 
 
-def _join(environ: Mapping[str, str]) -> Ranks:
+def _join(environ: Mapping[str, str]) -> Job:
     from datetime import timedelta
 
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
@@ -212,7 +212,7 @@ def _join(environ: Mapping[str, str]) -> Ranks:
     try:
         store, rank, size = next(iter(rendezvous("env://", timeout=timedelta(seconds=CONNECT_SECONDS))))
         store = PrefixStore("ddpmctl", store)
-        return Ranks(rank, size, int(environ.get("LOCAL_RANK", "0")), PrefixStore(meeting(store, rank, size), store))
+        return Job(rank, size, int(environ.get("LOCAL_RANK", "0")), PrefixStore(meeting(store, rank, size), store))
     except (RuntimeError, ValueError) as error:
         raise UsageError(f"torchrun: its other processes cannot be reached ({' '.join(str(error).split())[:200]})") from None
 
@@ -300,7 +300,7 @@ def _store_is_there() -> Iterator[None]:
         raise PeerError(f"the job's other processes cannot be reached any more ({' '.join(str(error).split())[:200]})") from None
 
 
-def gathered(ranks: Ranks, work: Sequence[Callable[[], Any]]) -> Iterator[Any]:
+def gathered(job: Job, work: Sequence[Callable[[], Any]]) -> Iterator[Any]:
     """Share pieces of work over the ranks in turn, piece by piece; on rank 0, yield all results in order, on the others nothing.
 
     The results are those of one process: a piece is never split. They travel as pickles, between processes of one job.
@@ -308,12 +308,12 @@ def gathered(ranks: Ranks, work: Sequence[Callable[[], Any]]) -> Iterator[Any]:
     Raises:
         PeerError: another process failed.
     """
-    turn = next(ranks._turns)
+    turn = next(job._turns)
     for number, piece in enumerate(work):
-        worker = number % ranks.size
-        if ranks.rank == worker:
+        worker = number % job.size
+        if job.rank == worker:
             result = piece()
-            if not ranks.leads:
-                ranks.put(f"work/{turn}/{number}", pickle.dumps(result))
-        if ranks.leads:
-            yield result if worker == 0 else pickle.loads(ranks.take(f"work/{turn}/{number}", last=True))
+            if not job.is_leader:
+                job.put(f"work/{turn}/{number}", pickle.dumps(result))
+        if job.is_leader:
+            yield result if worker == 0 else pickle.loads(job.take(f"work/{turn}/{number}", last=True))

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from ddpmctl.benchmark.raycast import render
 from ddpmctl.benchmark.scenes import OBJECTS, SIDE, Scenes, draw_scenes
 from ddpmctl.checkpoints.format import save_tensors
-from ddpmctl.config import MachineConfig
-from ddpmctl.device import Machine, make_machine
+from ddpmctl.config import DeviceConfig
+from ddpmctl.device import ComputeDevice, make_compute_device
 from ddpmctl.diffusion.randomness import derived_seed, generator
 from ddpmctl.errors import UsageError
-from ddpmctl.evaluation.classifiers import FORMAT, CompactClassifier, Evaluator, lab_network, load_evaluator
+from ddpmctl.evaluation.classifiers import FORMAT, Classifier, CompactClassifier, lab_network, load_classifier
 from ddpmctl.evaluation.scores import Score, score
 from ddpmctl.labels import CLASSES
 from ddpmctl.progress import Progress
@@ -45,7 +45,7 @@ NOISE = 0.06  # standard deviation, of the range -1 to 1
 
 
 @dataclass(frozen=True)
-class EvaluatorStep:
+class ClassifierStep:
     """One logged step; ``loss`` is the mean binary cross-entropy since the last logged one."""
 
     step: int
@@ -54,7 +54,7 @@ class EvaluatorStep:
 
 
 @dataclass(frozen=True)
-class EvaluatorTrained:
+class ClassifierTrained:
     """The classifier is on disk.
 
     Attributes:
@@ -67,13 +67,13 @@ class EvaluatorTrained:
     scores: dict[int, Score]
 
 
-EvaluatorEvent = Progress | EvaluatorStep | EvaluatorTrained
+ClassifierEvent = Progress | ClassifierStep | ClassifierTrained
 
 
-def train_evaluator(
+def train_classifier(
     out: Path, *, network: str = "compact", steps: int = STEPS, scenes: int = SCENES, batch: int = BATCH,
-    check_scenes: int = CHECK_SCENES, seed: int = 0, machine: Machine | None = None,
-) -> Iterator[EvaluatorEvent]:  # fmt: skip
+    check_scenes: int = CHECK_SCENES, seed: int = 0, compute: ComputeDevice | None = None,
+) -> Iterator[ClassifierEvent]:  # fmt: skip
     """Train a classifier on fresh renders, write it to ``out``, and check it on others.
 
     The defaults are those of the file that comes with the program: some fifteen minutes on two cores.
@@ -93,7 +93,7 @@ def train_evaluator(
     """
     if network not in NETWORKS:
         raise UsageError(f"--network: {network!r} is none of {', '.join(NETWORKS)}")
-    machine = machine or make_machine(MachineConfig())
+    compute = compute or make_compute_device(DeviceConfig())
     start = time.perf_counter()
     drawn = draw_scenes(scenes, seed=SEEN_SEEDS + seed % SEEN_SEEDS, triples="any")
     images = yield from _render(drawn)
@@ -101,18 +101,18 @@ def train_evaluator(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "evaluator weights"))
         net = _new_network(network)
-    net = net.to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = net.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     loss = math.nan
-    for event in _fit(net, images, labels, lr=LEARNING_RATE[network], steps=steps, batch=batch, seed=seed, machine=machine):
+    for event in _fit(net, images, labels, lr=LEARNING_RATE[network], steps=steps, batch=batch, seed=seed, compute=compute):
         yield event
-        loss = event.loss if isinstance(event, EvaluatorStep) else loss
+        loss = event.loss if isinstance(event, ClassifierStep) else loss
     weights = {name: value.half() if value.ndim == 4 else value for name, value in net.cpu().state_dict().items()}
     known = {"network": network, "steps": steps, "scenes": scenes, "batch": batch, "seed": seed, "loss": loss}
     if network == "compact":
         save_tensors(out, {"format": FORMAT, "known": known, "weights": weights})
     else:
         save_tensors(out, {"model": weights, "known": known})
-    yield EvaluatorTrained(out, loss, time.perf_counter() - start, check_evaluator(load_evaluator(out), check_scenes, seed=seed))
+    yield ClassifierTrained(out, loss, time.perf_counter() - start, check_classifier(load_classifier(out), check_scenes, seed=seed))
 
 
 def _new_network(name: str) -> nn.Module:
@@ -125,7 +125,7 @@ def _new_network(name: str) -> nn.Module:
     return net
 
 
-def check_evaluator(evaluator: Evaluator, scenes: int = CHECK_SCENES, *, seed: int = 0) -> dict[int, Score]:
+def check_classifier(evaluator: Classifier, scenes: int = CHECK_SCENES, *, seed: int = 0) -> dict[int, Score]:
     """Return the scores on ``scenes`` fresh renders of 1 object, as many of 2, and as many of 3.
 
     Their scenes are neither those of the embedded benchmark nor those that :func:`train_evaluator` renders, whatever the seed.
@@ -156,19 +156,19 @@ def _labels(scenes: Scenes) -> Tensor:
 
 
 def _fit(
-    net: nn.Module, images: Tensor, labels: Tensor, *, lr: float, steps: int, batch: int, seed: int, machine: Machine
-) -> Iterator[Progress | EvaluatorStep]:
+    net: nn.Module, images: Tensor, labels: Tensor, *, lr: float, steps: int, batch: int, seed: int, compute: ComputeDevice
+) -> Iterator[Progress | ClassifierStep]:
     """Train in place: AdamW on the binary cross-entropy."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2)
     random = generator(seed, "evaluator training")
-    start, losses = time.perf_counter(), torch.zeros((), device=machine.device)
+    start, losses = time.perf_counter(), torch.zeros((), device=compute.device)
     net.train()
     for step, chosen in zip(range(1, steps + 1), _batches(labels.sum(1).long(), batch, random), strict=False):
-        pictures = augment(_centred(images[chosen]), random).to(machine.device).contiguous(memory_format=torch.channels_last)
-        with machine.autocast():
-            logits = net(pictures)
-        loss = F.binary_cross_entropy_with_logits(logits.float(), labels[chosen].to(machine.device))
+        images = augment(_centred(images[chosen]), random).to(compute.device).contiguous(memory_format=torch.channels_last)
+        with compute.autocast():
+            logits = net(images)
+        loss = F.binary_cross_entropy_with_logits(logits.float(), labels[chosen].to(compute.device))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -176,7 +176,7 @@ def _fit(
         losses += loss.detach()
         since = step % LOG_EVERY or LOG_EVERY
         if since == LOG_EVERY or step == steps:
-            yield EvaluatorStep(step, losses.item() / since, time.perf_counter() - start)
+            yield ClassifierStep(step, losses.item() / since, time.perf_counter() - start)
             losses.zero_()
         yield Progress("training", step, steps)
 
@@ -220,4 +220,4 @@ def _centred(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-__all__ = ["NETWORKS", "EvaluatorEvent", "EvaluatorStep", "EvaluatorTrained", "augment", "check_evaluator", "train_evaluator"]
+__all__ = ["NETWORKS", "ClassifierEvent", "ClassifierStep", "ClassifierTrained", "augment", "check_classifier", "train_classifier"]

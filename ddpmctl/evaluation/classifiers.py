@@ -27,7 +27,7 @@ PRIOR = -4.0  # the logit that a cell of the grid starts with: most classes are 
 
 
 @dataclass(frozen=True)
-class Evaluator:
+class Classifier:
     """A classifier ready to be asked.
 
     Attributes:
@@ -58,7 +58,7 @@ class Evaluator:
                 out[first : first + BATCH] = self.net(filled)[: len(part)].float().cpu()
         return out
 
-    def to(self, device: torch.device | str) -> Evaluator:
+    def to(self, device: torch.device | str) -> Classifier:
         """Return the same classifier on another device; this one stays where it is."""
         return replace(self, net=copy.deepcopy(self.net).to(device))
 
@@ -116,7 +116,7 @@ class Block(nn.Module):
         return F.relu(self.second(F.relu(self.first(x))) + self.skip(x))
 
 
-def load_evaluator(path: Path | None = None, root: Path | None = None, device: torch.device | str = "cpu") -> Evaluator:
+def load_classifier(path: Path | None = None, root: Path | None = None, device: torch.device | str = "cpu") -> Classifier:
     """Return the classifier of a file; without one the lab's if it lies in the data folder, else the built-in one.
 
     Args:
@@ -141,14 +141,14 @@ def load_evaluator(path: Path | None = None, root: Path | None = None, device: t
         raise DataError(f"{name}: the weights {bad!r} are not finite")
     net.load_state_dict(weights)
     if isinstance(net, CompactClassifier):
-        net = evaluator_of(net).net
+        net = classifier_from(net).net
     net = net.eval().requires_grad_(requires_grad=False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Evaluator(name, file.sha256, net)
+    return Classifier(name, file.sha256, net)
 
 
-def evaluator_of(net: CompactClassifier, name: str = "in training", sha256: str = "") -> Evaluator:
+def classifier_from(net: CompactClassifier, name: str = "in training", sha256: str = "") -> Classifier:
     """Return a classifier in training as an evaluator; the network itself is copied and left as it is."""
-    return Evaluator(name, sha256, nn.Sequential(copy.deepcopy(net), nn.Sigmoid()).eval().requires_grad_(requires_grad=False))
+    return Classifier(name, sha256, nn.Sequential(copy.deepcopy(net), nn.Sigmoid()).eval().requires_grad_(requires_grad=False))
 
 
 def _built_in() -> TensorFile:
@@ -192,4 +192,4 @@ def _plain_float32(device: torch.device) -> contextlib.AbstractContextManager[ob
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
-__all__ = ["BUILT_IN", "FORMAT", "LAB_FILE", "CompactClassifier", "Evaluator", "evaluator_of", "lab_network", "load_evaluator"]
+__all__ = ["BUILT_IN", "FORMAT", "LAB_FILE", "CompactClassifier", "Classifier", "classifier_from", "lab_network", "load_classifier"]

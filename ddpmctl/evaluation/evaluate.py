@@ -16,22 +16,22 @@ from torch import Tensor
 from ddpmctl import __version__
 from ddpmctl.checkpoints.format import Checkpoint, load_checkpoint
 from ddpmctl.config import Config, Value
-from ddpmctl.device import Machine
+from ddpmctl.device import ComputeDevice
 from ddpmctl.diffusion.denoiser import Diffusion
 from ddpmctl.diffusion.schedules import make_schedule
-from ddpmctl.distributed.job import ALONE, Ranks, gathered
+from ddpmctl.distributed.job import SINGLE, Job, gathered
 from ddpmctl.errors import DataError, DdpmctlError
-from ddpmctl.evaluation.classifiers import Evaluator
-from ddpmctl.evaluation.result_cache import extended, keep_answers, kept_answers, key_of
-from ddpmctl.evaluation.results import Answers, EvaluationEvent, Failed, Judged
-from ddpmctl.evaluation.scoring import Judgement, judge_batch, judge_requests, judgements
+from ddpmctl.evaluation.classifiers import Classifier
+from ddpmctl.evaluation.result_cache import load_results, result_key, save_results, with_more_repeats
+from ddpmctl.evaluation.results import CheckpointResult, EvaluationEvent, Failed, FileResults
+from ddpmctl.evaluation.scoring import ScoredImages, by_condition_file, score_batch, score_requests
 from ddpmctl.grids import save_grid
 from ddpmctl.progress import Progress
-from ddpmctl.sampling.pipeline import Painter, Request, in_batches, requests_for, settled
+from ddpmctl.sampling.pipeline import ImageRequest, SamplingPipeline, in_batches, requests_for, with_actual_steps
 
 
 @dataclass(frozen=True)
-class Task:
+class EvaluationSpec:
     """What every checkpoint is put through.
 
     Attributes:
@@ -45,46 +45,46 @@ class Task:
     """
 
     conditions: Mapping[str, Sequence[tuple[str, ...]]]
-    evaluator: Evaluator
-    machine: Machine
+    classifier: Classifier
+    compute: ComputeDevice
     seed: int = 0
     repeats: int = 1
     sampling: Mapping[str, Value] = field(default_factory=dict)
     assume: Mapping[str, Value] = field(default_factory=dict)
     grids: Path | None = None
     titles: Mapping[Path, str] = field(default_factory=dict)
-    ranks: Ranks = ALONE
+    job: Job = SINGLE
 
     def content(self, sha256: str, config: Config) -> list[object]:
         """Return everything that the answers depend on but the condition file and the number of pictures."""
         return [
             __version__, sha256, asdict(config.model), asdict(config.diffusion), asdict(config.sampling),
-            self.evaluator.sha256, self.machine.precision, self.machine.device.type, self.seed,
+            self.classifier.sha256, self.compute.precision, self.compute.device.type, self.seed,
         ]  # fmt: skip
 
 
-def evaluate(paths: Sequence[Path], task: Task) -> Iterator[EvaluationEvent]:
+def evaluate_checkpoints(paths: Sequence[Path], spec: EvaluationSpec) -> Iterator[EvaluationEvent]:
     """Yield a ``Judged`` or ``Failed`` for each checkpoint, with progress between.
 
     Unchanged files under an unchanged task are answered from the results kept in the cache. With several ranks, each makes its share of
     the pictures, and each yields the same results.
     """
-    if not task.ranks.alone:
-        yield from _evaluate_shared(paths, task)
+    if not spec.job.is_single:
+        yield from _evaluate_shared(paths, spec)
         return
     with ThreadPoolExecutor(1, "load") as ahead:  # the next file is read and checked while this one's pictures are made
-        loading = [ahead.submit(load_checkpoint, path, task.assume) for path in paths[:1]]
+        loading = [ahead.submit(load_checkpoint, path, spec.assume) for path in paths[:1]]
         for path, following in itertools.zip_longest(paths, paths[1:]):
             current = loading.pop()
             if following is not None:
-                loading.append(ahead.submit(load_checkpoint, following, task.assume))
+                loading.append(ahead.submit(load_checkpoint, following, spec.assume))
             try:
-                yield from _judge_one(current.result(), task)
+                yield from _judge_one(current.result(), spec)
             except DdpmctlError as error:
                 yield _failed(path, error)
 
 
-def painter_for(checkpoint: Checkpoint, sampling: Mapping[str, Value], machine: Machine) -> Painter:
+def pipeline_for(checkpoint: Checkpoint, sampling: Mapping[str, Value], compute: ComputeDevice) -> SamplingPipeline:
     """Return a painter of pictures from a checkpoint; ``sampling`` replaces settings by flat name.
 
     Raises:
@@ -92,18 +92,18 @@ def painter_for(checkpoint: Checkpoint, sampling: Mapping[str, Value], machine: 
         UsageError: a sampling setting does not fit the model, such as more steps than T.
     """
     config = checkpoint.config.replace(**sampling)
-    net = checkpoint.network().to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Painter(net, Diffusion.of(config.diffusion), config.sampling, machine)
+    net = checkpoint.network().to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return SamplingPipeline(net, Diffusion.of(config.diffusion), config.sampling, compute)
 
 
-def used_config(checkpoint: Checkpoint, task: Task) -> Config:
+def used_config(checkpoint: Checkpoint, spec: EvaluationSpec) -> Config:
     """Return the settings that a checkpoint is judged with, the number of sampler steps that auto comes to included.
 
     Raises:
         UsageError: a sampling setting does not fit the model.
     """
-    config = checkpoint.config.replace(**task.sampling)
-    return replace(config, sampling=settled(config.sampling, make_schedule(config.diffusion)))
+    config = checkpoint.config.replace(**spec.sampling)
+    return replace(config, sampling=with_actual_steps(config.sampling, make_schedule(config.diffusion)))
 
 
 @dataclass(frozen=True)
@@ -113,75 +113,75 @@ class _Due:
     checkpoint: Checkpoint
     config: Config
     keys: dict[str, str]
-    answers: dict[str, Answers]
-    missing: dict[str, list[Request]]
+    answers: dict[str, FileResults]
+    missing: dict[str, list[ImageRequest]]
 
 
-def _due(checkpoint: Checkpoint, task: Task) -> _Due:
-    config = used_config(checkpoint, task)
-    content = task.content(checkpoint.sha256, config)
-    keys = {name: key_of(content, name, sets) for name, sets in task.conditions.items()}
+def _due(checkpoint: Checkpoint, spec: EvaluationSpec) -> _Due:
+    config = used_config(checkpoint, spec)
+    content = spec.content(checkpoint.sha256, config)
+    keys = {name: result_key(content, name, sets) for name, sets in spec.conditions.items()}
     # A grid shows every picture, and of those that were judged before only the first are kept.
-    answers = {} if task.grids else {name: found for name, key in keys.items() if (found := kept_answers(key, task.conditions[name]))}
+    answers = {} if spec.grids else {name: found for name, key in keys.items() if (found := load_results(key, spec.conditions[name]))}
     missing = {
-        name: requests_for(name, sets, seed=task.seed, repeats=task.repeats, first=answers[name].repeats if name in answers else 0)
-        for name, sets in task.conditions.items()
+        name: requests_for(name, sets, seed=spec.seed, repeats=spec.repeats, first=answers[name].repeats if name in answers else 0)
+        for name, sets in spec.conditions.items()
     }
     return _Due(checkpoint, config, keys, answers, {name: requests for name, requests in missing.items() if requests})
 
 
-def _judge_one(checkpoint: Checkpoint, task: Task) -> Iterator[EvaluationEvent]:
-    due = _due(checkpoint, task)
-    judged = {}
+def _judge_one(checkpoint: Checkpoint, spec: EvaluationSpec) -> Iterator[EvaluationEvent]:
+    due = _due(checkpoint, spec)
+    scored = {}
     if due.missing:
-        judged = yield from judge_requests(painter_for(checkpoint, task.sampling, task.machine), task.evaluator, due.missing)
-    yield _concluded(due, judged, task)
+        scored = yield from score_requests(pipeline_for(checkpoint, spec.sampling, spec.compute), spec.classifier, due.missing)
+    yield _concluded(due, scored, spec)
 
 
-def _concluded(due: _Due, judged: Mapping[str, Judgement], task: Task) -> Judged:
+def _concluded(due: _Due, scored: Mapping[str, ScoredImages], spec: EvaluationSpec) -> CheckpointResult:
     """Keep the answers, draw the grids, and return the checkpoint's result."""
     checkpoint, answers = due.checkpoint, dict(due.answers)
-    for name, judgement in judged.items():
-        answers[name] = extended(answers.get(name), task.conditions[name], judgement)
-        keep_answers(due.keys[name], answers[name])
-        if task.grids:
-            captions = [", ".join(r.labels) for r in judgement.requests]
-            title = task.titles.get(checkpoint.path, checkpoint.path.stem)
-            save_grid(task.grids / f"{title}_{name}.png", judgement.pictures, captions, columns=max(8, task.repeats))
-    asked = {name: answers[name].first(task.repeats) for name in task.conditions}
-    return Judged(
+    for name, scored_images in scored.items():
+        answers[name] = with_more_repeats(answers.get(name), spec.conditions[name], scored_images)
+        save_results(due.keys[name], answers[name])
+        if spec.grids:
+            captions = [", ".join(r.labels) for r in scored_images.requests]
+            title = spec.titles.get(checkpoint.path, checkpoint.path.stem)
+            save_grid(spec.grids / f"{title}_{name}.png", scored_images.images, captions, columns=max(8, spec.repeats))
+    asked = {name: answers[name].first(spec.repeats) for name in spec.conditions}
+    return CheckpointResult(
         checkpoint.path, checkpoint.sha256, checkpoint.epoch, checkpoint.loss, checkpoint.recorded, asked, due.config, checkpoint.foreign, not due.missing
     )
 
 
-def _evaluate_shared(paths: Sequence[Path], task: Task) -> Iterator[EvaluationEvent]:
+def _evaluate_shared(paths: Sequence[Path], spec: EvaluationSpec) -> Iterator[EvaluationEvent]:
     """Yield what one process yields, on every rank; the missing pictures are made by all of them, batch by batch in turn.
 
     Rank 0 says what is missing, for the kept answers are in its cache; the others hear of the results when all are there.
     """
-    ranks = task.ranks
-    dues = [_due_or_failed(path, task) for path in paths] if ranks.leads else []
-    batches = ranks.first_says(lambda: [_Batch.of(due, part) for due in dues if isinstance(due, _Due) for part in in_batches(_flat(due))])
-    maker = _Maker(task)
-    results = gathered(ranks, [functools.partial(maker.make, batch) for batch in batches])
+    job = spec.job
+    dues = [_due_or_failed(path, spec) for path in paths] if job.is_leader else []
+    batches = job.from_leader(lambda: [_Batch.of(due, part) for due in dues if isinstance(due, _Due) for part in in_batches(_flat(due))])
+    maker = _Maker(spec)
+    results = gathered(job, [functools.partial(maker.make, batch) for batch in batches])
     events: list[EvaluationEvent] = []
     for due in dues:
         if isinstance(due, Failed):
             events.append(due)
         else:
-            judged = yield from _collected(due, results)
-            events.append(_concluded(due, judged, task))
+            scored = yield from _collected(due, results)
+            events.append(_concluded(due, scored, spec))
         yield events[-1]
-    if not ranks.leads:
+    if not job.is_leader:
         next(results, None)  # makes this rank's share; the results are rank 0's
-    said = ranks.first_says(lambda: events)
-    if not ranks.leads:
+    said = job.from_leader(lambda: events)
+    if not job.is_leader:
         yield from said
 
 
-def _due_or_failed(path: Path, task: Task) -> _Due | Failed:
+def _due_or_failed(path: Path, spec: EvaluationSpec) -> _Due | Failed:
     try:
-        due = _due(load_checkpoint(path, task.assume), task)
+        due = _due(load_checkpoint(path, spec.assume), spec)
     except DdpmctlError as error:
         return _failed(path, error)
     return replace(due, checkpoint=replace(due.checkpoint, weights={}))  # read again by who makes its pictures: many do not fit in memory
@@ -191,11 +191,11 @@ def _failed(path: Path, error: DdpmctlError) -> Failed:
     return Failed(path, str(error).removeprefix(f"{path}: "))
 
 
-def _flat(due: _Due) -> list[Request]:
+def _flat(due: _Due) -> list[ImageRequest]:
     return [request for group in due.missing.values() for request in group]
 
 
-def _collected(due: _Due, results: Iterator[tuple[Tensor, Tensor]]) -> Generator[EvaluationEvent, None, dict[str, Judgement]]:
+def _collected(due: _Due, results: Iterator[tuple[Tensor, Tensor]]) -> Generator[EvaluationEvent, None, dict[str, ScoredImages]]:
     """Take a checkpoint's batches from the stream of all results."""
     total, done = len(_flat(due)), 0
     parts = []
@@ -203,7 +203,7 @@ def _collected(due: _Due, results: Iterator[tuple[Tensor, Tensor]]) -> Generator
         parts.append(next(results))
         done += len(parts[-1][0])
         yield Progress("sampling", done, total)
-    return judgements(due.missing, *zip(*parts, strict=True)) if parts else {}
+    return by_condition_file(due.missing, *zip(*parts, strict=True)) if parts else {}
 
 
 class _Batch(NamedTuple):
@@ -211,19 +211,19 @@ class _Batch(NamedTuple):
 
     path: Path
     sha256: str
-    requests: Sequence[Request]
+    requests: Sequence[ImageRequest]
 
     @staticmethod
-    def of(due: _Due, requests: Sequence[Request]) -> _Batch:
+    def of(due: _Due, requests: Sequence[ImageRequest]) -> _Batch:
         return _Batch(due.checkpoint.path, due.checkpoint.sha256, requests)
 
 
 class _Maker:
     """Makes batches of pictures, keeping the network of the last one."""
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
-        self._last: tuple[Path, Painter] | None = None
+    def __init__(self, spec: EvaluationSpec) -> None:
+        self._spec = spec
+        self._last: tuple[Path, SamplingPipeline] | None = None
 
     def make(self, batch: _Batch) -> tuple[Tensor, Tensor]:
         """Return pictures and answers.
@@ -232,8 +232,8 @@ class _Maker:
             DataError: this rank finds another file under the path than rank 0.
         """
         if self._last is None or self._last[0] != batch.path:
-            checkpoint = load_checkpoint(batch.path, self._task.assume)
+            checkpoint = load_checkpoint(batch.path, self._spec.assume)
             if checkpoint.sha256 != batch.sha256:
                 raise DataError(f"{batch.path}: is another file here than on rank 0")
-            self._last = batch.path, painter_for(checkpoint, self._task.sampling, self._task.machine)
-        return judge_batch(self._last[1], self._task.evaluator, batch.requests)
+            self._last = batch.path, pipeline_for(checkpoint, self._spec.sampling, self._spec.compute)
+        return score_batch(self._last[1], self._spec.classifier, batch.requests)

@@ -54,13 +54,13 @@ def account(requested: Iterable[str], shown: Iterable[str]) -> Misses:
     """
     wanted, seen = set(requested), set(shown)
     missing, others = sorted(wanted - seen), sorted(seen - wanted)
-    ways = []
+    trajectories = []
     for exchanged in _exchanges(missing, others):
         rest = [label for label in missing if label not in exchanged]
         free = [label for label in others if label not in {_with_colour(a, b) for a, b in itertools.permutations(exchanged, 2)}]
         matched, shape = _matched(rest, free)
-        ways.append((len(exchanged), matched, shape, Misses(len(exchanged), shape, matched - shape, len(rest) - matched, len(free) - matched)))
-    return max(ways, key=lambda way: way[:3])[3]
+        trajectories.append((len(exchanged), matched, shape, Misses(len(exchanged), shape, matched - shape, len(rest) - matched, len(free) - matched)))
+    return max(trajectories, key=lambda way: way[:3])[3]
 
 
 def _matched(missing: Sequence[str], others: Sequence[str]) -> tuple[int, int]:

@@ -14,54 +14,54 @@ import numpy as np
 
 from ddpmctl.data.cache import cache_folder
 from ddpmctl.errors import DdpmctlError
-from ddpmctl.evaluation.results import Answers
+from ddpmctl.evaluation.results import FileResults
 from ddpmctl.files import atomic_write
 from ddpmctl.labels import CLASSES, LabelSet
 from ddpmctl.sampling.pipeline import IMAGE_SHAPE
 
 if TYPE_CHECKING:
 
-    from ddpmctl.evaluation.scoring import Judgement
+    from ddpmctl.evaluation.scoring import ScoredImages
 
-def key_of(content: Sequence[object], name: str, conditions: Sequence[LabelSet]) -> str:
+def result_key(content: Sequence[object], name: str, conditions: Sequence[LabelSet]) -> str:
     """Return the name under which answers are kept: the hash of all that they depend on but the number of repeats."""
     return hashlib.sha256(json.dumps([*content, name, list(map(list, conditions))], sort_keys=True).encode()).hexdigest()
 
 
-def kept_answers(key: str, conditions: Sequence[LabelSet]) -> Answers | None:
+def load_results(key: str, conditions: Sequence[LabelSet]) -> FileResults | None:
     """Return the answers kept under a key; None where there are none, or none that can be used."""
     try:
         with _file(key).open("rb") as file, np.load(file, allow_pickle=False) as content:
-            probabilities, pictures = content["probabilities"], content["pictures"]
+            probabilities, images = content["probabilities"], content["pictures"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, DdpmctlError):
         return None  # never kept, or damaged (numpy passes on whatever zipfile makes of it): then it is measured again
     count = len(conditions)
     fits = probabilities.ndim == 3 and probabilities.shape[::2] == (count, len(CLASSES)) and probabilities.shape[1] > 0
     sound = fits and probabilities.dtype == np.float32 and bool(np.isfinite(probabilities).all())
-    if not sound or pictures.dtype != np.uint8 or pictures.shape != (count, *IMAGE_SHAPE):
+    if not sound or images.dtype != np.uint8 or images.shape != (count, *IMAGE_SHAPE):
         return None
-    return Answers(tuple(conditions), probabilities, pictures)
+    return FileResults(tuple(conditions), probabilities, images)
 
 
-def keep_answers(key: str, answers: Answers) -> None:
+def save_results(key: str, answers: FileResults) -> None:
     """Keep answers for later calls; where the cache cannot be written, that costs time at the next call and nothing else."""
     try:
         file = _file(key)
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as temporary, temporary.open("wb") as handle:
-            np.savez(handle, probabilities=answers.probabilities, pictures=answers.pictures)
+            np.savez(handle, probabilities=answers.probabilities, images=answers.images)
     except (OSError, DdpmctlError):
         pass
 
 
-def extended(kept: Answers | None, conditions: Sequence[LabelSet], judgement: Judgement) -> Answers:
+def with_more_repeats(kept: FileResults | None, conditions: Sequence[LabelSet], scored_images: ScoredImages) -> FileResults:
     """Return kept answers with those to more pictures of each condition behind them."""
     count = len(conditions)
-    more = judgement.probabilities.float().cpu().numpy().reshape(count, -1, len(CLASSES))
+    more = scored_images.probabilities.float().cpu().numpy().reshape(count, -1, len(CLASSES))
     if kept is not None:
-        return Answers(kept.conditions, np.concatenate([kept.probabilities, more], axis=1), kept.pictures)
-    firsts = judgement.pictures.numpy().reshape(count, -1, *IMAGE_SHAPE)[:, 0]
-    return Answers(tuple(conditions), more, np.ascontiguousarray(firsts))
+        return FileResults(kept.conditions, np.concatenate([kept.probabilities, more], axis=1), kept.images)
+    firsts = scored_images.images.numpy().reshape(count, -1, *IMAGE_SHAPE)[:, 0]
+    return FileResults(tuple(conditions), more, np.ascontiguousarray(firsts))
 
 
 def _file(key: str) -> Path:

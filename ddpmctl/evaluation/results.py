@@ -16,7 +16,7 @@ from ddpmctl.evaluation.misses import Misses, account_for
 from ddpmctl.evaluation.scores import Score, score, top_k_hits
 from ddpmctl.labels import CLASSES, LabelSet, multi_hot
 from ddpmctl.progress import Progress
-from ddpmctl.statistics.tallies import Tally, joined
+from ddpmctl.statistics.tallies import Tally, concatenated
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Answers:
+class FileResults:
     """What a classifier said of one checkpoint's pictures for one condition file.
 
     Attributes:
@@ -35,7 +35,7 @@ class Answers:
 
     conditions: tuple[LabelSet, ...]
     probabilities: NDArray[np.float32]
-    pictures: NDArray[np.uint8]
+    images: NDArray[np.uint8]
 
     @property
     def repeats(self) -> int:
@@ -68,16 +68,16 @@ class Answers:
         """What became of the objects that the pictures do not show."""
         return account_for(self.flat, self.requested)
 
-    def first(self, repeats: int) -> Answers:
+    def first(self, repeats: int) -> FileResults:
         """Return the answers to the first pictures of each condition."""
-        return Answers(self.conditions, self.probabilities[:, :repeats], self.pictures)
+        return FileResults(self.conditions, self.probabilities[:, :repeats], self.images)
 
     def _wanted(self) -> Tensor:
         return torch.from_numpy(multi_hot(self.requested)).float()
 
 
 @dataclass(frozen=True)
-class Judged:
+class CheckpointResult:
     """A checkpoint has been scored, now or, where ``kept``, at an earlier call.
 
     Attributes:
@@ -93,7 +93,7 @@ class Judged:
     epoch: int | None
     loss: float | None
     recorded: dict[str, float]
-    answers: dict[str, Answers]
+    answers: dict[str, FileResults]
     config: Config
     foreign: bool
     kept: bool
@@ -117,9 +117,9 @@ class Failed:
     reason: str
 
 
-EvaluationEvent = Progress | Judged | Failed
+EvaluationEvent = Progress | CheckpointResult | Failed
 
 
-def pooled_tally(answers: Mapping[str, Answers], names: Sequence[str]) -> Tally:
+def pooled_tally(answers: Mapping[str, FileResults], names: Sequence[str]) -> Tally:
     """Return one tally over several condition files."""
-    return joined([answers[name].tally for name in names])
+    return concatenated([answers[name].tally for name in names])

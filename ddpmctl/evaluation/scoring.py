@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddpmctl.evaluation.classifiers import Evaluator
+from ddpmctl.evaluation.classifiers import Classifier
 from ddpmctl.evaluation.scores import Score, score
 from ddpmctl.progress import Progress
-from ddpmctl.sampling.pipeline import BATCH, Painter, Request, label_tensor, requests_for, to_uint8
+from ddpmctl.sampling.pipeline import BATCH, ImageRequest, SamplingPipeline, label_tensor, requests_for, to_uint8
 
 
 @dataclass(frozen=True)
-class Judgement:
+class ScoredImages:
     """The pictures made for one condition file and the classifier's answers.
 
     Attributes:
@@ -24,8 +24,8 @@ class Judgement:
         probabilities: float32, (N, 24).
     """
 
-    requests: list[Request]
-    pictures: Tensor
+    requests: list[ImageRequest]
+    images: Tensor
     probabilities: Tensor
 
     @property
@@ -34,47 +34,47 @@ class Judgement:
         return score(self.probabilities, label_tensor(self.requests))
 
 
-def judge(
-    painter: Painter,
-    evaluator: Evaluator,
+def score_conditions(
+    pipeline: SamplingPipeline,
+    evaluator: Classifier,
     conditions: Mapping[str, Sequence[tuple[str, ...]]],
     *,
     seed: int,
     repeats: int = 1,
     batch_size: int = BATCH,
-) -> collections.abc.Generator[Progress, None, dict[str, Judgement]]:
+) -> collections.abc.Generator[Progress, None, dict[str, ScoredImages]]:
     """Make ``repeats`` pictures of every condition and return what the classifier sees, by condition file.
 
     The files' conditions share batches; each picture's noise is a function of (seed, file, condition,
     repeat) alone, so every network is judged on the same noise.
     """
     requests = {name: requests_for(name, sets, seed=seed, repeats=repeats) for name, sets in conditions.items()}
-    return (yield from judge_requests(painter, evaluator, requests, batch_size=batch_size))
+    return (yield from score_requests(pipeline, evaluator, requests, batch_size=batch_size))
 
 
-def judge_requests(
-    painter: Painter, evaluator: Evaluator, requests: Mapping[str, list[Request]], *, batch_size: int = BATCH
-) -> collections.abc.Generator[Progress, None, dict[str, Judgement]]:
+def score_requests(
+    pipeline: SamplingPipeline, evaluator: Classifier, requests: Mapping[str, list[ImageRequest]], *, batch_size: int = BATCH
+) -> collections.abc.Generator[Progress, None, dict[str, ScoredImages]]:
     """Make pictures and return what the classifier sees, under the names under which they were asked for; at least one is asked for."""
     everything = [request for group in requests.values() for request in group]
-    pictures, answers = [], []
-    for item in painter.batches(everything, batch_size):
+    images, answers = [], []
+    for item in pipeline.batches(everything, batch_size):
         if isinstance(item, Tensor):
-            pictures.append(to_uint8(item))
+            images.append(to_uint8(item))
             answers.append(evaluator(item))
         else:
             yield item
-    return judgements(requests, pictures, answers)
+    return by_condition_file(requests, images, answers)
 
 
-def judgements(requests: Mapping[str, list[Request]], pictures: Sequence[Tensor], answers: Sequence[Tensor]) -> dict[str, Judgement]:
+def by_condition_file(requests: Mapping[str, list[ImageRequest]], images: Sequence[Tensor], answers: Sequence[Tensor]) -> dict[str, ScoredImages]:
     """Return pictures and answers, which come in batches over all that was asked for, under the names under which they were asked for."""
     sizes = [len(group) for group in requests.values()]
-    split = zip(requests.items(), torch.split(torch.cat(list(pictures)), sizes), torch.split(torch.cat(list(answers)), sizes), strict=True)
-    return {name: Judgement(group, images, probabilities) for (name, group), images, probabilities in split}
+    split = zip(requests.items(), torch.split(torch.cat(list(images)), sizes), torch.split(torch.cat(list(answers)), sizes), strict=True)
+    return {name: ScoredImages(group, images, probabilities) for (name, group), images, probabilities in split}
 
 
-def judge_batch(painter: Painter, evaluator: Evaluator, batch: Sequence[Request]) -> tuple[Tensor, Tensor]:
+def score_batch(pipeline: SamplingPipeline, evaluator: Classifier, batch: Sequence[ImageRequest]) -> tuple[Tensor, Tensor]:
     """Make one batch of pictures and return them, uint8 (B, 3, 64, 64), with what the classifier sees, float32 (B, 24), both on the CPU."""
-    made = [item for item in painter.batches(batch, len(batch)) if isinstance(item, Tensor)]
+    made = [item for item in pipeline.batches(batch, len(batch)) if isinstance(item, Tensor)]
     return torch.cat([to_uint8(images) for images in made]), torch.cat([evaluator(images) for images in made]).cpu()

@@ -11,10 +11,10 @@ from torch import nn
 
 from ddpmctl.config import Value
 from ddpmctl.diffusion.denoiser import Diffusion
-from ddpmctl.evaluation.evaluate import Task, evaluate
-from ddpmctl.evaluation.results import EvaluationEvent, Failed, Judged, pooled_tally
+from ddpmctl.evaluation.evaluate import EvaluationSpec, evaluate_checkpoints
+from ddpmctl.evaluation.results import CheckpointResult, EvaluationEvent, Failed, pooled_tally
 from ddpmctl.evaluation.scores import pooled
-from ddpmctl.sampling.pipeline import Painter
+from ddpmctl.sampling.pipeline import SamplingPipeline
 from ddpmctl.statistics.intervals import Interval, accuracy_interval
 
 
@@ -34,22 +34,22 @@ class SweepPoint:
     exact: float
 
 
-def sweep(
-    paths: Sequence[Path], task: Task, setting: str, values: Sequence[Value]
+def evaluate_sweep(
+    paths: Sequence[Path], spec: EvaluationSpec, setting: str, values: Sequence[Value]
 ) -> collections.abc.Generator[EvaluationEvent, None, tuple[Mapping[Path, Sequence[SweepPoint]], list[Failed]]]:
     """Judge every checkpoint at every value of a sampling setting; return the points, and what could not be judged."""
     found: dict[Path, list[SweepPoint]] = {}
     failures: list[Failed] = []
     for value in values:
-        for event in evaluate(paths, replace(task, sampling={**task.sampling, setting: value}, grids=None)):
-            if isinstance(event, Judged):
-                found.setdefault(event.path, []).append(_point(event, value, task))
+        for event in evaluate_checkpoints(paths, replace(spec, sampling={**spec.sampling, setting: value}, grids=None)):
+            if isinstance(event, CheckpointResult):
+                found.setdefault(event.path, []).append(_point(event, value, spec))
             elif isinstance(event, Failed):
                 failures.append(event)
             yield event
     return found, failures
 
 
-def _point(row: Judged, value: Value, task: Task) -> SweepPoint:
-    calls = Painter(nn.Identity(), Diffusion.of(row.config.diffusion), row.sampling, task.machine).nfe
+def _point(row: CheckpointResult, value: Value, spec: EvaluationSpec) -> SweepPoint:
+    calls = SamplingPipeline(nn.Identity(), Diffusion.of(row.config.diffusion), row.sampling, spec.compute).nfe
     return SweepPoint(value, calls, accuracy_interval(pooled_tally(row.answers, list(row.answers))), pooled(list(row.scores.values())).exact_match)

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ddpmctl.grids import draw_sheet, save_gif, save_sheet
-from ddpmctl.sampling.trajectory import Moment, Way
+from ddpmctl.sampling.trajectory import RecordedFrame, Trajectory
 
 T = TypeVar("T")
 LONGEST_GIF = 60  # frames; more only makes the file large
 
 
-def save_denoise_grid(path: Path, times: Sequence[int], ways: Sequence[Way], *, columns: int, with_x0: bool = False) -> Path:
+def save_denoise_grid(path: Path, times: Sequence[int], trajectories: Sequence[Trajectory], *, columns: int, with_x0: bool = False) -> Path:
     """Write ``columns`` of the moments, evenly spaced and with both ends, as one PNG.
 
     Args:
@@ -28,7 +28,7 @@ def save_denoise_grid(path: Path, times: Sequence[int], ways: Sequence[Way], *, 
     """
     shown = _evenly(range(len(times)), columns)
     rows, names, notes = [], [], []
-    for way in ways:
+    for way in trajectories:
         below = [way.notes[index] for index in shown]
         rows.append([way.x_t[index] for index in shown])
         names.append(way.title)
@@ -41,16 +41,16 @@ def save_denoise_grid(path: Path, times: Sequence[int], ways: Sequence[Way], *, 
     return save_sheet(path, rows, captions=captions, row_titles=names, column_titles=[f"t = {times[index]}" for index in shown])
 
 
-def save_denoise_gif(path: Path, moments: Sequence[Moment], titles: Sequence[str], *, with_x0: bool = False) -> Path:
+def save_denoise_gif(path: Path, frames: Sequence[RecordedFrame], titles: Sequence[str], *, with_x0: bool = False) -> Path:
     """Write the moments as a GIF, the label sets side by side."""
-    frames = []
-    for moment in _evenly(moments, LONGEST_GIF):
-        pictures = [list(moment.x_t)]
+    sheets = []
+    for frame in _evenly(frames, LONGEST_GIF):
+        rows = [list(frame.x_t)]
         if with_x0:
-            pictures.append(list(_x0(moment)))
-        captions = [[""] * len(titles)] * (len(pictures) - 1) + [list(titles)]
-        frames.append(draw_sheet(pictures, captions=captions))
-    return save_gif(path, frames)
+            rows.append(list(_x0(frame)))
+        captions = [[""] * len(titles)] * (len(rows) - 1) + [list(titles)]
+        sheets.append(draw_sheet(rows, captions=captions))
+    return save_gif(path, sheets)
 
 
 def _evenly(items: Sequence[T], count: int) -> list[T]:
@@ -58,9 +58,9 @@ def _evenly(items: Sequence[T], count: int) -> list[T]:
     return [items[round(position)] for position in positions]
 
 
-def _x0(moment: Moment) -> npt.NDArray[np.uint8]:
-    return _white(moment.x_t) if moment.x0_hat is None else moment.x0_hat
+def _x0(frame: RecordedFrame) -> npt.NDArray[np.uint8]:
+    return _white(frame.x_t) if frame.x0_hat is None else frame.x0_hat
 
 
-def _white(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    return np.full_like(picture, 255)
+def _white(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    return np.full_like(image, 255)

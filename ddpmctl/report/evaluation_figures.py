@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from ddpmctl.diffusion.schedules import Schedule
 from ddpmctl.evaluation.misses import confusion, recall
-from ddpmctl.evaluation.results import Answers
+from ddpmctl.evaluation.results import FileResults
 from ddpmctl.evaluation.sweep import SweepPoint
 from ddpmctl.labels import CLASSES, COLOURS, SHAPES
 from ddpmctl.report.figures import COLOURS as PALETTE
@@ -27,7 +27,7 @@ HATCHES = ("", "///", "...")
 WRITTEN_FROM = 0.05  # shares below this are left to their shade
 
 
-def save_class_bars(path: Path, answers: Mapping[str, Answers], title: str) -> Path:
+def save_class_bars(path: Path, answers: Mapping[str, FileResults], title: str) -> Path:
     """Write the share of requests met for each class, by colour and shape, over all condition files."""
     flat, requested = _together(answers)
     counts = recall(flat, requested)["class"]
@@ -50,7 +50,7 @@ def save_class_bars(path: Path, answers: Mapping[str, Answers], title: str) -> P
     return save_figure(path, figure)
 
 
-def save_confusion(path: Path, answers: Mapping[str, Answers], title: str) -> Path:
+def save_confusion(path: Path, answers: Mapping[str, FileResults], title: str) -> Path:
     """Write the 24 x 24 table of what is shown in pictures that ask for each class."""
     table = np.array(confusion(*_together(answers)))
     figure = Figure(figsize=(9.4, 8.4), layout="constrained")
@@ -120,5 +120,5 @@ def save_sweep(path: Path, setting: str, series: Mapping[str, Sequence[SweepPoin
     return save_figure(path, figure)
 
 
-def _together(answers: Mapping[str, Answers]) -> tuple[torch.Tensor, list[tuple[str, ...]]]:
+def _together(answers: Mapping[str, FileResults]) -> tuple[torch.Tensor, list[tuple[str, ...]]]:
     return torch.cat([a.flat for a in answers.values()]), [labels for a in answers.values() for labels in a.requested]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ddpmctl.comparison.recorded import FILES, Arm, Comparison
+from ddpmctl.comparison.recorded import FILES, Comparison, RecordedRun
 from ddpmctl.config import Value
 from ddpmctl.files import atomic_write
 
@@ -53,9 +53,9 @@ def save_comparison_figure(path: Path, comparison: Comparison) -> Path:
     return save_figure(path, figure)
 
 
-def replicates(comparison: Comparison) -> dict[str, list[Arm]]:
+def replicates(comparison: Comparison) -> dict[str, list[RecordedRun]]:
     """Return the arms by title, those together that differ in nothing but their seed."""
-    groups: dict[str | tuple[Value, ...], list[Arm]] = {}
+    groups: dict[str | tuple[Value, ...], list[RecordedRun]] = {}
     for number, arm in enumerate(comparison.arms):
         key: str | tuple[Value, ...] = arm.name if arm.settings is None else tuple(values[number] for values in comparison.differing.values())
         groups.setdefault(key, []).append(arm)

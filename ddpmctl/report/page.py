@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from ddpmctl import __version__
-from ddpmctl.evaluation.results import Answers
+from ddpmctl.evaluation.results import FileResults
 from ddpmctl.evaluation.scores import THRESHOLD
 from ddpmctl.files import atomic_write
 from ddpmctl.labels import CLASSES
@@ -106,12 +106,12 @@ def write_page(path: Path, page: Page) -> Path:
     return path
 
 
-def galleries(name: str, answers: Mapping[str, Answers]) -> Iterator[Gallery]:
+def galleries(name: str, answers: Mapping[str, FileResults]) -> Iterator[Gallery]:
     """Yield a gallery for each condition file of a checkpoint."""
     for file, found in answers.items():
         cards = [
-            Card(_data_uri(picture), _marks(labels, outputs))
-            for labels, picture, outputs in zip(found.conditions, found.pictures, found.probabilities[:, 0], strict=True)
+            Card(_data_uri(image), _marks(labels, outputs))
+            for labels, image, outputs in zip(found.conditions, found.images, found.probabilities[:, 0], strict=True)
         ]
         yield Gallery(f"{name}: {file}", cards)
 
@@ -122,7 +122,7 @@ def _marks(labels: Sequence[str], outputs: npt.NDArray[np.float32]) -> list[Mark
     return [Mark(label, label in labels, label in shown, float(outputs[CLASSES.index(label)])) for label in listed]
 
 
-def _data_uri(picture: npt.NDArray[np.uint8]) -> str:
+def _data_uri(image: npt.NDArray[np.uint8]) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0))).save(buffer, "PNG", optimize=True)
+    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(buffer, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

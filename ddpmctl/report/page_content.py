@@ -10,8 +10,8 @@ from pathlib import Path
 from ddpmctl import __version__
 from ddpmctl.comparison.verdict import Verdict
 from ddpmctl.diffusion.schedules import Schedule, make_schedule
-from ddpmctl.evaluation.evaluate import Task
-from ddpmctl.evaluation.results import Answers, Judged
+from ddpmctl.evaluation.evaluate import EvaluationSpec
+from ddpmctl.evaluation.results import CheckpointResult, FileResults
 from ddpmctl.report.evaluation_figures import save_class_bars, save_confusion, save_schedules
 from ddpmctl.report.page import Gallery, Page, PageFigure, galleries, write_page
 from ddpmctl.report.tables import Table, breakdown_tables
@@ -20,19 +20,19 @@ GALLERIES = 6  # checkpoints whose pictures are shown: each is some 300 KB a con
 
 
 def write_evaluation_page(
-    path: Path, rows: Sequence[Judged], best: int, names: Sequence[str], table: Table, sentences: Sequence[str], task: Task
+    path: Path, rows: Sequence[CheckpointResult], best: int, names: Sequence[str], table: Table, sentences: Sequence[str], spec: EvaluationSpec
 ) -> Path:
     """Write an evaluation's page: all checkpoints in one table, and the best one's breakdown, figures and pictures."""
     chosen = rows[best]
     tables = [table, *(replace(part, title=f"{names[best]}: {part.title}") for part in breakdown_tables(chosen.answers))]
     with tempfile.TemporaryDirectory() as folder:
         figures = evaluation_figures(Path(folder), chosen, names[best])
-        page = Page("Evaluation", sentences, tables, figures, _galleries([names[best]], [chosen]), facts(rows, names, task))
+        page = Page("Evaluation", sentences, tables, figures, _galleries([names[best]], [chosen]), facts(rows, names, spec))
         return write_page(path, page)
 
 
 def write_comparison_page(
-    path: Path, verdict: Verdict, tables: Sequence[Table], figures: Sequence[PageFigure], warnings: Sequence[str], task: Task
+    path: Path, verdict: Verdict, tables: Sequence[Table], figures: Sequence[PageFigure], warnings: Sequence[str], spec: EvaluationSpec
 ) -> Path:
     """Write a comparison's page: the verdict in words, its tables and figures, and the pictures of each arm's first checkpoint."""
     rows = [row for arm in verdict.arms for row in arm.rows]
@@ -47,11 +47,11 @@ def write_comparison_page(
         ]
         more.append(_schedules(Path(folder), rows))
         shown = [*verdict.sentences(), *warnings]
-        pictures = _galleries([arm.name for arm in verdict.arms], [arm.rows[0] for arm in verdict.arms])
-        return write_page(path, Page("Comparison", shown, tables, [*figures, *more], pictures, facts(rows, names, task)))
+        images = _galleries([arm.name for arm in verdict.arms], [arm.rows[0] for arm in verdict.arms])
+        return write_page(path, Page("Comparison", shown, tables, [*figures, *more], images, facts(rows, names, spec)))
 
 
-def evaluation_figures(folder: Path, row: Judged, name: str) -> list[PageFigure]:
+def evaluation_figures(folder: Path, row: CheckpointResult, name: str) -> list[PageFigure]:
     """Write the figures of one checkpoint as PNG and SVG and return them."""
     return [
         PageFigure(save_class_bars(folder / "classes.png", row.answers, name).with_suffix(".svg"), f"Requests met by class: {name}"),
@@ -60,16 +60,16 @@ def evaluation_figures(folder: Path, row: Judged, name: str) -> list[PageFigure]
     ]
 
 
-def facts(rows: Sequence[Judged], names: Sequence[str], task: Task) -> dict[str, dict[str, str]]:
+def facts(rows: Sequence[CheckpointResult], names: Sequence[str], spec: EvaluationSpec) -> dict[str, dict[str, str]]:
     """Return the exact settings and hashes of an evaluation, by section."""
-    answers: Mapping[str, Answers] = rows[0].answers
+    answers: Mapping[str, FileResults] = rows[0].answers
     found = {
         "Evaluation": {
-            "evaluator": f"{task.evaluator.name}, sha256 {task.evaluator.sha256}",
+            "evaluator": f"{spec.classifier.name}, sha256 {spec.classifier.sha256}",
             "conditions": ", ".join(f"{name} ({len(one.conditions)})" for name, one in answers.items()),
-            "images a condition": str(task.repeats),
-            "seed": str(task.seed),
-            "machine": f"{task.machine.device.type}, {task.machine.precision}",
+            "images a condition": str(spec.repeats),
+            "seed": str(spec.seed),
+            "machine": f"{spec.compute.device.type}, {spec.compute.precision}",
             "ddpmctl": __version__,
         }
     }
@@ -79,11 +79,11 @@ def facts(rows: Sequence[Judged], names: Sequence[str], task: Task) -> dict[str,
     return found
 
 
-def _galleries(names: Sequence[str], rows: Sequence[Judged]) -> list[Gallery]:
+def _galleries(names: Sequence[str], rows: Sequence[CheckpointResult]) -> list[Gallery]:
     return [gallery for name, row in zip(names[:GALLERIES], rows, strict=False) for gallery in galleries(name, row.answers)]
 
 
-def _schedules(folder: Path, rows: Sequence[Judged]) -> PageFigure:
+def _schedules(folder: Path, rows: Sequence[CheckpointResult]) -> PageFigure:
     found: dict[str, Schedule] = {}
     for row in rows:
         diffusion = row.config.diffusion

@@ -18,8 +18,8 @@ from ddpmctl.files import atomic_write
 from ddpmctl.statistics.intervals import Interval, accuracy_interval
 
 if TYPE_CHECKING:
-    from ddpmctl.evaluation.evaluate import Task
-    from ddpmctl.evaluation.results import Answers, Failed, Judged
+    from ddpmctl.evaluation.evaluate import EvaluationSpec
+    from ddpmctl.evaluation.results import CheckpointResult, Failed, FileResults
     from ddpmctl.evaluation.selection import Selection
     from ddpmctl.statistics.tallies import Tally
 
@@ -98,7 +98,7 @@ def write_table_csv(path: Path, table: Table) -> None:
         csv.writer(file).writerows([table.columns, *table.rows])
 
 
-def breakdown_tables(answers: Mapping[str, Answers]) -> Iterator[Table]:
+def breakdown_tables(answers: Mapping[str, FileResults]) -> Iterator[Table]:
     """Yield tables over all condition files together: by number of objects, shared colours, colour, shape and class, and the misses."""
     flat, requested = torch.cat([a.flat for a in answers.values()]), [labels for a in answers.values() for labels in a.requested]
     for aspect, parts in breakdown(flat, requested).items():
@@ -115,16 +115,16 @@ def breakdown_tables(answers: Mapping[str, Answers]) -> Iterator[Table]:
 
 
 def as_dict(
-    rows: Sequence[Judged], failures: Sequence[Failed], task: Task, trained: Mapping[str, int], selection: Selection | None
+    rows: Sequence[CheckpointResult], failures: Sequence[Failed], spec: EvaluationSpec, trained: Mapping[str, int], selection: Selection | None
 ) -> dict[str, Any]:
     """Return an evaluation as plain values, as ``--json`` writes it."""
     return {
-        "evaluator": {"name": task.evaluator.name, "sha256": task.evaluator.sha256},
-        "device": task.machine.device.type,
-        "precision": task.machine.precision,
-        "seed": task.seed,
-        "repeats": task.repeats,
-        "conditions": {name: {"count": len(sets), "in_training": trained.get(name)} for name, sets in task.conditions.items()},
+        "evaluator": {"name": spec.classifier.name, "sha256": spec.classifier.sha256},
+        "device": spec.compute.device.type,
+        "precision": spec.compute.precision,
+        "seed": spec.seed,
+        "repeats": spec.repeats,
+        "conditions": {name: {"count": len(sets), "in_training": trained.get(name)} for name, sets in spec.conditions.items()},
         "checkpoints": [
             {
                 "path": str(row.path), "sha256": row.sha256, "epoch": row.epoch, "loss": row.loss, "recorded": row.recorded,
@@ -141,7 +141,7 @@ def as_dict(
     }  # fmt: skip
 
 
-def _file_as_dict(answers: Answers) -> dict[str, Any]:
+def _file_as_dict(answers: FileResults) -> dict[str, Any]:
     interval, flat, requested = accuracy_interval(answers.tally), answers.flat, answers.requested
     misses: Misses = answers.misses
     by = {aspect: {name: s.to_dict() for name, s in parts.items()} for aspect, parts in breakdown(flat, requested).items()}
@@ -152,21 +152,21 @@ def _file_as_dict(answers: Answers) -> dict[str, Any]:
     return {**answers.score.to_dict(), "interval": [interval.low, interval.high], "by": by, "misses": asdict(misses)}
 
 
-def verdict_as_dict(verdict: Verdict, task: Task) -> dict[str, Any]:
+def verdict_as_dict(verdict: Verdict, spec: EvaluationSpec) -> dict[str, Any]:
     """Return a comparison as plain values, as ``--json`` writes it."""
 
     def finding(found: Finding) -> dict[str, Any]:
         parts = asdict(found.contrast.spread)
         spread = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in parts.items()}  # NaN is no JSON
         return {
-            "name": found.name, **asdict(found.contrast.interval), "p": found.contrast.p, "p_adjusted": found.p_adjusted, "told": found.told,
+            "name": found.name, **asdict(found.contrast.interval), "p": found.contrast.p, "p_adjusted": found.p_adjusted, "told": found.significant,
             "detectable": found.contrast.spread.detectable(), "spread": spread,
         }  # fmt: skip
 
     return {
-        "evaluator": {"name": task.evaluator.name, "sha256": task.evaluator.sha256},
-        "seed": task.seed,
-        "repeats": task.repeats,
+        "evaluator": {"name": spec.classifier.name, "sha256": spec.classifier.sha256},
+        "seed": spec.seed,
+        "repeats": spec.repeats,
         "files": list(verdict.files),
         "arms": [
             {

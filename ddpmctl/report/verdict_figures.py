@@ -30,8 +30,8 @@ def save_verdict_figure(path: Path, verdict: Verdict) -> Path:
     left.set(xlabel="accuracy, 95 % interval", ylim=(len(verdict.arms) - 0.5, -0.5))
     left.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.3 / (1 + 0.08 * lines)), ncols=len(files))
     for row, finding in enumerate(findings):
-        colour = COLOURS[0] if finding.told else "#777777"
-        _bars(right, [finding.contrast.interval], [row], colour, "o" if finding.told else "D", "", 100.0)
+        colour = COLOURS[0] if finding.significant else "#777777"
+        _bars(right, [finding.contrast.interval], [row], colour, "o" if finding.significant else "D", "", 100.0)
     right.axvline(0, color="black", linewidth=1, linestyle=":")
     right.set_yticks(range(len(findings)), [_wrapped(f"{finding.name}\n{_p(finding)}") for finding in findings])
     right.set(xlabel=f"points of accuracy, {' + '.join(verdict.files)}\n95 % interval", ylim=(len(findings) - 0.5, -0.5))
@@ -52,8 +52,8 @@ def _seeds(count: int) -> str:
 
 
 def _p(finding: Finding) -> str:
-    told = "" if finding.told else ": cannot be told"
-    return f"p = {finding.p_adjusted:.2g}{told}"
+    suffix = "" if finding.significant else ": cannot be told"
+    return f"p = {finding.p_adjusted:.2g}{suffix}"
 
 
 def _wrapped(text: str, width: int = 42) -> str:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ddpmctl.config import SamplingConfig
-from ddpmctl.device import Machine, out_of_memory, release_memory
+from ddpmctl.device import ComputeDevice, out_of_memory, release_memory
 from ddpmctl.diffusion.denoiser import Diffusion, Guidance
 from ddpmctl.diffusion.randomness import ImageNoise, Key
 from ddpmctl.diffusion.samplers import Frame, Sampler, sampler_times
 from ddpmctl.diffusion.schedules import Schedule
-from ddpmctl.distributed.job import Ranks, gathered
+from ddpmctl.distributed.job import Job, gathered
 from ddpmctl.labels import multi_hot
 from ddpmctl.progress import Progress
 from ddpmctl.registry import SAMPLERS
@@ -29,26 +29,26 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class Request:
+class ImageRequest:
     """One image to make: its objects, and the key of its noise; equal keys start from equal noise."""
 
     labels: tuple[str, ...]
     key: Key
 
 
-def requests_for(name: str, conditions: Sequence[tuple[str, ...]], *, seed: int, repeats: int = 1, first: int = 0) -> list[Request]:
+def requests_for(name: str, conditions: Sequence[tuple[str, ...]], *, seed: int, repeats: int = 1, first: int = 0) -> list[ImageRequest]:
     """Return images ``first`` to ``repeats`` - 1 of each condition of a file, condition by condition."""
-    return [Request(labels, (seed, name, index, copy)) for index, labels in enumerate(conditions) for copy in range(first, repeats)]
+    return [ImageRequest(labels, (seed, name, index, copy)) for index, labels in enumerate(conditions) for copy in range(first, repeats)]
 
 
 @dataclass(frozen=True)
-class Painter:
+class SamplingPipeline:
     """A network with everything that sampling from it takes."""
 
     net: nn.Module
     diffusion: Diffusion
     sampling: SamplingConfig
-    machine: Machine
+    compute: ComputeDevice
 
     @property
     def steps(self) -> int:
@@ -64,7 +64,7 @@ class Painter:
     def describe(self) -> str:
         """Return sampler, steps, guidance and network calls in words."""
         doubled = " (two in a guided step)" if self.sampling.guidance > 0 else ""
-        return f"{in_words(settled(self.sampling, self.diffusion.schedule))}: {self.nfe} network calls an image{doubled}"
+        return f"{describe_sampling(with_actual_steps(self.sampling, self.diffusion.schedule))}: {self.nfe} network calls an image{doubled}"
 
     def _times(self) -> list[int]:
         return sampler_times(self.sampling.sampler, self.sampling.spacing, self.diffusion.schedule, self.sampling.steps)
@@ -72,12 +72,12 @@ class Painter:
     def _guidance(self) -> Guidance:
         return Guidance(self.sampling.guidance, self.sampling.guidance_from, self.sampling.guidance_to)
 
-    def frames(self, requests: Sequence[Request]) -> Iterator[Frame]:
+    def frames(self, requests: Sequence[ImageRequest]) -> Iterator[Frame]:
         """Yield the batch's states from pure noise (t = T, where x0_hat is the noise itself) to the images (t = 0).
 
         Float32 on the machine's device, (B, 3, 64, 64).
         """
-        device = self.machine.device
+        device = self.compute.device
         labels = torch.from_numpy(multi_hot([r.labels for r in requests])).float().to(device)
         noise = ImageNoise([r.key for r in requests], IMAGE_SHAPE, device)
         times, sampler = self._times(), self._sampler()
@@ -87,7 +87,7 @@ class Painter:
         steps = sampler(denoise, x, times, self.diffusion.schedule, noise, self.sampling.eta)
         while True:
             # Entered anew for each step: a generator must not leave its caller in inference mode.
-            with torch.inference_mode(), self.machine.autocast():
+            with torch.inference_mode(), self.compute.autocast():
                 frame = next(steps, None)
             if frame is None:
                 return
@@ -97,7 +97,7 @@ class Painter:
         sampler: Sampler = SAMPLERS.get(self.sampling.sampler)
         return sampler
 
-    def batches(self, requests: Sequence[Request], batch_size: int = BATCH) -> Iterator[Progress | Tensor]:
+    def batches(self, requests: Sequence[ImageRequest], batch_size: int = BATCH) -> Iterator[Progress | Tensor]:
         """Yield progress, and the finished images batch by batch, in order: float32 in [-1, 1], (B, 3, 64, 64), on the device.
 
         A batch that does not fit in memory is begun anew at half the size: each image has its own noise, so the pictures are the same.
@@ -123,15 +123,15 @@ class Painter:
                 start += len(part)
             else:
                 size = len(part) // 2
-                release_memory(self.machine)
+                release_memory(self.compute)
 
 
-def settled(sampling: SamplingConfig, schedule: Schedule) -> SamplingConfig:
+def with_actual_steps(sampling: SamplingConfig, schedule: Schedule) -> SamplingConfig:
     """Return the settings with the number of steps that auto comes to."""
     return replace(sampling, steps=len(sampler_times(sampling.sampler, sampling.spacing, schedule, sampling.steps)) - 1)
 
 
-def in_words(sampling: SamplingConfig) -> str:
+def describe_sampling(sampling: SamplingConfig) -> str:
     """Return settled settings as text, those that are not at their defaults included."""
     spacing = "" if sampling.spacing == SamplingConfig.spacing else f" spaced by {sampling.spacing}"
     guided = (sampling.guidance_from, sampling.guidance_to)
@@ -139,27 +139,30 @@ def in_words(sampling: SamplingConfig) -> str:
     return f"{sampling.sampler}, {sampling.steps} steps{spacing}, guidance {sampling.guidance:g}{where}"
 
 
-def in_batches(requests: Sequence[Request], batch_size: int = BATCH) -> list[Sequence[Request]]:
+def in_batches(requests: Sequence[ImageRequest], batch_size: int = BATCH) -> list[Sequence[ImageRequest]]:
     """Return requests in the batches in which one process makes their pictures: several processes share whole batches, for equal pictures."""
     return [requests[start : start + batch_size] for start in range(0, len(requests), batch_size)]
 
 
-def shared_pictures(painter: Painter, requests: Sequence[Request], ranks: Ranks) -> Progressing[Tensor]:
+def shared_images(pipeline: SamplingPipeline, requests: Sequence[ImageRequest], job: Job) -> Progressing[Tensor]:
     """Make pictures on all ranks; yield progress, and return all of them on rank 0 as ``pictures`` does, none on the others."""
     parts = in_batches(requests)
-    work = [functools.partial(lambda part: torch.cat([to_uint8(x) for x in painter.batches(part, len(part)) if isinstance(x, Tensor)]), part) for part in parts]
+    def make(part: Sequence[ImageRequest]) -> Tensor:
+        return torch.cat([to_uint8(x) for x in pipeline.batches(part, len(part)) if isinstance(x, Tensor)])
+
+    work = [functools.partial(make, part) for part in parts]
     made = [torch.empty((0, *IMAGE_SHAPE), dtype=torch.uint8)]
     yield Progress("sampling", 0, len(requests))
-    for part in gathered(ranks, work):
+    for part in gathered(job, work):
         made.append(part)
         yield Progress("sampling", sum(map(len, made)), len(requests))
     return torch.cat(made)
 
 
-def pictures(painter: Painter, requests: Sequence[Request], batch_size: int = BATCH) -> Progressing[Tensor]:
+def sample_images(pipeline: SamplingPipeline, requests: Sequence[ImageRequest], batch_size: int = BATCH) -> Progressing[Tensor]:
     """Yield progress and return the finished pictures: uint8 (N, 3, 64, 64) on the CPU."""
     made = []
-    for item in painter.batches(requests, batch_size):
+    for item in pipeline.batches(requests, batch_size):
         if isinstance(item, Tensor):
             made.append(to_uint8(item))
         else:
@@ -172,6 +175,6 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
 
-def label_tensor(requests: Sequence[Request]) -> Tensor:
+def label_tensor(requests: Sequence[ImageRequest]) -> Tensor:
     """Return the requested labels, multi-hot float32, (B, 24)."""
     return torch.from_numpy(multi_hot([r.labels for r in requests])).float()

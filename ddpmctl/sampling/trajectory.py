@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ddpmctl.progress import Progress
-from ddpmctl.sampling.pipeline import Painter, Progressing, Request, to_uint8
+from ddpmctl.sampling.pipeline import ImageRequest, Progressing, SamplingPipeline, to_uint8
 
 
 @dataclass(frozen=True)
-class Moment:
+class RecordedFrame:
     """One moment of sampling: uint8 pictures (rows, H, W, 3) of x_t, and of x0_hat where there is one yet."""
 
     t: int
@@ -22,7 +22,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Way:
+class Trajectory:
     """The way of one picture from noise to image.
 
     Attributes:
@@ -38,12 +38,12 @@ class Way:
     notes: Sequence[str]
 
 
-def record(painter: Painter, requests: Sequence[Request]) -> Progressing[list[Moment]]:
+def record(pipeline: SamplingPipeline, requests: Sequence[ImageRequest]) -> Progressing[list[RecordedFrame]]:
     """Yield progress and return every moment of one batch, from pure noise to the finished pictures."""
-    moments: list[Moment] = []
-    yield Progress("sampling", 0, painter.steps)
-    for frame in painter.frames(requests):
+    frames: list[RecordedFrame] = []
+    yield Progress("sampling", 0, pipeline.steps)
+    for frame in pipeline.frames(requests):
         x_t, x0_hat = (to_uint8(images).permute(0, 2, 3, 1).contiguous().numpy() for images in (frame.x_t, frame.x0_hat))
-        moments.append(Moment(frame.t, x_t, None if frame.pure_noise else x0_hat))
-        yield Progress("sampling", len(moments) - 1, painter.steps)
-    return moments
+        frames.append(RecordedFrame(frame.t, x_t, None if frame.pure_noise else x0_hat))
+        yield Progress("sampling", len(frames) - 1, pipeline.steps)
+    return frames

@@ -53,6 +53,6 @@ class Tally:
         return mean
 
 
-def joined(tallies: Sequence[Tally]) -> Tally:
+def concatenated(tallies: Sequence[Tally]) -> Tally:
     """Return one tally over the conditions of several files; repeats must agree."""
     return Tally(np.concatenate([tally.hits for tally in tallies]), np.concatenate([tally.labels for tally in tallies]))

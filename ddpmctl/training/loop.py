@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 from ddpmctl.checkpoints.format import load_tensor_bytes, load_tensors, not_finite, save_checkpoint, save_tensors
 from ddpmctl.config import RECIPE, Config, Value
 from ddpmctl.data.dataset import Dataset
-from ddpmctl.device import Machine
-from ddpmctl.distributed.job import ALONE, Ranks
+from ddpmctl.device import ComputeDevice
+from ddpmctl.distributed.job import SINGLE, Job
 from ddpmctl.errors import DataError, DdpmctlError, DivergedError, show
-from ddpmctl.evaluation.classifiers import Evaluator
-from ddpmctl.evaluation.scoring import judge
+from ddpmctl.evaluation.classifiers import Classifier
+from ddpmctl.evaluation.scoring import score_conditions
 from ddpmctl.files import atomic_write
 from ddpmctl.grids import save_grid
 from ddpmctl.progress import Notice
-from ddpmctl.sampling.pipeline import Painter
+from ddpmctl.sampling.pipeline import SamplingPipeline
 from ddpmctl.training.disk_space import room_for
 from ddpmctl.training.events import EpochDone, Evaluated, Event, Finished, Overridden, Plan, RolledBack, Saved, Started, StepDone, StopAgreed, Ticked
 from ddpmctl.training.log import NoLog, RunLog
@@ -32,7 +32,7 @@ MAX_ROLLBACKS = 3
 SCORED = ("test", "new_test")
 
 
-def make_plan(config: Config, run: Path, dataset_name: str, images: int, machine: Machine, evaluator: str, ranks: Ranks = ALONE) -> Plan:
+def make_plan(config: Config, run: Path, dataset_name: str, images: int, compute: ComputeDevice, evaluator: str, job: Job = SINGLE) -> Plan:
     """Return what training will do, with its duration estimated from two real steps (over several ranks, as if they shared without a loss)."""
     from ddpmctl.diffusion.schedules import make_schedule
     from ddpmctl.training.trainer import make_network
@@ -41,15 +41,15 @@ def make_plan(config: Config, run: Path, dataset_name: str, images: int, machine
     per_epoch = -(-images // training.batch_size)
     seconds = 60 * training.minutes if training.minutes is not None else None
     if training.epochs is not None:
-        seconds = training.epochs * images * ranks.first_says(lambda: probe_seconds_per_image(config, machine)) / ranks.size
+        seconds = training.epochs * images * job.from_leader(lambda: probe_seconds_per_image(config, compute)) / job.size
     return Plan(
         config=config,
         run=run,
         data=dataset_name,
         images=images,
         parameters=sum(p.numel() for p in make_network(config).parameters()),
-        device=machine.describe() if ranks.alone else f"{ranks.size} processes, each on {machine.describe()}",
-        precision=machine.precision,
+        device=compute.describe() if job.is_single else f"{job.size} processes, each on {compute.describe()}",
+        precision=compute.precision,
         steps_per_epoch=per_epoch,
         steps=None if training.epochs is None else training.epochs * per_epoch,
         seconds=seconds,
@@ -59,16 +59,16 @@ def make_plan(config: Config, run: Path, dataset_name: str, images: int, machine
     )
 
 
-def train(
+def training_events(
     plan: Plan,
     run: Run,
     dataset: Dataset,
-    evaluator: Evaluator,
-    machine: Machine,
+    evaluator: Classifier,
+    compute: ComputeDevice,
     *,
     resume: bool = False,
     recorded: Config | None = None,
-    ranks: Ranks = ALONE,
+    job: Job = SINGLE,
     asked: Callable[[], int] = int,
 ) -> Generator[Event, None, None]:
     """Train until the budget is used up, yielding events; the run's files are written here, whoever listens.
@@ -93,7 +93,7 @@ def train(
         UsageError: the disk is full, or a batch does not fit in memory.
         PeerError: another rank is gone.
     """
-    trainer, log = Trainer(plan.config, machine, dataset, ranks=ranks, asked=asked), RunLog(run) if ranks.leads else NoLog(run)
+    trainer, log = Trainer(plan.config, compute, dataset, job=job, asked=asked), RunLog(run) if job.is_leader else NoLog(run)
     yield from _begin(trainer, log, run, recorded or plan.config, resume=resume)
     yield Started(plan, trainer.counters.step)
     try:
@@ -108,7 +108,7 @@ def train(
 
 def save_state(trainer: Trainer, log: RunLog, run: Run) -> None:
     """Write all that is needed to go on from here, and how long the log is here; of several ranks, which are equal, the first one does."""
-    if not trainer.ranks.leads:
+    if not trainer.job.is_leader:
         return
     state = trainer.state()
     save_tensors(run.state_file, {**state, "log": log.sizes()})
@@ -119,7 +119,7 @@ def _begin(trainer: Trainer, log: RunLog, run: Run, recorded: Config, *, resume:
     if not resume:
         save_state(trainer, log, run)
         return
-    if trainer.ranks.first_says(lambda: run.is_untouched):
+    if trainer.job.from_leader(lambda: run.is_untouched):
         yield Notice(f"{run.folder}: nothing was trained here yet; training begins at its first step")
         log.cut({})
         save_state(trainer, log, run)
@@ -128,7 +128,7 @@ def _begin(trainer: Trainer, log: RunLog, run: Run, recorded: Config, *, resume:
     changed = _recipe_changes(recorded, trainer.config)
     if changed:
         save_state(trainer, log, run)  # from here on the state is one of the new settings
-        if trainer.ranks.leads:
+        if trainer.job.is_leader:
             save_config(run, trainer.config)
         event = Overridden(trainer.counters.step, changed)
         log.read(event)
@@ -145,24 +145,24 @@ def _restore(trainer: Trainer, log: RunLog, run: Run, recorded: Config) -> Itera
     except (KeyError, TypeError, AttributeError, ValueError, DdpmctlError) as error:
         raise DataError(f"{where}: lacks a part or has it in another form ({show(repr(error))})") from None
     if other := _recipe_changes(of, recorded):
-        told = "; ".join(f"{name}: {before} in the state, {now} in config.toml" for name, (before, now) in other.items())
-        raise DataError(f"{where}: is of other settings than {run.config_file.name} ({told}); give the file its old settings, and change them with --override")
+        changes = "; ".join(f"{name}: {before} in the state, {now} in config.toml" for name, (before, now) in other.items())
+        raise DataError(f"{where}: is of other settings than {run.config_file.name} ({changes}); restore the file, and change settings with --override")
     if short := log.cut(sizes):
         yield Notice(f"{run.folder}: {', '.join(short)} lost rows after the state was saved; they are not made anew")
 
 
 def _state_of_first(trainer: Trainer, run: Run) -> Any:
     """Return the run's state as rank 0 finds it: other machines may not see its disk, and it may be written anew before they look."""
-    if trainer.ranks.alone:
+    if trainer.job.is_single:
         return load_tensors(run.state_file)[0]
-    from ddpmctl.distributed.ddp import bytes_of_first, lost_contact
+    from ddpmctl.distributed.ddp import bytes_of_first, peer_errors
 
     data = b""
-    if trainer.ranks.leads:
+    if trainer.job.is_leader:
         load_tensors(run.state_file)  # refuses what is damaged before the others hear of it
         data = run.state_file.read_bytes()
-    with lost_contact():
-        return load_tensor_bytes(bytes_of_first(trainer.ranks, data, trainer.machine.device), str(run.state_file))
+    with peer_errors():
+        return load_tensor_bytes(bytes_of_first(trainer.job, data, trainer.compute.device), str(run.state_file))
 
 
 def _recipe_changes(before: Config, now: Config) -> dict[str, tuple[Value, Value]]:
@@ -170,7 +170,7 @@ def _recipe_changes(before: Config, now: Config) -> dict[str, tuple[Value, Value
     return {name: (value, new[section][name]) for section in RECIPE for name, value in old[section].items() if value != new[section][name]}
 
 
-def _with_rollbacks(trainer: Trainer, log: RunLog, run: Run, evaluator: Evaluator) -> Iterator[Event]:
+def _with_rollbacks(trainer: Trainer, log: RunLog, run: Run, evaluator: Classifier) -> Iterator[Event]:
     """Yield training's events; where numbers are no longer finite, write down what is known and, if told to, go back and try again."""
     begun = time.perf_counter()
     while True:
@@ -180,14 +180,14 @@ def _with_rollbacks(trainer: Trainer, log: RunLog, run: Run, evaluator: Evaluato
             return
         except Diverged as error:
             reason = str(error)
-            if trainer.ranks.leads:
+            if trainer.job.is_leader:
                 _write_diagnosis(run, error)
-            seen_by_all = trainer.ranks.alone or "batch_indices" in error.diagnosis  # found in a step, and not by rank 0 alone while it saves
-        told = f"{reason}; what is known stands in {run.diagnosis_file}"
+            seen_by_all = trainer.job.is_single or "batch_indices" in error.diagnosis  # found in a step, and not by rank 0 alone while it saves
+        problem = f"{reason}; what is known stands in {run.diagnosis_file}"
         if trainer.config.run.on_nan != "rollback" or not seen_by_all:
-            raise DivergedError(f"{told}. The last good state is kept: resume with --on-nan rollback, or train anew with a lower --lr or --precision fp32")
+            raise DivergedError(f"{problem}. The last good state is kept: resume with --on-nan rollback, or train anew with a lower --lr or --precision fp32")
         if trainer.counters.rollbacks >= MAX_ROLLBACKS:
-            raise DivergedError(f"{told}. It was rolled back {MAX_ROLLBACKS} times already; train anew with a lower --lr or --precision fp32")
+            raise DivergedError(f"{problem}. It was rolled back {MAX_ROLLBACKS} times already; train anew with a lower --lr or --precision fp32")
         yield from _restore(trainer, log, run, trainer.config)
         trainer.counters.rollbacks += 1
         trainer.counters.lr_scale /= 2
@@ -202,7 +202,7 @@ def _write_diagnosis(run: Run, error: Diverged) -> None:
         temporary.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 
 
-def _events(trainer: Trainer, log: RunLog, run: Run, evaluator: Evaluator) -> Iterator[Event]:
+def _events(trainer: Trainer, log: RunLog, run: Run, evaluator: Classifier) -> Iterator[Event]:
     """Yield the events of training; wherever one is yielded, a state that is saved there goes on with what follows it."""
     last_tick, counters = 0.0, trainer.counters
     last_saved = time.perf_counter()
@@ -211,7 +211,7 @@ def _events(trainer: Trainer, log: RunLog, run: Run, evaluator: Evaluator) -> It
         if trainer.epoch_is_over:
             yield _end_epoch(trainer)
         if _score_is_due(trainer):
-            yield from _score_and_save(trainer, log, run, evaluator) if trainer.ranks.leads else _wait_for_score(trainer)
+            yield from _score_and_save(trainer, log, run, evaluator) if trainer.job.is_leader else _wait_for_score(trainer)
             last_saved = time.perf_counter()
         if trainer.done:
             return
@@ -252,11 +252,11 @@ def _tick(trainer: Trainer) -> Ticked:
     return Ticked(counters.step, counters.epoch + 1, loss, rate, trainer.fraction)
 
 
-def _score_and_save(trainer: Trainer, log: RunLog, run: Run, evaluator: Evaluator) -> Iterator[Event]:
+def _score_and_save(trainer: Trainer, log: RunLog, run: Run, evaluator: Classifier) -> Iterator[Event]:
     config, counters = trainer.config, trainer.counters
-    painter = Painter(trainer.sampling_network(), trainer.diffusion, config.sampling, trainer.machine)
-    judged = yield from judge(painter, evaluator, {name: trainer.dataset.conditions[name] for name in SCORED}, seed=config.training.seed)
-    scores = {name: judgement.score for name, judgement in judged.items()}
+    pipeline = SamplingPipeline(trainer.sampling_network(), trainer.diffusion, config.sampling, trainer.compute)
+    scored = yield from score_conditions(pipeline, evaluator, {name: trainer.dataset.conditions[name] for name in SCORED}, seed=config.training.seed)
+    scores = {name: scored_images.score for name, scored_images in scored.items()}
     path = run.checkpoints / f"epoch{counters.epoch}_{scores['test'].accuracy}_{scores['new_test'].accuracy}.pth"
     known = {
         "epoch": counters.epoch, "step": counters.step, "images_seen": counters.images_seen, "loss": counters.last_loss, "seconds": counters.seconds,
@@ -266,16 +266,16 @@ def _score_and_save(trainer: Trainer, log: RunLog, run: Run, evaluator: Evaluato
     if (bad := not_finite(weights)) is not None:
         raise Diverged(f"the weights {bad!r} are not finite after step {counters.step}", {"step": counters.step, "name": bad})
     save_checkpoint(path, config, weights, **known)
-    for name, judgement in judged.items():
-        save_grid(run.samples / f"epoch{counters.epoch}_{name}.png", judgement.pictures, [", ".join(r.labels) for r in judgement.requests])
+    for name, scored_images in scored.items():
+        save_grid(run.samples / f"epoch{counters.epoch}_{name}.png", scored_images.images, [", ".join(r.labels) for r in scored_images.requests])
     run.point("latest", path)
     mean = sum(value.accuracy for value in scores.values()) / len(scores)
     if mean > counters.best:
         counters.best = mean
         run.point("best", path)
     counters.scored_epoch = counters.epoch
-    if not trainer.ranks.alone:
-        trainer.ranks.put(_scored_key(counters.epoch), b"")
+    if not trainer.job.is_single:
+        trainer.job.put(_scored_key(counters.epoch), b"")
     yield Evaluated(counters.epoch, counters.step, counters.images_seen, counters.last_loss, counters.seconds, scores, evaluator.sha256, path)
     save_state(trainer, log, run)
     if config.run.keep is not None:
@@ -287,7 +287,7 @@ def _score_and_save(trainer: Trainer, log: RunLog, run: Run, evaluator: Evaluato
 def _wait_for_score(trainer: Trainer) -> Iterator[Event]:
     """Wait while rank 0 makes and scores its pictures, which may take longer than ranks wait for each other within a step."""
     counters = trainer.counters
-    while not trainer.ranks.wait(_scored_key(counters.epoch), until=trainer.asked):
+    while not trainer.job.wait(_scored_key(counters.epoch), until=trainer.asked):
         yield StopAgreed(trainer.asked())
     counters.scored_epoch = counters.epoch
 

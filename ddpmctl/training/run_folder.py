@@ -21,7 +21,7 @@ from ddpmctl.checkpoints.format import FILE_NAME
 from ddpmctl.config import Config
 from ddpmctl.config_toml import dump_toml, load_toml
 from ddpmctl.errors import DataError, UsageError
-from ddpmctl.files import atomic_write, cannot_write, sweep
+from ddpmctl.files import atomic_write, cannot_write, remove_temporary_files
 
 STALE_SECONDS = 3600  # a run's folder is made in milliseconds: one that was not finished by now never will be
 
@@ -190,7 +190,7 @@ def _claim(made: Path, parent: Path, name: str | None, config: Config) -> Path:
 
 
 @contextmanager
-def held(run: Run) -> Iterator[None]:
+def locked(run: Run) -> Iterator[None]:
     """Hold a run's folder against every other process that would train in it; what killed ones left half-written is removed.
 
     The operating system lets go of the lock when its holder dies, however that happens.
@@ -209,7 +209,7 @@ def held(run: Run) -> Iterator[None]:
         with suppress(OSError):
             (run.folder / ".holder").write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         for folder in (run.folder, run.checkpoints, run.samples):
-            sweep(folder)
+            remove_temporary_files(folder)
         yield
     finally:
         with suppress(OSError):

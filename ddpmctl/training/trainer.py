@@ -19,10 +19,10 @@ from torch.optim.swa_utils import AveragedModel
 from ddpmctl.checkpoints.format import not_finite
 from ddpmctl.config import Config
 from ddpmctl.data.dataset import Dataset
-from ddpmctl.device import Machine, out_of_memory, release_memory
+from ddpmctl.device import ComputeDevice, out_of_memory, release_memory
 from ddpmctl.diffusion.denoiser import Diffusion, TrainingLoss
 from ddpmctl.diffusion.randomness import derived_seed, generator
-from ddpmctl.distributed.job import ALONE, Ranks, split
+from ddpmctl.distributed.job import SINGLE, Job, split
 from ddpmctl.errors import DataError, DivergedError, UsageError, show
 from ddpmctl.registry import NETWORKS
 from ddpmctl.training.optimizers import make_optimizers, set_lr
@@ -110,21 +110,21 @@ class Trainer:
     """
 
     config: Config
-    machine: Machine
+    compute: ComputeDevice
     dataset: Dataset
     counters: Counters = field(default_factory=Counters)
-    ranks: Ranks = ALONE
+    job: Job = SINGLE
     asked: Callable[[], int] = int
     stop: int = 0
 
     def __post_init__(self) -> None:
         """Build everything on the device."""
-        device, training = self.machine.device, self.config.training
+        device, training = self.compute.device, self.config.training
         self.net = make_network(self.config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = None
         if training.ema is not None:
             self.average = AveragedModel(self.net, multi_avg_fn=ema_average(training.ema), use_buffers=True)
-        self.forward = self.machine.compiled(self._over_the_ranks())
+        self.forward = self.compute.compiled(self._over_the_ranks())
         self.optimizers = make_optimizers(self.net, training)
         self.diffusion = Diffusion.of(self.config.diffusion)
         self.loss = TrainingLoss(self.diffusion, training, device)
@@ -136,12 +136,12 @@ class Trainer:
 
     def _over_the_ranks(self) -> nn.Module:
         net: nn.Module = self.net
-        if self.ranks.alone:
+        if self.job.is_single:
             return net
-        from ddpmctl.distributed.ddp import lost_contact, wrapped
+        from ddpmctl.distributed.ddp import data_parallel, peer_errors
 
-        with lost_contact():
-            return wrapped(net, self.machine.device, sync_bn=self.config.run.sync_bn == "on")
+        with peer_errors():
+            return data_parallel(net, self.compute.device, sync_bn=self.config.run.sync_bn == "on")
 
     @property
     def batches_per_epoch(self) -> int:
@@ -206,11 +206,11 @@ class Trainer:
         counters.images_seen += len(chosen)
         counters.epoch_images += len(chosen)
         counters.logged_images += len(chosen)
-        if self.ranks.alone:
+        if self.job.is_single:
             self._step_seconds = time.perf_counter() - start
         counters.seconds += self._step_seconds
         counters.epoch_seconds += self._step_seconds
-        if not self.ranks.alone:
+        if not self.job.is_single:
             self._step_seconds = time.perf_counter() - start
 
     def _agreed(self, loss: Tensor) -> Tensor:
@@ -219,16 +219,16 @@ class Trainer:
         On the same way the ranks agree on the time, which is rank 0's and one step late, and on whether to stop: what follows must be the
         same on all of them.
         """
-        if self.ranks.alone:
+        if self.job.is_single:
             return loss
-        from ddpmctl.distributed.ddp import added_up, lost_contact
+        from ddpmctl.distributed.ddp import peer_errors, sum_over_ranks
 
         asked = self.asked()
-        own = torch.tensor([0.0, self._step_seconds if self.ranks.leads else 0.0, asked == signal.SIGINT, asked == signal.SIGTERM], dtype=torch.float64)
-        own = own.to(self.machine.device)
+        own = torch.tensor([0.0, self._step_seconds if self.job.is_leader else 0.0, asked == signal.SIGINT, asked == signal.SIGTERM], dtype=torch.float64)
+        own = own.to(self.compute.device)
         own[0] = loss
-        with lost_contact():
-            total = added_up(own)
+        with peer_errors():
+            total = sum_over_ranks(own)
             _, self._step_seconds, interrupted, terminated = total.tolist()
         self.stop = signal.SIGTERM if terminated else signal.SIGINT if interrupted else 0
         return total[0].float()
@@ -237,55 +237,55 @@ class Trainer:
         """Leave the batch's gradients in the network and return its mean loss; with several ranks, this one's part of the loss."""
         size = self.config.run.micro_batch or len(chosen)
         try:
-            if self.ranks.alone:
+            if self.job.is_single:
                 return self._accumulate(chosen, size)
-            from ddpmctl.distributed.ddp import lost_contact
+            from ddpmctl.distributed.ddp import peer_errors
 
-            with lost_contact():
+            with peer_errors():
                 return self._accumulate(chosen, size)
         except Exception as error:
             if not out_of_memory(error):
                 raise
         # Outside of the handler, where the error no longer holds on to the tensors of the attempt.
-        if not self.ranks.alone:  # the others do not take part in attempts
-            own = min(size, -(-len(chosen) // self.ranks.size))
+        if not self.job.is_single:  # the others do not take part in attempts
+            own = min(size, -(-len(chosen) // self.job.size))
             raise UsageError(
-                f"--batch-size: {own} images at a time do not fit in the memory of {self.machine.describe()}; try --micro-batch {max(1, own // 2)}"
+                f"--batch-size: {own} images at a time do not fit in the memory of {self.compute.describe()}; try --micro-batch {max(1, own // 2)}"
             )
         fitting = next((part for part in _halves(min(size, len(chosen))) if self._fits(chosen, part)), None)
         if fitting is None:
-            raise UsageError(f"--width: not even one image of this network fits in the memory of {self.machine.describe()}")
+            raise UsageError(f"--width: not even one image of this network fits in the memory of {self.compute.describe()}")
         raise UsageError(
-            f"--batch-size: {min(size, len(chosen))} images at a time do not fit in the memory of {self.machine.describe()}; "
+            f"--batch-size: {min(size, len(chosen))} images at a time do not fit in the memory of {self.compute.describe()}; "
             f"--micro-batch {fitting} does, and adds up the gradients of {-(-len(chosen) // fitting)} to the same step"
         )
 
     def _accumulate(self, chosen: Tensor, size: int) -> Tensor:
-        share = split(len(chosen), self.ranks.size, self.ranks.rank)
+        share = split(len(chosen), self.job.size, self.job.rank)
         own = chosen[share]
         x0 = (self.images[own].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-        rng = generator(self.config.training.seed, "step", self.counters.step, device=self.machine.device)
+        rng = generator(self.config.training.seed, "step", self.counters.step, device=self.compute.device)
         batch = self.loss.draw(x0, self.labels[own].float(), rng, count=len(chosen), share=share)
         self.net.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self.machine.device)
-        most = -(-len(chosen) // self.ranks.size)
+        total = torch.zeros((), device=self.compute.device)
+        most = -(-len(chosen) // self.job.size)
         parts = -(-most // size)  # as many on every rank: they add up their gradients with the last one
         for number, part in enumerate(batch.parts(parts), start=1):
-            with self._added_up_later() if number < parts else nullcontext():
-                with self.machine.autocast():
+            with self._without_reduction() if number < parts else nullcontext():
+                with self.compute.autocast():
                     loss = self.loss(self.forward, part) * (len(part.x_t) / len(chosen))
                 # Over several ranks gradients are averaged, and it is their sum that is wanted.
-                (loss * self.ranks.size if self.ranks.size > 1 else loss).backward()  # type: ignore[no-untyped-call]
+                (loss * self.job.size if self.job.size > 1 else loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
 
-    def _added_up_later(self) -> AbstractContextManager[object]:
+    def _without_reduction(self) -> AbstractContextManager[object]:
         """Return the context in which gradients stay on their rank, to be added up with those of a later part."""
-        return nullcontext() if self.ranks.alone else self.forward.no_sync()  # type: ignore[attr-defined]
+        return nullcontext() if self.job.is_single else self.forward.no_sync()  # type: ignore[attr-defined]
 
     def _fits(self, chosen: Tensor, size: int) -> bool:
         self.net.zero_grad(set_to_none=True)
-        release_memory(self.machine)
+        release_memory(self.compute)
         try:
             self._accumulate(chosen, size)
         except Exception as error:
@@ -321,7 +321,7 @@ class Trainer:
         counters, training = self.counters, self.config.training
         if self._order is None or self._order[0] != counters.epoch:
             order = torch.randperm(len(self.images), generator=generator(training.seed, "order", counters.epoch))
-            self._order = (counters.epoch, order.to(self.machine.device))
+            self._order = (counters.epoch, order.to(self.compute.device))
         start = counters.batch * training.batch_size
         return self._order[1][start : start + training.batch_size]
 
@@ -427,27 +427,27 @@ def _check_state(expected: Mapping[str, Tensor], saved: Any) -> None:
 def _check_optimizer_state(optimizer: torch.optim.Optimizer, saved: Any) -> None:
     """Hold each parameter's saved moments to its shape: torch looks at them only in the middle of a step."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    groups, moments = saved["param_groups"], saved["state"]
+    groups, frames = saved["param_groups"], saved["state"]
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
         raise ValueError("its optimizer is another one")
     if [set(group) for group in groups] != [set(group) for group in optimizer.param_groups]:
         raise ValueError("its optimizer has other settings")
-    if moments and set(moments) != set(range(len(parameters))):
+    if frames and set(frames) != set(range(len(parameters))):
         raise ValueError("its optimizer knows other parameters")
-    names = {frozenset(of) for of in moments.values()}
+    names = {frozenset(of) for of in frames.values()}
     if len(names) > 1:
         raise ValueError("its optimizer remembers other things of some parameters than of others")
-    for index, of in moments.items():
+    for index, of in frames.items():
         for name, value in of.items():
             if isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameters[index].shape:
                 raise ValueError(f"its optimizer's {name!r} of parameter {index} is of another shape")
 
 
-def probe_seconds_per_image(config: Config, machine: Machine) -> float:
+def probe_seconds_per_image(config: Config, compute: ComputeDevice) -> float:
     """Return the seconds that training takes per image, measured on the second of two small steps of a throwaway network."""
-    count = min(config.training.batch_size, 8 if machine.device.type == "cpu" else 64)
+    count = min(config.training.batch_size, 8 if compute.device.type == "cpu" else 64)
     data = Dataset("probe", "", np.zeros((count, 3, 64, 64), np.uint8), np.zeros((count, 24), np.uint8), {}, None)
-    trainer = Trainer(config.replace(batch_size=count, warmup=0), dataclasses.replace(machine, compile_mode="none"), data)
+    trainer = Trainer(config.replace(batch_size=count, warmup=0), dataclasses.replace(compute, compile_mode="none"), data)
     trainer.step()
     trainer.end_epoch(trainer.mean_loss("epoch"))  # reading the loss waits for the device
     start = time.perf_counter()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ddpmctl.config import PRESETS, Config, ModelConfig
 from ddpmctl.data.dataset import Dataset
-from ddpmctl.device import Machine, make_machine
+from ddpmctl.device import ComputeDevice, make_compute_device
 from ddpmctl.diffusion.denoiser import Diffusion
 from ddpmctl.diffusion.objectives import Prediction
 from ddpmctl.diffusion.samplers import SAMPLERS, sampler_times
@@ -73,8 +73,8 @@ def batches(data: Dataset, size: int, seed: int) -> Callable[[], tuple[Tensor, T
 def ours(name: str, preset: str, data: Dataset, **settings: object) -> tuple[Contender, Trainer]:
     """Return one of our presets, as ``ddpmctl train`` runs it."""
     config = Config.from_flat({**PRESETS[preset], **settings})
-    machine: Machine = make_machine(config.machine)
-    trainer = Trainer(config, machine, data)
+    compute: ComputeDevice = make_compute_device(config.device)
+    trainer = Trainer(config, compute, data)
 
     def step() -> int:
         before = trainer.counters.images_seen

@@ -170,8 +170,8 @@ def rows(found: dict[str, Figures], names: list[str]) -> Iterator[Row]:
 
     def held_out(f: Figures) -> tuple[str, str, bool]:
         seen, unseen = f["heldout"]["seen_triples"], f["heldout"]["heldout_triples"]
-        told = f"{unseen:.3f} against {seen:.3f} ({f['heldout']['seen_conditions']} seen triples)"
-        return told, f"{100 * (unseen - seen):+.1f} points", unseen >= seen - 0.05
+        message = f"{unseen:.3f} against {seen:.3f} ({f['heldout']['seen_conditions']} seen triples)"
+        return message, f"{100 * (unseen - seen):+.1f} points", unseen >= seen - 0.05
 
     def sampling(f: Figures) -> tuple[str, str, bool]:
         ratio = f["baseline_seconds"] / f["ours_seconds"]
@@ -179,8 +179,8 @@ def rows(found: dict[str, Figures], names: list[str]) -> Iterator[Row]:
         labels = min(sum(s["labels"] for s in f[name].values()) for name in ("ours_scores", "ancestral_scores"))
         noise = 1.96 * math.sqrt(2 * theirs * (1 - theirs) / labels)
         times = f"{f['ours_seconds']:.1f} s against {f['baseline_seconds']:.0f} s at width {f['width']}"
-        told = f"{times}; accuracy {ours:.3f} against {theirs:.3f} (noise {noise:.3f})"
-        return told, f"{ratio:.0f} x", ratio >= 40 and ours >= theirs - noise
+        message = f"{times}; accuracy {ours:.3f} against {theirs:.3f} (noise {noise:.3f})"
+        return message, f"{ratio:.0f} x", ratio >= 40 and ours >= theirs - noise
 
     def folder(f: Figures, s: Figures) -> tuple[str, str, bool]:
         return f"{f['minutes_for_all']:.1f} min (measured on {f['checkpoints']})", f"{12 / f['minutes_for_all']:.2f} x", f["minutes_for_all"] <= 12
@@ -199,10 +199,10 @@ def rows(found: dict[str, Figures], names: list[str]) -> Iterator[Row]:
             return f"not measured: {', '.join(name for name in fives + peers if name not in found)}", "", None
         margin = min(ours[seed] - value for _, seed, value in theirs)
         best = max(theirs, key=lambda item: item[2])
-        told = f"ours {', '.join(f'{v:.3f}' for v in ours.values())}; best peer {best[2]:.3f} ({best[0]})"
+        message = f"ours {', '.join(f'{v:.3f}' for v in ours.values())}; best peer {best[2]:.3f} ({best[0]})"
         if missing := [name for name in fives + peers if name not in found]:
-            return f"{told}; not measured: {', '.join(missing)}", f"{100 * margin:+.0f} points at least", None if margin > 0 else False
-        return told, f"{100 * margin:+.0f} points at least", margin > 0
+            return f"{message}; not measured: {', '.join(missing)}", f"{100 * margin:+.0f} points at least", None if margin > 0 else False
+        return message, f"{100 * margin:+.0f} points at least", margin > 0
 
     def second(f: Figures) -> tuple[str, str, bool]:
         scores = [{judge: f[kind][judge][0]["accuracy"] for judge in ("built-in", "second")} for kind in ("test", "new_test")]

@@ -21,16 +21,16 @@ from torch import Tensor
 from ddpmctl.checkpoints.format import load_checkpoint, save_checkpoint
 from ddpmctl.config import Config
 from ddpmctl.data.dataset import Dataset, load_conditions, load_dataset
-from ddpmctl.device import make_machine
+from ddpmctl.device import make_compute_device
 from ddpmctl.diffusion.denoiser import Diffusion
-from ddpmctl.evaluation.classifier_training import EvaluatorTrained, train_evaluator
-from ddpmctl.evaluation.classifiers import Evaluator, load_evaluator
-from ddpmctl.evaluation.evaluate import Task, evaluate, painter_for
+from ddpmctl.evaluation.classifier_training import ClassifierTrained, train_classifier
+from ddpmctl.evaluation.classifiers import Classifier, load_classifier
+from ddpmctl.evaluation.evaluate import EvaluationSpec, evaluate, pipeline_for
 from ddpmctl.evaluation.misses import breakdown
-from ddpmctl.evaluation.results import Judged
+from ddpmctl.evaluation.results import CheckpointResult
 from ddpmctl.evaluation.scores import Score, pooled, score
-from ddpmctl.evaluation.scoring import Judgement, judge
-from ddpmctl.sampling.pipeline import Painter, label_tensor, requests_for
+from ddpmctl.evaluation.scoring import ScoredImages, score_conditions
+from ddpmctl.sampling.pipeline import SamplingPipeline, label_tensor, requests_for
 from ddpmctl.training.trainer import make_network
 from tests.benchmarks import startup
 from tests.benchmarks.contenders import Contender, diffusers_unet, lucidrains_unet, matmul_peak, now, ours, plain_report
@@ -39,11 +39,11 @@ SCORED = ("test", "new_test")
 Figures = dict[str, Any]
 
 
-def finish(task: Generator[Any, None, Any]) -> Any:
+def finish(spec: Generator[Any, None, Any]) -> Any:
     """Run a generator to its end and return its value."""
     while True:
         try:
-            next(task)
+            next(spec)
         except StopIteration as end:
             return end.value
 
@@ -106,7 +106,7 @@ def report_epochs(seconds: float, epochs: int) -> Figures:
     data = benchmark_data()
     runner, trainer = ours("report", "report", data)
     runner.step()
-    device = trainer.machine.device
+    device = trainer.compute.device
     start, images = now(device), 0
     while now(device) - start < seconds:
         images += sum(runner.step() for _ in range(20))
@@ -122,20 +122,20 @@ def accuracy(
     name: str, minutes: float, seed: int, out: str, repeats: int = 8, preset: str = "quick", settings: Mapping[str, Any] | None = None, peer_steps: int = 20
 ) -> Figures:
     """Train from scratch for some minutes and score the pictures; those of ours are kept in ``out`` for a second classifier."""
-    data, evaluator = benchmark_data(), load_evaluator()
+    data, evaluator = benchmark_data(), load_classifier()
     if name != "ours":
         return _peer_accuracy(contender(name, data, seed), data, evaluator, minutes, seed, peer_steps)
     path = Path(out)
     trained = _trained(path, data, preset, {"minutes": minutes, "epochs": None, "seed": seed, **(settings or {})})
-    painter = painter_for(load_checkpoint(path), {}, make_machine(Config().machine))
+    pipeline = pipeline_for(load_checkpoint(path), {}, make_compute_device(Config().device))
     start = time.perf_counter()
-    judged = finish(judge(painter, evaluator, data.conditions, seed=1000 + seed, repeats=repeats))
-    np.savez(path.with_suffix(".npz"), **{kind: judgement.pictures.numpy() for kind, judgement in judged.items()})
+    judged = finish(score_conditions(pipeline, evaluator, data.conditions, seed=1000 + seed, repeats=repeats))
+    np.savez(path.with_suffix(".npz"), **{kind: scored_images.images.numpy() for kind, scored_images in judged.items()})
     return {
         "contender": ", ".join([f"ours: {preset}", *map(str, (settings or {}).values())]), "minutes": minutes, "seed": seed, **trained, "repeats": repeats,
-        "scores": {kind: judgement.score.to_dict() for kind, judgement in judged.items()}, "heldout": _held_out_against_seen(judged, repeats),
+        "scores": {kind: scored_images.score.to_dict() for kind, scored_images in judged.items()}, "heldout": _held_out_against_seen(judged, repeats),
         "by_colours": _by_colours(judged),
-        "sampling": painter.describe(), "sampling_ms_per_image": 1000 * (time.perf_counter() - start) / sum(len(j.requests) for j in judged.values()),
+        "sampling": pipeline.describe(), "sampling_ms_per_image": 1000 * (time.perf_counter() - start) / sum(len(j.requests) for j in judged.values()),
     }  # fmt: skip
 
 
@@ -152,14 +152,14 @@ def _trained(path: Path, data: Dataset, preset: str, settings: Mapping[str, Any]
     return figures
 
 
-def _by_colours(judged: Mapping[str, Judgement]) -> Figures:
+def _by_colours(judged: Mapping[str, ScoredImages]) -> Figures:
     """Score the lab's files apart by whether two requested objects share a colour."""
     answers = torch.cat([judged[kind].probabilities for kind in SCORED])
     requested = [request.labels for kind in SCORED for request in judged[kind].requests]
     return {name: part.to_dict() for name, part in breakdown(answers, requested)["colours"].items()}
 
 
-def _held_out_against_seen(judged: Mapping[str, Judgement], repeats: int) -> Figures:
+def _held_out_against_seen(judged: Mapping[str, ScoredImages], repeats: int) -> Figures:
     """Compare held-out label sets with the three-object ones of the lab's files that training showed."""
     trained = load_conditions(None).trained_sets
     seen = [(request, answer) for kind in SCORED for request, answer in zip(judged[kind].requests, judged[kind].probabilities, strict=True)
@@ -169,9 +169,9 @@ def _held_out_against_seen(judged: Mapping[str, Judgement], repeats: int) -> Fig
     return {"seen_triples": of_seen, "heldout_triples": judged["heldout"].score.accuracy, "seen_conditions": len(seen) // repeats}
 
 
-def _peer_accuracy(peer: Contender, data: Dataset, evaluator: Evaluator, minutes: float, seed: int, steps: int) -> Figures:
+def _peer_accuracy(peer: Contender, data: Dataset, evaluator: Classifier, minutes: float, seed: int, steps: int) -> Figures:
     """Train a peer in float32, as its code does, and sample it in the precision that ours takes here, which hours of float32 would not change."""
-    machine, trained, images = make_machine(Config().machine), 0.0, 0
+    compute, trained, images = make_compute_device(Config().device), 0.0, 0
     while trained < 60 * minutes:
         start = time.perf_counter()
         images += peer.step()
@@ -179,13 +179,13 @@ def _peer_accuracy(peer: Contender, data: Dataset, evaluator: Evaluator, minutes
     memory, start, scores = peak_memory(), time.perf_counter(), {}
     for kind in SCORED:
         labels = label_tensor(requests_for(kind, data.conditions[kind], seed=seed))
-        with machine.autocast():
-            pictures = torch.cat([peer.sample(part, 1000 + seed, steps) for part in labels.split(16)]).float()
-        scores[kind] = score(evaluator(pictures), labels).to_dict()
+        with compute.autocast():
+            images = torch.cat([peer.sample(part, 1000 + seed, steps) for part in labels.split(16)]).float()
+        scores[kind] = score(evaluator(images), labels).to_dict()
     count = sum(len(data.conditions[kind]) for kind in SCORED)
     return {
         "contender": peer.name, "minutes": minutes, "seed": seed, "images_seen": images, "memory_gib": memory, "repeats": 1, "scores": scores,
-        "sampling": f"ddim, {steps} steps, {machine.precision}",
+        "sampling": f"ddim, {steps} steps, {compute.precision}",
         "sampling_ms_per_image": 1000 * (time.perf_counter() - start) / count,
     }  # fmt: skip
 
@@ -201,7 +201,7 @@ def sampling(checkpoint: str, ancestral_repeats: int, repeats: int, timed_steps:
     and by all the ancestral steps in float32, by our own ancestral sampler, whose results equal diffusers' (tests/test_samplers.py).
     """
     conditions = {kind: load_conditions(None).conditions[kind] for kind in SCORED}
-    evaluator, machine = load_evaluator(), make_machine(Config().machine)
+    evaluator, compute = load_classifier(), make_compute_device(Config().device)
     loaded = load_checkpoint(Path(checkpoint))
     labels = label_tensor([request for kind in SCORED for request in requests_for(kind, conditions[kind], seed=0)])
     config = Config().replace(width=width, timesteps=loaded.config.diffusion.timesteps)
@@ -215,18 +215,18 @@ def sampling(checkpoint: str, ancestral_repeats: int, repeats: int, timed_steps:
             x = _doubled_step(net, diffusion, x, labels, t)
     baseline = (time.perf_counter() - start) / timed_steps * (len(times) - 1)
     ours_config = config.replace(sampler="dpm++2m", steps=None, guidance=0.0)
-    timed = Painter(net.to(memory_format=torch.channels_last), diffusion, ours_config.sampling, machine)
+    timed = SamplingPipeline(net.to(memory_format=torch.channels_last), diffusion, ours_config.sampling, compute)
     seconds = []
     for _ in range(4):  # the first call of each shape chooses its kernels
         start = time.perf_counter()
-        finish(judge(timed, evaluator, conditions, seed=1))
+        finish(score_conditions(timed, evaluator, conditions, seed=1))
         seconds.append(time.perf_counter() - start)
     same = {"guidance": 0.0, "steps": None}
-    painter = painter_for(loaded, {**same, "sampler": "dpm++2m"}, machine)
-    ancestral = painter_for(loaded, {**same, "sampler": "ddpm"}, make_machine(Config().replace(precision="fp32").machine))
+    pipeline = pipeline_for(loaded, {**same, "sampler": "dpm++2m"}, compute)
+    ancestral = pipeline_for(loaded, {**same, "sampler": "ddpm"}, make_compute_device(Config().replace(precision="fp32").device))
     return {
         "width": width, "baseline_seconds": baseline, "timed_steps": timed_steps, "ours_seconds": statistics.median(seconds[1:]),
-        "ours": timed.describe(), "ours_scores": _scores(painter, evaluator, conditions, repeats),
+        "ours": timed.describe(), "ours_scores": _scores(pipeline, evaluator, conditions, repeats),
         "ancestral_scores": _scores(ancestral, evaluator, conditions, ancestral_repeats),
     }  # fmt: skip
 
@@ -242,9 +242,9 @@ def _doubled_step(net: torch.nn.Module, diffusion: Diffusion, x: Tensor, labels:
     return mean + math.sqrt(beta) * torch.randn_like(x) if t > 1 else mean
 
 
-def _scores(painter: Painter, evaluator: Evaluator, conditions: Mapping[str, Sequence[tuple[str, ...]]], repeats: int) -> Figures:
-    judged = finish(judge(painter, evaluator, conditions, seed=2, repeats=repeats))
-    return {kind: judgement.score.to_dict() for kind, judgement in judged.items()}
+def _scores(pipeline: SamplingPipeline, evaluator: Classifier, conditions: Mapping[str, Sequence[tuple[str, ...]]], repeats: int) -> Figures:
+    judged = finish(score_conditions(pipeline, evaluator, conditions, seed=2, repeats=repeats))
+    return {kind: scored_images.score.to_dict() for kind, scored_images in judged.items()}
 
 
 # (d) A folder of checkpoints
@@ -263,36 +263,37 @@ def folder(count: int, of: int) -> Figures:
             paths.append(Path(place) / f"epoch{5 * seed + 5}_0.1_0.1.pth")
             torch.save(net.state_dict(), paths[-1])
         os.environ["DDPMCTL_CACHE_DIR"] = place  # results of an earlier run must not answer
-        task = Task(conditions, load_evaluator(), make_machine(Config().machine), sampling={"sampler": "dpm++2m", "steps": None, "guidance": 0.0})
+        spec = EvaluationSpec(conditions, load_classifier(), make_compute_device(Config().device),
+            sampling={"sampler": "dpm++2m", "steps": None, "guidance": 0.0})  # fmt: skip
         start = time.perf_counter()
-        judged = [event for event in evaluate(paths, task) if isinstance(event, Judged)]
+        judged = [event for event in evaluate(paths, spec) if isinstance(event, CheckpointResult)]
         seconds = time.perf_counter() - start
     assert len(judged) == count
-    calls = sum(map(len, conditions.values())) * Painter(net, Diffusion.of(Config().diffusion), judged[0].sampling, task.machine).nfe
+    calls = sum(map(len, conditions.values())) * SamplingPipeline(net, Diffusion.of(Config().diffusion), judged[0].sampling, spec.compute).nfe
     return {"checkpoints": count, "calls": calls, "seconds": seconds, "minutes_for_all": seconds / count * of / 60, "of": of}
 
 
 # A second opinion
 
 
-def second_opinion(classifier: str, pictures: Sequence[str]) -> Figures:
+def second_opinion(classifier: str, images: Sequence[str]) -> Figures:
     """Let another classifier score pictures that the built-in one has scored."""
-    second, conditions = load_evaluator(Path(classifier)), load_conditions(None).conditions
+    second, conditions = load_classifier(Path(classifier)), load_conditions(None).conditions
     both: dict[str, dict[str, list[Score]]] = {}
-    for path in pictures:
+    for path in images:
         with np.load(path) as content:
             for kind in content.files:
                 images = torch.from_numpy(content[kind]).float() / 127.5 - 1
                 wanted = label_tensor(requests_for(kind, conditions[kind], seed=0, repeats=len(images) // len(conditions[kind])))
-                for judge_name, classifier_ in (("built-in", load_evaluator()), ("second", second)):
+                for judge_name, classifier_ in (("built-in", load_classifier()), ("second", second)):
                     both.setdefault(kind, {}).setdefault(judge_name, []).append(score(classifier_(images), wanted))
     return {kind: {name: [s.to_dict() for s in scores] for name, scores in judges.items()} for kind, judges in both.items()}
 
 
 def second_classifier(out: str, steps: int, scenes: int, check_scenes: int) -> Figures:
     """Train torchvision's ResNet18 apart: another network, another seed, other scenes."""
-    *_, last = train_evaluator(Path(out), network="resnet18", steps=steps, scenes=scenes, check_scenes=check_scenes, seed=1)
-    assert isinstance(last, EvaluatorTrained)
+    *_, last = train_classifier(Path(out), network="resnet18", steps=steps, scenes=scenes, check_scenes=check_scenes, seed=1)
+    assert isinstance(last, ClassifierTrained)
     return {"file": out, "accuracy_on_renders": pooled(list(last.scores.values())).accuracy, "seconds": last.seconds}
 
 

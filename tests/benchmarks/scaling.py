@@ -29,10 +29,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ddpmctl.checkpoints.format import save_checkpoint
 from ddpmctl.config import PRESETS, Config
 from ddpmctl.data.dataset import Dataset
-from ddpmctl.device import make_machine
+from ddpmctl.device import make_compute_device
 from ddpmctl.distributed.ddp import process_group
-from ddpmctl.distributed.job import joined, without_teardown
-from ddpmctl.sampling.pipeline import Painter, requests_for
+from ddpmctl.distributed.job import join, without_teardown
+from ddpmctl.sampling.pipeline import SamplingPipeline, requests_for
 from ddpmctl.training.trainer import Trainer, make_network
 from tests.benchmarks.jobs import benchmark_data
 
@@ -92,29 +92,29 @@ class Launches(TorchDispatchMode):
 def work(preset: str, seconds: float, batch_size: int | None) -> dict[str, Any]:
     """Measure this process's part and return rank 0's figures."""
     data: Dataset = benchmark_data()
-    with joined() as ranks:
+    with join() as job:
         config = Config.from_flat(dict(PRESETS[preset]))
         config = config.replace(batch_size=batch_size or config.training.batch_size)
-        machine = make_machine(config.machine, ranks.local)
-        with nullcontext() if ranks.alone else process_group(ranks, machine.device):
-            trainer = Trainer(config, machine, data, ranks=ranks)
+        compute = make_compute_device(config.device, job.local)
+        with nullcontext() if job.is_single else process_group(job, compute.device):
+            trainer = Trainer(config, compute, data, job=job)
             rate = steps_per_second(trainer, seconds)
             return {
                 "images_per_second": rate * config.training.batch_size, "ms": 1000 / rate, "batch_size": config.training.batch_size,
-                "parameters": trainer.parameters, "device": machine.describe(),
-                "reducing_ms": {} if ranks.alone else {str(count): reducing_ms(count, machine.device) for count in REDUCED},
+                "parameters": trainer.parameters, "device": compute.describe(),
+                "reducing_ms": {} if job.is_single else {str(count): reducing_ms(count, compute.device) for count in REDUCED},
             }  # fmt: skip
 
 
 # The arrangements
 
 
-def launched(ranks: int, threads: int, module: str, *arguments: object, cache: str | None = None) -> tuple[str, float]:
+def launched(job: int, threads: int, module: str, *arguments: object, cache: str | None = None) -> tuple[str, float]:
     """Run a module in so many processes; return what it printed, and the seconds from start to end."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     if cache is not None:
         environment["DDPMCTL_CACHE_DIR"] = cache
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(job)] if job > 1 else []
     start = time.perf_counter()
     command = [sys.executable, *launcher, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -135,12 +135,12 @@ def training(preset: str, places: dict[str, tuple[int, int]], rounds: int, secon
     usual = Config.from_flat(dict(PRESETS[preset])).training.batch_size
     found: dict[str, list[dict[str, Any]]] = {}
     for _ in range(rounds):
-        for name, (ranks, threads) in places.items():
-            for kind, size in (("strong", usual), ("weak", usual * ranks)):
-                if kind == "weak" and ranks == 1:
+        for name, (job, threads) in places.items():
+            for kind, size in (("strong", usual), ("weak", usual * job)):
+                if kind == "weak" and job == 1:
                     continue
-                out, _ = launched(ranks, threads, "tests.benchmarks.scaling", "--work", preset, "--seconds", seconds, "--batch-size", size)
-                found.setdefault(f"{name}, {kind}" if ranks > 1 else name, []).append(json.loads(out.splitlines()[-1]))
+                out, _ = launched(job, threads, "tests.benchmarks.scaling", "--work", preset, "--seconds", seconds, "--batch-size", size)
+                found.setdefault(f"{name}, {kind}" if job > 1 else name, []).append(json.loads(out.splitlines()[-1]))
     rates = {name: statistics.median(run["images_per_second"] for run in runs) for name, runs in found.items()}
     one = rates[next(iter(places))]
     rows = {
@@ -165,10 +165,10 @@ def evaluation(places: dict[str, tuple[int, int]], rounds: int, checkpoints: int
             weights = {name: value.contiguous() for name, value in make_network(config.replace(seed=seed)).state_dict().items()}
             save_checkpoint(Path(folder) / "c" / f"epoch{seed}_0.1_0.1.pth", config, weights, epoch=seed)
         for number in range(rounds):
-            for name, (ranks, threads) in places.items():
+            for name, (job, threads) in places.items():
                 # A cache of its own each time, or the answers would be those of the last time.
                 arguments = ("evaluate", Path(folder) / "c", "--precision", "bf16" if torch.cuda.is_available() else "auto", "--json", "-")
-                out, spent = launched(ranks, threads, "ddpmctl", *arguments, cache=f"{folder}/cache {number} {name}")
+                out, spent = launched(job, threads, "ddpmctl", *arguments, cache=f"{folder}/cache {number} {name}")
                 seconds.setdefault(name, []).append(spent)
                 tables.setdefault("1 thread" if threads == 1 else "threads", set()).add(out)
     times = {name: statistics.median(values) for name, values in seconds.items()}
@@ -198,15 +198,15 @@ def counted(preset: str) -> dict[str, float]:
     data, flops, launches = benchmark_data(), {}, Launches()
     for size in (2, 4):
         config = Config.from_flat({**PRESETS[preset], "device": "cpu", "precision": "fp32", "batch_size": size, "epochs": 1, "minutes": None})
-        trainer = Trainer(config, make_machine(config.machine), data)
+        trainer = Trainer(config, make_compute_device(config.device), data)
         trainer.step()
         launches = Launches()
         with FlopCounterMode(display=False) as counter, launches:
             trainer.step()
         flops[size] = counter.get_total_flops()
     image = (flops[4] - flops[2]) / 2
-    painter = Painter(trainer.sampling_network(), trainer.diffusion, config.sampling, trainer.machine)
-    frames = painter.frames(requests_for("test", data.conditions["test"][:2], seed=0))
+    pipeline = SamplingPipeline(trainer.sampling_network(), trainer.diffusion, config.sampling, trainer.compute)
+    frames = pipeline.frames(requests_for("test", data.conditions["test"][:2], seed=0))
     next(frames)  # noise
     sampling = Launches()
     with FlopCounterMode(display=False) as counter, sampling:
@@ -214,7 +214,7 @@ def counted(preset: str) -> dict[str, float]:
     usual = Config.from_flat(dict(PRESETS[preset])).training
     return {
         "flops": image, "fixed_flops": flops[2] - 2 * image, "launches": launches.count, "parameters": trainer.parameters, "batch_size": usual.batch_size,
-        "save_every": usual.save_every, "sampling_flops": counter.get_total_flops() / 2, "sampling_launches": sampling.count, "sampling_steps": painter.steps,
+        "save_every": usual.save_every, "sampling_flops": counter.get_total_flops() / 2, "sampling_launches": sampling.count, "sampling_steps": pipeline.steps,
     }  # fmt: skip
 
 
@@ -285,7 +285,7 @@ def _main() -> None:
     found: dict[str, Any] = {}
     if not given.model_only:
         cuda = torch.cuda.is_available()
-        counts = given.ranks or ([n for n in (1, 2, 4, 8) if n <= torch.cuda.device_count()] if cuda else [1, 2])
+        counts = given.job or ([n for n in (1, 2, 4, 8) if n <= torch.cuda.device_count()] if cuda else [1, 2])
         places = arrangements(counts, cuda)
         for preset in given.presets:
             found[preset] = figures = training(preset, places, given.rounds, given.seconds)
@@ -296,8 +296,8 @@ def _main() -> None:
                 print(f"| {name} | {row['batch_size']} | {row['images_per_second']:.1f} | {low:.1f} - {high:.1f} | {row['of_one']:.2f} x |", flush=True)
             reducing = {name: row["reducing_ms"] for name, row in figures["rows"].items() if row["reducing_ms"]}
             for name, times in reducing.items():
-                told = ", ".join(f"{int(count) / 1e6:.0f} M {ms:.1f} ms" for count, ms in times.items())
-                print(f"\nall-reduce of float32 alone, {name}: {told}", flush=True)
+                message = ", ".join(f"{int(count) / 1e6:.0f} M {ms:.1f} ms" for count, ms in times.items())
+                print(f"\nall-reduce of float32 alone, {name}: {message}", flush=True)
         if given.evaluations:
             found["evaluation"] = evaluation(places, given.rounds, given.evaluations)
             print(f"\n| evaluate, {given.evaluations} checkpoints of {EVALUATED}, whole command | seconds | of the first |\n| --- | --- | --- |")

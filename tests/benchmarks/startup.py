@@ -27,11 +27,11 @@ print(time.perf_counter() - start)
 """
 JUDGE = """
 import time, torch
-from ddpmctl.evaluation.classifiers import load_evaluator
-judge, images = load_evaluator(), torch.randn(512, 3, 64, 64).clamp(-1, 1)
-judge(images)
+from ddpmctl.evaluation.classifiers import load_classifier
+classifier, images = load_classifier(), torch.randn(512, 3, 64, 64).clamp(-1, 1)
+classifier(images)
 start = time.perf_counter()
-judge(images)
+classifier(images)
 print((time.perf_counter() - start) / 512 * 1000)
 """
 

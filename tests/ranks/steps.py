@@ -12,9 +12,9 @@ import torch
 
 from ddpmctl.config import Config
 from ddpmctl.data.dataset import Dataset, load_dataset
-from ddpmctl.device import make_machine
+from ddpmctl.device import make_compute_device
 from ddpmctl.distributed.ddp import process_group
-from ddpmctl.distributed.job import joined
+from ddpmctl.distributed.job import join
 from ddpmctl.training.trainer import Trainer
 
 COMMON = {"batch_size": 8, "epochs": 100, "timesteps": 20, "precision": "fp32", "device": "cpu", "threads": 1}
@@ -30,10 +30,10 @@ SCENES = 7  # 21 images: the last batch of an epoch is of 5, which 3 ranks share
 
 
 def dataset() -> Dataset:
-    task = load_dataset(None, scenes=SCENES)
+    spec = load_dataset(None, scenes=SCENES)
     try:
         while True:
-            next(task)
+            next(spec)
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
 
@@ -71,17 +71,17 @@ def measure(trainer: Trainer, steps: int) -> dict[str, object]:
 
 def main() -> None:
     scenes = dataset()
-    with joined() as ranks:
+    with join() as job:
         found: dict[str, object] = {}
-        machine = make_machine(Config().replace(**COMMON).machine, ranks.local)  # type: ignore[arg-type]
-        with nullcontext() if ranks.alone else process_group(ranks, machine.device):
+        compute = make_compute_device(Config().replace(**COMMON).compute, job.local)  # type: ignore[arg-type]
+        with nullcontext() if job.is_single else process_group(job, compute.device):
             for name, recipe in RECIPES.items():
                 config = Config().replace(**COMMON).replace(**recipe)  # type: ignore[arg-type]
-                found[name] = measure(Trainer(config, machine, scenes, ranks=ranks), STEPS if name in LONG else 3)
+                found[name] = measure(Trainer(config, compute, scenes, job=job), STEPS if name in LONG else 3)
             for net, width in (("context-unet", 8), ("unet", 32)):
                 config = Config().replace(**COMMON).replace(net=net, width=width)  # type: ignore[arg-type]
-                found[f"one image, {net}"] = measure(Trainer(config, machine, of_one_image(scenes), ranks=ranks), 1)
-        torch.save(found, f"{sys.argv[1]}.{ranks.rank}")
+                found[f"one image, {net}"] = measure(Trainer(config, compute, of_one_image(scenes), job=job), 1)
+        torch.save(found, f"{sys.argv[1]}.{job.rank}")
 
 
 if __name__ == "__main__":

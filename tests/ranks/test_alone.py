@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ddpmctl.config import MachineConfig
-from ddpmctl.device import make_machine
+from ddpmctl.config import DeviceConfig
+from ddpmctl.device import make_compute_device
 from ddpmctl.distributed.job import split
 from ddpmctl.errors import UsageError
 
@@ -40,9 +40,9 @@ def test_a_stopped_run_is_gone_on_with(run: Path, tmp_path: Path) -> None:
 
     command = ["train", *TINY, "--epochs", "2", "--scenes", "4", "--runs-dir", str(tmp_path), "--exist-ok", "resume"]
     code = (
-        "import sys; from ddpmctl.training import loop as train\ninner = train._end_epoch\n"
+        "import sys; from ddpmctl.training import loop\ninner = loop._end_epoch\n"
         "def dying(trainer):\n    event = inner(trainer)\n    import os, signal\n    os.kill(os.getpid(), signal.SIGTERM)\n    return event\n"
-        "train._end_epoch = dying\nsys.argv = ['ddpmctl', *sys.argv[1:]]\nfrom ddpmctl.cli.app import main\nmain()"
+        "loop._end_epoch = dying\nsys.argv = ['ddpmctl', *sys.argv[1:]]\nfrom ddpmctl.cli.app import main\nmain()"
     )
     assert subprocess.run([sys.executable, "-c", code, *command], capture_output=True, check=False, timeout=100).returncode == 143
     (made,) = tmp_path.iterdir()
@@ -83,14 +83,14 @@ def test_one_process_loads_nothing_for_several(tmp_path: Path) -> None:
     for code in (themselves + listing, ours + listing):
         out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100).stdout
         loaded.append(set(json.loads(out.splitlines()[-1])))
-    assert loaded[1] - loaded[0] <= {"torch.distributed.algorithms"}, loaded[1] - loaded[0]
+    assert loaded[1] - loaded[0] <= {"torch.distributed.algorithms", "ddpmctl.distributed", "ddpmctl.distributed.job"}, loaded[1] - loaded[0]
     assert "ddpmctl.distributed.ddp" not in loaded[1]
 
 
 @pytest.mark.parametrize(("device", "local", "words"), [("cuda", 97, "'cuda:97' is not here"), ("cuda:0", 1, "give --device cuda")])
 def test_each_process_takes_a_gpu_of_its_own(device: str, local: int, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        make_machine(MachineConfig(device=device), local)
+        make_compute_device(DeviceConfig(device=device), local)
 
 
 @pytest.mark.parametrize(("count", "pieces"), [(8, 1), (8, 2), (8, 3), (5, 3), (1, 3), (0, 2), (64, 7)])

@@ -27,8 +27,8 @@ EPOCHS = 4
 OFTEN = ["--checkpoint-minutes", "0.004", "--save-every", "2"]
 
 
-def errors_in(told: str) -> list[str]:
-    return [line for line in told.splitlines() if line.startswith("error:")]
+def errors_in(message: str) -> list[str]:
+    return [line for line in message.splitlines() if line.startswith("error:")]
 
 
 # Evaluating and sampling
@@ -41,9 +41,9 @@ def test_evaluate_gives_the_table_of_one_process(run: Path, tmp_path: Path, monk
     monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(tmp_path / "one's cache"))
     alone = ddpmctl(*arguments("one"), "--threads", 1)
     assert alone.exit_code == 0, alone.output
-    out, told = finished(torchrun(2, *arguments("two"), environment={"DDPMCTL_CACHE_DIR": str(tmp_path / "two's cache")}))
+    out, message = finished(torchrun(2, *arguments("two"), environment={"DDPMCTL_CACHE_DIR": str(tmp_path / "two's cache")}))
     assert out == alone.stdout
-    assert "Traceback" not in told
+    assert "Traceback" not in message
     for suffix in ("json", "csv"):
         assert (tmp_path / f"two.{suffix}").read_bytes() == (tmp_path / f"one.{suffix}").read_bytes()
     grids = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
@@ -55,10 +55,10 @@ def test_evaluate_lists_a_broken_file_once_and_scores_the_rest(run: Path, tmp_pa
     shutil.copytree(run / "checkpoints", tmp_path / "c")
     (tmp_path / "c" / "broken.pth").write_bytes(b"no checkpoint")
     process = torchrun(2, "evaluate", tmp_path / "c", "--json", "-", environment={"DDPMCTL_CACHE_DIR": str(tmp_path / "cache")})
-    out, told = finished(process, code=1)
+    out, message = finished(process, code=1)
     assert len(json.loads(out)["checkpoints"]) == 2
-    assert told.count("skipped") == 1
-    (line,) = errors_in(told)
+    assert message.count("skipped") == 1
+    (line,) = errors_in(message)
     assert "1 of 3 checkpoints could not be scored" in line
 
 
@@ -74,8 +74,8 @@ def test_sample_makes_the_pictures_of_one_process(run: Path, tmp_path: Path) -> 
 
 
 def test_a_command_that_is_not_shared_says_so(run: Path) -> None:
-    _, told = finished(torchrun(2, "compare", run, "--recorded"), code=1)
-    (line,) = errors_in(told)
+    _, message = finished(torchrun(2, "compare", run, "--recorded"), code=1)
+    (line,) = errors_in(message)
     assert "this command runs in one process" in line
 
 
@@ -105,9 +105,9 @@ def test_a_killed_rank_leads_to_a_restart_and_the_same_end(rank: int, undisturbe
     process = torchrun(2, "train", *RECIPE, *OFTEN, "--epochs", EPOCHS, "--runs-dir", tmp_path, "--name", "r", "--exist-ok", "resume", restarts=1)
     wait_for_rows(process, tmp_path / "r", 4)  # two epochs, their score and another epoch
     os.kill(workers(process.pid)[rank], signal.SIGKILL)
-    _, told = finished(process)
-    assert "exists already; going on with it" in told
-    assert "Traceback (most recent call last)" not in told
+    _, message = finished(process)
+    assert "exists already; going on with it" in message
+    assert "Traceback (most recent call last)" not in message
     assert differences(undisturbed, tmp_path / "r") == []
 
 
@@ -119,8 +119,8 @@ def test_two_launchers_are_one_job_which_survives_a_kill(undisturbed: Path, tmp_
     launchers = [torchrun(1, *arguments, restarts=2, endpoint=endpoint) for _ in range(2)]
     wait_for_rows(launchers[0], tmp_path / "r", 3)
     os.kill(workers(launchers[1].pid)[0], signal.SIGKILL)
-    told = "".join(finished(launcher)[1] for launcher in launchers)
-    assert told.count("exists already; going on with it") == 1
+    message = "".join(finished(launcher)[1] for launcher in launchers)
+    assert message.count("exists already; going on with it") == 1
     assert differences(undisturbed, tmp_path / "r") == []
 
 
@@ -128,8 +128,8 @@ def test_sigterm_to_the_launcher_is_a_resumable_stop_at_any_world_size(undisturb
     process = torchrun(2, "train", *RECIPE, "--epochs", 10_000, "--runs-dir", tmp_path, "--name", "r")
     wait_for_rows(process, tmp_path / "r", 3)
     process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=60)
-    assert f"ddpmctl train --resume {tmp_path / 'r'}" in told
+    _, message = process.communicate(timeout=60)
+    assert f"ddpmctl train --resume {tmp_path / 'r'}" in message
     steps = [load_tensors(tmp_path / "r" / "state.pt")[0]["counters"]["step"]]
     epochs = steps[0] // 6 + 3
     for count in (3, 1):
@@ -162,8 +162,8 @@ def test_a_rank_that_differs_ends_the_job_with_one_message(differs: str, words: 
         file.write("# another version\n")
     environment = {"DIFFERS": differs, "OTHER_DATA": str(tmp_path / "other"), "OTHER_CODE": str(tmp_path / "code")}
     arguments = ["train", *TINY, "--epochs", 1, "--data", folder, "--runs-dir", tmp_path / "runs"]
-    _, told = finished(torchrun(2, *arguments, module="tests.ranks.one_differs", environment=environment), code=1, timeout=60)
-    (line,) = errors_in(told)
+    _, message = finished(torchrun(2, *arguments, module="tests.ranks.one_differs", environment=environment), code=1, timeout=60)
+    (line,) = errors_in(message)
     assert "rank 1 of 2 on " in line
     assert words in line
     assert not list((tmp_path / "runs").glob("*/state.pt"))
@@ -171,18 +171,18 @@ def test_a_rank_that_differs_ends_the_job_with_one_message(differs: str, words: 
 
 def test_a_rank_that_dies_at_once_leaves_nobody_waiting(folder: Path, tmp_path: Path) -> None:
     arguments = ["train", *TINY, "--epochs", 1, "--data", folder, "--runs-dir", tmp_path / "runs"]
-    _, told = finished(torchrun(2, *arguments, module="tests.ranks.one_differs", environment={"DIFFERS": "death"}), code=1, timeout=60)
-    assert len(errors_in(told)) <= 1
+    _, message = finished(torchrun(2, *arguments, module="tests.ranks.one_differs", environment={"DIFFERS": "death"}), code=1, timeout=60)
+    assert len(errors_in(message)) <= 1
 
 
 def test_a_job_that_is_done_does_not_fail_while_python_is_taken_apart(run: Path, tmp_path: Path) -> None:
     arguments = ["sample", run, "--labels", "red cube", "-o", tmp_path / "out", "--threads", 1]
-    out, told = finished(torchrun(2, *arguments, module="tests.ranks.one_differs", environment={"DIFFERS": "teardown"}))
+    out, message = finished(torchrun(2, *arguments, module="tests.ranks.one_differs", environment={"DIFFERS": "teardown"}))
     assert len(out.splitlines()) == 2
-    assert errors_in(told) == []
+    assert errors_in(message) == []
 
 
 def test_restarts_need_a_run_to_go_on_with(tmp_path: Path) -> None:
-    _, told = finished(torchrun(2, "train", *TINY, "--runs-dir", tmp_path, restarts=1), code=1)
-    assert all("--exist-ok resume" in line for line in errors_in(told))
-    assert errors_in(told)
+    _, message = finished(torchrun(2, "train", *TINY, "--runs-dir", tmp_path, restarts=1), code=1)
+    assert all("--exist-ok resume" in line for line in errors_in(message))
+    assert errors_in(message)

@@ -19,7 +19,7 @@ Found = Mapping[str, Any]
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Found:
+def is_single(tmp_path_factory: pytest.TempPathFactory) -> Found:
     file = tmp_path_factory.mktemp("steps") / "one"
     subprocess.run([sys.executable, "-m", "tests.ranks.steps", file], check=True, cwd=Path(__file__).parents[2], timeout=120)
     return torch.load(f"{file}.0")  # type: ignore[no-any-return]
@@ -28,8 +28,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Found:
 @pytest.fixture(scope="module", params=[2, 3])
 def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
     file = tmp_path_factory.mktemp("steps") / "several"
-    _, told = finished(torchrun(request.param, file, module="tests.ranks.steps"))
-    assert "Warning" not in told
+    _, message = finished(torchrun(request.param, file, module="tests.ranks.steps"))
+    assert "Warning" not in message
     return [torch.load(f"{file}.{rank}") for rank in range(request.param)]
 
 

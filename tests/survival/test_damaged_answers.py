@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddpmctl.evaluation.result_cache import keep_answers, kept_answers
-from ddpmctl.evaluation.results import Answers
+from ddpmctl.evaluation.result_cache import load_results, save_results
+from ddpmctl.evaluation.results import FileResults
 
 
 def test_every_flipped_bit_in_kept_answers_is_detected_or_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(tmp_path))
     conditions = (("red cube",), ("blue sphere", "red cube"))
     rng = np.random.default_rng(0)
-    answers = Answers(conditions, rng.random((2, 3, 24), dtype=np.float32), rng.integers(0, 255, (2, 3, 64, 64), dtype=np.uint8))
-    keep_answers("k", answers)
+    answers = FileResults(conditions, rng.random((2, 3, 24), dtype=np.float32), rng.integers(0, 255, (2, 3, 64, 64), dtype=np.uint8))
+    save_results("k", answers)
     (file,) = (tmp_path / "results").iterdir()
     sound, draw, detected = file.read_bytes(), random.Random(1), 0
     edges = [*range(200), *range(len(sound) - 300, len(sound))]  # headers and the directory
@@ -25,10 +25,10 @@ def test_every_flipped_bit_in_kept_answers_is_detected_or_harmless(tmp_path: Pat
         damaged = bytearray(sound)
         damaged[place // 8] ^= 1 << place % 8
         file.write_bytes(damaged)
-        found = kept_answers("k", conditions)
+        found = load_results("k", conditions)
         if found is None:
             detected += 1
         else:
             np.testing.assert_array_equal(found.probabilities, answers.probabilities, str(place))
-            np.testing.assert_array_equal(found.pictures, answers.pictures, str(place))
+            np.testing.assert_array_equal(found.images, answers.images, str(place))
     assert detected > 500

@@ -15,7 +15,7 @@ import torch
 from ddpmctl.checkpoints.format import load_tensors, save_tensors
 from ddpmctl.config import Config
 from ddpmctl.data.dataset import Dataset, load_dataset
-from ddpmctl.device import make_machine
+from ddpmctl.device import make_compute_device
 from ddpmctl.training.log import RunLog
 from ddpmctl.training.loop import _recipe_changes, save_state
 from ddpmctl.training.run_folder import Run, create_run
@@ -28,10 +28,10 @@ from .kills import _flat
 R = TypeVar("R")
 
 
-def result_of(task: Generator[object, None, R]) -> R:
+def result_of(spec: Generator[object, None, R]) -> R:
     try:
         while True:
-            next(task)
+            next(spec)
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
 
@@ -59,15 +59,15 @@ def advance(trainer: Trainer, steps: int) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_k_steps_a_stop_and_the_rest_are_all_the_steps_byte_for_byte(name: str, dataset: Dataset, tmp_path: Path) -> None:
     config = Config().replace(width=8, timesteps=6, batch_size=4, epochs=3, precision="fp32", device="cpu", threads=1).replace(**RECIPES[name])  # type: ignore[arg-type]
-    machine = make_machine(config.machine)
-    straight = Trainer(config, machine, dataset)
+    compute = make_compute_device(config.device)
+    straight = Trainer(config, compute, dataset)
     advance(straight, 10)
     for stop in (1, 3, 4, 5, 9):  # in an epoch, before its smaller last batch, at its end, after it
         run = create_run(tmp_path, None, config, {})
-        first = Trainer(config, machine, dataset)
+        first = Trainer(config, compute, dataset)
         advance(first, stop)
         save_state(first, RunLog(run), run)
-        second = Trainer(config, machine, dataset)
+        second = Trainer(config, compute, dataset)
         second.restore(load_tensors(run.state_file)[0], "state")
         advance(second, 10 - stop)
         ends = [{k: v for k, v in _flat(trainer.state()).items() if "seconds" not in k} for trainer in (straight, second)]
@@ -76,23 +76,22 @@ def test_k_steps_a_stop_and_the_rest_are_all_the_steps_byte_for_byte(name: str, 
 
 def test_a_stop_at_the_last_step_of_an_epoch_that_is_logged_too_loses_no_epoch(tmp_path: Path) -> None:
     """50 images in batches of one: the logged step and the epoch's end fall together."""
-    from ddpmctl.evaluation.classifiers import load_evaluator
-    from ddpmctl.training.loop import make_plan
-    from ddpmctl.training.loop import train as training
+    from ddpmctl.evaluation.classifiers import load_classifier
+    from ddpmctl.training.loop import make_plan, training_events
 
     data = result_of(load_dataset(None, scenes=17))
     data = Dataset(data.name, data.key, data.images[:50], data.labels[:50], data.conditions, None)
     config = Config().replace(width=8, timesteps=3, batch_size=1, epochs=1, precision="fp32", device="cpu", threads=1)
     run = create_run(tmp_path, "r", config, {})
-    machine, judge = make_machine(config.machine), load_evaluator()
-    plan = make_plan(config, run.folder, data.name, 50, machine, judge.name)
-    stream = training(plan, run, data, judge, machine)
+    compute, judge = make_compute_device(config.device), load_classifier()
+    plan = make_plan(config, run.folder, data.name, 50, compute, judge.name)
+    stream = training_events(plan, run, data, judge, compute)
     for event in stream:
         if type(event).__name__ == "StepDone":
             break
     stream.close()
     assert load_tensors(run.state_file)[0]["counters"]["batch"] == 50
-    rest = [type(event).__name__ for event in training(plan, run, data, judge, machine, resume=True)]
+    rest = [type(event).__name__ for event in training_events(plan, run, data, judge, compute, resume=True)]
     assert [name for name in rest if name not in ("Progress", "Ticked")] == ["Started", "EpochDone", "Evaluated", "Saved", "Saved", "Finished"]
     events = [json.loads(line)["event"] for line in run.metrics_file.read_text().splitlines()]
     assert events == ["step", "epoch", "evaluation"]

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from ddpmctl.checkpoints.format import load_checkpoint, load_tensors
 from ddpmctl.config import Config
-from ddpmctl.device import make_machine
+from ddpmctl.device import make_compute_device
 from ddpmctl.errors import UsageError
-from ddpmctl.sampling.pipeline import Painter, pictures, requests_for
+from ddpmctl.sampling.pipeline import SamplingPipeline, requests_for, sample_images
 from ddpmctl.training.run_folder import Run
 from ddpmctl.training.trainer import Trainer
 
@@ -138,9 +138,9 @@ def test_a_second_trainer_is_refused_and_a_dead_ones_lock_is_not_in_the_way(tmp_
         for line in process.stderr:
             if line.startswith("epoch 1 "):
                 break
-        told = refused(2, "train", "--resume", tmp_path / "r")
-        assert f"process {process.pid}" in told
-        assert "is training this run" in told
+        message = refused(2, "train", "--resume", tmp_path / "r")
+        assert f"process {process.pid}" in message
+        assert "is training this run" in message
         process.kill()
     (tmp_path / "r" / "checkpoints" / ".epoch1.pth.1-abc.tmp").write_bytes(b"half")
     for path in (tmp_path / "r").rglob("*"):  # a clock that was ahead when they were written
@@ -235,7 +235,7 @@ def test_a_step_with_bad_numbers_moves_nothing(dataset: object, tmp_path: Path) 
     from ddpmctl.errors import DivergedError
 
     config = Config().replace(width=8, timesteps=6, batch_size=4, epochs=1, ema=0.9, precision="fp32", device="cpu")
-    trainer = Trainer(config, make_machine(config.machine), dataset)  # type: ignore[arg-type]
+    trainer = Trainer(config, make_compute_device(config.device), dataset)  # type: ignore[arg-type]
     trainer.step()
     before = {name: p.detach().clone() for name, p in trainer.net.named_parameters()}
     trainer.loss.signal.fill_(float("inf"))
@@ -275,14 +275,15 @@ def test_sampling_takes_smaller_batches_where_memory_is_short_and_makes_the_same
     requests = requests_for("x", [("red cube",), ("blue sphere", "red cube")], seed=3, repeats=9)
     made = []
     for net in (Crowded(room), Crowded(1000)):
-        painter = Painter(net, Diffusion.of(config.diffusion), config.sampling, make_machine(config.replace(precision="fp32", device="cpu").machine))
-        made.append(result_of(pictures(painter, requests, 16)))
+        compute = make_compute_device(config.replace(precision="fp32", device="cpu").device)
+        pipeline = SamplingPipeline(net, Diffusion.of(config.diffusion), config.sampling, compute)
+        made.append(result_of(sample_images(pipeline, requests, 16)))
     assert torch.equal(made[0], made[1])
 
 
 def test_training_says_which_micro_batch_would_fit(dataset: object) -> None:
     config = Config().replace(width=8, timesteps=6, batch_size=12, epochs=1, precision="fp32", device="cpu")
-    trainer = Trainer(config, make_machine(config.machine), dataset)  # type: ignore[arg-type]
+    trainer = Trainer(config, make_compute_device(config.device), dataset)  # type: ignore[arg-type]
     trainer.net = trainer.forward = Crowded(4)
     with pytest.raises(UsageError, match=r"12 images at a time do not fit .* --micro-batch 3 does, and adds up the gradients of 4"):
         trainer.step()
@@ -293,7 +294,7 @@ def test_accumulated_gradients_are_the_whole_batchs(dataset: object) -> None:
     gradients = []
     for micro in (None, 3):
         config = Config().replace(net="unet", width=32, timesteps=6, batch_size=8, epochs=1, precision="fp32", device="cpu", micro_batch=micro)
-        trainer = Trainer(config, make_machine(config.machine), dataset)  # type: ignore[arg-type]
+        trainer = Trainer(config, make_compute_device(config.device), dataset)  # type: ignore[arg-type]
         trainer.step()
         gradients.append([p.grad for p in trainer.net.parameters() if p.grad is not None])
     for whole, parts in zip(*gradients, strict=True):
@@ -313,7 +314,7 @@ def test_an_unexpected_error_is_one_line_and_a_file_in_the_run_without_data(run:
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     (file,) = (tmp_path / "run").glob("crash-*.txt")
     assert str(file) in line
-    told = file.read_text()
-    assert "IsADirectoryError" in told
-    assert "in _restore" in told
-    assert "tensor(" not in told
+    message = file.read_text()
+    assert "IsADirectoryError" in message
+    assert "in _restore" in message
+    assert "tensor(" not in message
