@@ -20,7 +20,7 @@ from ddpmctl.cli.signals import Stopped, stop_is_raised
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import PRESETS, Config, Setting, Value, settings
 from ddpmctl.config_toml import load_toml
-from ddpmctl.distributed.job import SINGLE, Job, is_alone, join
+from ddpmctl.distributed.job import SINGLE, Job, is_single_process, join
 from ddpmctl.errors import DdpmctlError, UsageError
 
 Data = Annotated[
@@ -77,7 +77,7 @@ def command(*sections: str) -> Callable[[Callable[..., None]], Callable[..., Non
                 raise typer.Exit(error.exit_code) from None
             except Stopped as stop:
                 # Not where torchrun ends those who are left after another one failed, nor before it is known which of them this is.
-                if job.is_leader and job.is_single == is_alone() and job.claim(stop.words):
+                if job.is_leader and job.is_single == is_single_process() and job.claim(stop.words):
                     Terminal().error(stop.words)
                 raise typer.Exit(stop.exit_code) from None
             except (typer.Exit, typer.Abort, BrokenPipeError):  # the last one: whoever read our output went away

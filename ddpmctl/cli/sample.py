@@ -36,11 +36,11 @@ def sample(
         prepare_output(out, "--out", folder=True)
 
     from ddpmctl.grids import save_grid, save_images
-    from ddpmctl.sampling.pipeline import requests_for, sample_images, shared_images
+    from ddpmctl.sampling.pipeline import requests_for, sample_images
 
     pipeline = ready_pipeline(checkpoint, runs_dir, given, config, assume, terminal, job)
     requests = requests_for("sample", label_sets, seed=seed, repeats=count)
-    made = terminal.finish(sample_images(pipeline, requests) if job.is_single else shared_images(pipeline, requests, job))
+    made = terminal.finish(sample_images(pipeline, requests, job=job))
     if not job.is_leader:
         return
     names = [f"{index // count:03d}-{'+'.join(r.labels).replace(' ', '-')[:LONGEST]}-seed{seed}-{index % count:03d}.png" for index, r in enumerate(requests)]

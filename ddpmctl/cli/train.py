@@ -232,7 +232,7 @@ def _machine(config: Config, job: Job) -> tuple[ComputeDevice, Config]:
 def _load(terminal: Terminal, job: Job, data: Path | None, scenes: int | None) -> Dataset:
     from ddpmctl.data.dataset import load_dataset
 
-    with job.first_on_each_machine("dataset"):
+    with job.first_on_each_machine():
         dataset: Dataset = terminal.finish(load_dataset(data, scenes=scenes))
     job.require_same("data set", {"its content": dataset.key[:12]})
     return dataset

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddpmctl.distributed.job import Job
-from ddpmctl.errors import PeerError, UsageError
+from ddpmctl.distributed.job import Job, peer_errors
+from ddpmctl.errors import UsageError
 
 # The argument's name in the torch at hand: 2.15 warns of the older one, which is all that 2.11 knows.
 SYNC_BUFFERS = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in inspect.signature(DistributedDataParallel).parameters)
@@ -40,25 +40,9 @@ def process_group(job: Job, device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with peer_errors():
-        dist.init_process_group(backend, store=job.store, rank=job.rank, world_size=job.size, timeout=SILENCE)
+        job.from_leader(lambda: None)  # connects
     yield
     dist.destroy_process_group()  # not after an error: taking leave of processes that are gone may take minutes
-
-
-@contextmanager
-def peer_errors() -> Iterator[None]:
-    """Turn the backends' errors about a process that is gone into one of ours."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_of_contact(error):
-            raise
-        raise PeerError("contact with another process was lost: it ended or was killed, or its machine is gone") from None
-
-
-def is_of_contact(error: BaseException) -> bool:
-    """Return whether an error is a backend's about the other processes; gloo's have no type of their own."""
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer"))
 
 
 def data_parallel(net: nn.Module, device: torch.device, *, sync_bn: bool) -> DistributedDataParallel:

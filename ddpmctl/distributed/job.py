@@ -1,8 +1,13 @@
-"""The processes of one job under torchrun: who this one is, what they tell each other, and how one's failure reaches the others.
+"""The processes of one job: who this one is, what they agree on, and how the failure of one reaches the others.
 
-What is said here goes through the launcher's key-value store (``torch.distributed.TCPStore``), in which waiting is done by looking again: a
-process that waits still hears signals, and learns within moments that another one has failed. Gradients go through a process group, which
-only training starts (``ddpmctl.distributed.ddp``).
+A single process is a job of size 1 whose verbs do the obvious thing and import nothing of torch.distributed. Under torchrun, values travel
+through torch's object collectives over a gloo group (``ddpmctl.distributed.ddp`` has its own group for gradients).
+
+Three things stay by hand, because torch has nothing for them. Collectives block in C++, where Python handles no signal, so they run in a
+second thread while the main thread looks for signals and for failures. The first process that fails puts its message into the launcher's
+store, so that the job prints one error and not one for each process (torchelastic's error file names a cause only after all processes have
+ended). And the processes agree on a fresh prefix for that store (``meeting``): torchrun's own attempt number counts the failures of one
+machine, and differs between machines after a restart.
 """
 
 from __future__ import annotations
@@ -10,29 +15,31 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import json
 import os
-import pickle
 import platform
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ddpmctl import __version__
 from ddpmctl.errors import PeerError, UsageError
+from ddpmctl.progress import Progress
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 T = TypeVar("T")
-PART_BYTES = 4 * 2**20  # of one value in the store, which takes 8 MiB
+P = TypeVar("P")
 CONNECT_SECONDS = 300
-LONGEST_NAP = 0.1  # seconds between two looks at the store
+PATIENCE_DAYS = 30  # of a collective: rank 0 may score for hours; a process that ends closes its connections, which is noticed at once
+POLL_SECONDS = 0.1  # between two looks at the store
 FAILURE = "failure"
 
 
@@ -43,38 +50,35 @@ def split(count: int, pieces: int, index: int) -> slice:
 
 @dataclass(frozen=True)
 class Job:
-    """This process among those of its job; a process of its own is rank 0 of 1.
+    """This process and the others of its job.
 
     Attributes:
         rank, size: as torchrun's RANK and WORLD_SIZE.
         local: the rank on this machine, which is the number of its GPU.
-        store: where the processes leave word for each other; None for a process of its own.
+        store: key-value store that all processes share; None for a single process.
     """
 
     rank: int = 0
     size: int = 1
     local: int = 0
     store: Store | None = None
-    _turns: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
 
     @property
     def is_single(self) -> bool:
-        """Whether this is a process of its own."""
+        """Whether this is the only process of its job."""
         return self.size == 1
 
     @property
     def is_leader(self) -> bool:
-        """Whether this is the one process that talks and writes."""
+        """Whether this is rank 0, the process that prints and writes."""
         return self.rank == 0
 
     def __str__(self) -> str:
         """Return rank, size and machine in words."""
         return f"rank {self.rank} of {self.size} on {platform.node()}"
 
-    # Failures
-
     def claim(self, text: str) -> bool:
-        """Return whether this process is the first of its job to fail, and so is to tell of it; the others then learn of it."""
+        """Record that this process failed; return whether it is the first one, which prints the error."""
         if self.store is None:
             return True
         try:
@@ -82,65 +86,26 @@ class Job:
         except RuntimeError:  # the launcher is gone
             return self.is_leader
 
-    def _raise_if_one_failed(self) -> None:
-        assert self.store is not None
-        if self.store.check([FAILURE]):
-            raise PeerError(f"another process of this job failed: {self.store.get(FAILURE).decode()}")
-
-    # Words
-
-    def put(self, key: str, value: bytes) -> None:
-        """Leave a value for the others, who ``take`` it by its key."""
-        assert self.store is not None
-        parts = [value[start : start + PART_BYTES] for start in range(0, len(value), PART_BYTES)]
-        with _store_is_there():
-            for number, part in enumerate(parts):
-                self.store.set(f"{key}/{number}", part)  # type: ignore[arg-type]  # bytes are taken as they are
-            self.store.set(key, str(len(parts)))  # last: who sees it finds all parts
-
-    def take(self, key: str, *, last: bool = False) -> bytes:
-        """Wait for a value and return it; ``last`` says that nobody is going to ask for it again.
-
-        Raises:
-            PeerError: another process failed, or the launcher is gone.
-        """
-        assert self.store is not None
-        self.wait(key)
-        with _store_is_there():
-            parts = [f"{key}/{number}" for number in range(int(self.store.get(key)))]
-            value = b"".join(self.store.get(part) for part in parts)
-            for part in parts if last else ():
-                self.store.delete_key(part)
-        return value
-
-    def wait(self, key: str, until: Callable[[], object] = lambda: False) -> bool:
-        """Wait for a key, or until something else is the case; return whether the key is there.
-
-        Raises:
-            PeerError: another process failed, or the launcher is gone.
-        """
-        assert self.store is not None
-        nap = 0.001
-        with _store_is_there():
-            while not self.store.check([key]):
-                self._raise_if_one_failed()
-                if until():
-                    return False
-                time.sleep(nap)
-                nap = min(2 * nap, LONGEST_NAP)
-        return True
-
     def from_leader(self, value: Callable[[], T]) -> T:
-        """Return what rank 0 finds for a value; the others do not look for it. All ranks come here in the same order."""
+        """Return rank 0's ``value()`` on every process; the others do not call it. All processes come here in the same order.
+
+        Raises:
+            PeerError: another process failed.
+        """
         if self.is_single:
             return value()
-        key = f"said/{next(self._turns)}"
-        if self.is_leader:
-            found = value()
-            self.put(key, pickle.dumps(found))
-            return found
-        said: T = pickle.loads(self.take(key))
-        return said
+        box: list[Any] = [value() if self.is_leader else None]
+        self._collective(lambda dist: dist.broadcast_object_list(box, src=0))
+        found: T = box[0]
+        return found
+
+    def wait_for_leader(self, until: Callable[[], object]) -> bool:
+        """Wait until rank 0 comes to its next ``from_leader``; return False as soon as ``until()`` is true.
+
+        Raises:
+            PeerError: another process failed.
+        """
+        return self._collective(lambda dist: dist.broadcast_object_list([None], src=0), until)
 
     def require_same(self, what: str, values: Mapping[str, object]) -> None:
         """Compare values with rank 0's.
@@ -151,10 +116,10 @@ class Job:
         if self.is_single:
             return
         own = {name: str(value) for name, value in values.items()}
-        firsts: dict[str, str] = json.loads(self.from_leader(lambda: json.dumps(own)))
-        others = [f"{name} is {own.get(name)} here and {firsts.get(name)} on rank 0" for name in {**firsts, **own} if own.get(name) != firsts.get(name)]
-        if others:
-            raise UsageError(f"this process has another {what} than rank 0: {'; '.join(others)}; start all of them alike")
+        leaders = self.from_leader(lambda: own)
+        differing = [f"{name} is {own.get(name)} here and {leaders.get(name)} on rank 0" for name in {**leaders, **own} if own.get(name) != leaders.get(name)]
+        if differing:
+            raise UsageError(f"this process has another {what} than rank 0: {'; '.join(differing)}; start all of them alike")
 
     def require_one_version(self) -> None:
         """Compare this process's code with rank 0's.
@@ -168,38 +133,113 @@ class Job:
             self.require_same("version", {"ddpmctl": f"{__version__} ({source_digest()})", "torch": torch.__version__})
 
     @contextmanager
-    def first_on_each_machine(self, what: str) -> Iterator[None]:
-        """In the body, the first process of each machine goes ahead of the others, for whom it then has filled a cache.
+    def first_on_each_machine(self) -> Iterator[None]:
+        """Run the body on the first process of each machine, and on the others after all of those: they find a cache that is filled.
 
         Raises:
             PeerError: another process failed.
         """
-        key = f"first on {platform.node()}/{what}"
         if not self.is_single and self.local > 0:
-            self.wait(key)
+            self._collective(lambda dist: dist.barrier())
         yield
         if not self.is_single and self.local == 0:
-            self.put(key, b"")
+            self._collective(lambda dist: dist.barrier())
+
+    def map_ordered(self, work: Callable[[P], Generator[Progress, None, T]], pieces: Iterable[P]) -> Iterator[Progress | T]:
+        """Share pieces of work over the processes; yield the progress of this one's, and on rank 0 the results, in order.
+
+        The results are those of one process, since a piece is never split. They travel as pickles.
+
+        Args:
+            work: a piece to progress and its result; runs on the process whose turn it is.
+            pieces: read on rank 0 alone, no further than the processes have use for.
+
+        Raises:
+            PeerError: another process failed.
+        """
+        remaining = iter(pieces)
+        while part := self.from_leader(lambda: list(itertools.islice(remaining, self.size))):
+            own = (yield from work(part[self.rank])) if self.rank < len(part) else None
+            yield from self._gathered(own)[: len(part)]  # type: ignore[misc]  # None stands for no piece alone
+
+    def _gathered(self, own: T) -> list[T]:
+        """Return every process's value on rank 0, nothing on the others."""
+        if self.is_single:
+            return [own]
+        found: list[Any] | None = [None] * self.size if self.is_leader else None
+        self._collective(lambda dist: dist.gather_object(own, found, dst=0))
+        return found or []
+
+    def _collective(self, call: Callable[[Any], object], until: Callable[[], object] = lambda: False) -> bool:
+        """Run a collective of torch.distributed to its end, or until ``until()`` is true; return whether it ended.
+
+        Raises:
+            PeerError: another process failed.
+        """
+        running = self._thread.submit(lambda: call(self._torch))
+        with peer_errors():
+            while not running.done():
+                wait([running], POLL_SECONDS)
+                self._raise_if_one_failed()
+                if until():
+                    return False
+            running.result()
+        return True
+
+    def _raise_if_one_failed(self) -> None:
+        assert self.store is not None
+        if self.store.check([FAILURE]):
+            raise PeerError(f"another process of this job failed: {self.store.get(FAILURE).decode()}")
+
+    @cached_property
+    def _thread(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, "collectives")  # one: collectives must start in the same order everywhere
+
+    @cached_property
+    def _torch(self) -> Any:
+        """torch.distributed, connected to the other processes; first used in the thread of collectives."""
+        from datetime import timedelta
+
+        import torch.distributed as dist
+
+        dist.init_process_group("gloo", store=self.store, rank=self.rank, world_size=self.size, timeout=timedelta(days=PATIENCE_DAYS))
+        return dist
 
 
 SINGLE = Job()
 
 
 @contextmanager
+def peer_errors() -> Iterator[None]:
+    """Turn the backends' errors about another process into PeerError; gloo's have no type of their own."""
+    try:
+        yield
+    except RuntimeError as error:
+        from torch.distributed import DistError
+
+        if not isinstance(error, DistError) and not any(word in str(error) for word in BACKEND_WORDS):
+            raise
+        raise PeerError("contact with another process was lost: it ended or was killed, or its machine is gone") from None
+
+
+BACKEND_WORDS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+
+
+@contextmanager
 def join(environ: Mapping[str, str] = os.environ) -> Iterator[Job]:
-    """Yield this process among those that torchrun started with it; without torchrun, a process of its own.
+    """Yield the job that torchrun started this process for; without torchrun, a single process.
 
     Raises:
         UsageError: the launcher's variables are incomplete, or its store cannot be reached.
     """
-    if is_alone(environ):
+    if is_single_process(environ):
         yield SINGLE
         return
     yield _join(environ)
 
 
-def is_alone(environ: Mapping[str, str] = os.environ) -> bool:
-    """Return whether no launcher has started this process as one of several."""
+def is_single_process(environ: Mapping[str, str] = os.environ) -> bool:
+    """Return whether torchrun did not start this process, or started no other."""
     return environ.get("WORLD_SIZE", "") in ("", "1")
 
 
@@ -218,31 +258,30 @@ def _join(environ: Mapping[str, str]) -> Job:
 
 
 def meeting(store: Store, rank: int, size: int) -> str:
-    """Return a name for this meeting of all ranks, which is the same for each of them and was never used before.
+    """Return a prefix for this job's keys, equal on all processes and never used before.
 
-    The launcher's store outlives restarts, whose number differs between machines (torchrun counts the failures of its own), and what was
-    said before a restart must not be heard after it. So each rank leaves a word that nobody else can have left, and goes by what rank 0
-    answers to that word; rank 0 answers until all have been heard to go by the name.
+    The launcher's store outlives restarts, and values from before a restart must not be read after it. So each process posts a random
+    token and takes the prefix that rank 0 posts in answer to that token; rank 0 answers until every process has acknowledged the prefix.
 
     Raises:
-        RuntimeError: somebody did not come within CONNECT_SECONDS.
+        RuntimeError: a process did not come within CONNECT_SECONDS.
     """
     own, until = uuid.uuid4().hex, time.monotonic() + CONNECT_SECONDS
     if rank > 0:
-        store.set(f"word/{rank}", own)
+        store.set(f"token/{rank}", own)
         while True:
-            word, _, name = _read(store, f"answer/{rank}").partition(" ")
-            if word == own:
+            token, _, name = _read(store, f"answer/{rank}").partition(" ")
+            if token == own:
                 store.set(f"{name}/met/{rank}", "")
                 return name
             _nap("rank 0", until)
     answered: dict[int, str] = {}
     while missing := [other for other in range(1, size) if not store.check([f"{own}/met/{other}"])]:
         for other in missing:
-            word = _read(store, f"word/{other}")
-            if word != answered.get(other, ""):  # a later word is that of a process which came after a restart
-                store.set(f"answer/{other}", f"{word} {own}")
-                answered[other] = word
+            token = _read(store, f"token/{other}")
+            if token != answered.get(other, ""):  # another token: a process that was restarted meanwhile
+                store.set(f"answer/{other}", f"{token} {own}")
+                answered[other] = token
         _nap(f"rank {missing[0]}", until)
     return own
 
@@ -253,27 +292,27 @@ def _read(store: Store, key: str) -> str:
 
 def _nap(awaited: str, until: float) -> None:
     if time.monotonic() > until:
-        raise RuntimeError(f"no word from {awaited} in {CONNECT_SECONDS} s")
+        raise RuntimeError(f"{awaited} did not answer in {CONNECT_SECONDS} s")
     time.sleep(0.01)
 
 
 @contextmanager
 def without_teardown(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
-    """End a process of torchrun's as soon as the body has, with its exit code.
+    """Under torchrun, exit right after the body, with its exit code and without Python's teardown.
 
-    Were Python taken apart first, a thread of gloo's that wakes up meanwhile would abort the process (about one job in a hundred), and
-    torchrun would take a job that is done for one that failed.
+    During teardown a thread of gloo may wake up and abort the process (about one job in a hundred), and torchrun would report a job that
+    is done as failed.
     """
     code: object = 0
     try:
         yield
     except SystemExit as end:
         code = end.code
-        if is_alone(environ):
+        if is_single_process(environ):
             raise
-    if not is_alone(environ):
+    if not is_single_process(environ):
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # whoever read it went away
+            with contextlib.suppress(OSError, ValueError):  # a closed pipe
                 stream.flush()
         os._exit(code if isinstance(code, int) else int(code is not None))
 
@@ -288,32 +327,3 @@ def source_digest() -> str:
     for file in sorted(root.rglob("*.py")):
         content.write(f"{file.relative_to(root).as_posix()}\n".encode() + file.read_bytes())
     return hashlib.sha256(content.getvalue()).hexdigest()[:12]
-
-
-@contextmanager
-def _store_is_there() -> Iterator[None]:
-    from torch.distributed import DistError
-
-    try:
-        yield
-    except DistError as error:
-        raise PeerError(f"the job's other processes cannot be reached any more ({' '.join(str(error).split())[:200]})") from None
-
-
-def gathered(job: Job, work: Sequence[Callable[[], Any]]) -> Iterator[Any]:
-    """Share pieces of work over the ranks in turn, piece by piece; on rank 0, yield all results in order, on the others nothing.
-
-    The results are those of one process: a piece is never split. They travel as pickles, between processes of one job.
-
-    Raises:
-        PeerError: another process failed.
-    """
-    turn = next(job._turns)
-    for number, piece in enumerate(work):
-        worker = number % job.size
-        if job.rank == worker:
-            result = piece()
-            if not job.is_leader:
-                job.put(f"work/{turn}/{number}", pickle.dumps(result))
-        if job.is_leader:
-            yield result if worker == 0 else pickle.loads(job.take(f"work/{turn}/{number}", last=True))

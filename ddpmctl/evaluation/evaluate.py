@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
+from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from ddpmctl import __version__
 from ddpmctl.checkpoints.format import Checkpoint, load_checkpoint
@@ -19,15 +18,15 @@ from ddpmctl.config import Config, Value
 from ddpmctl.device import ComputeDevice
 from ddpmctl.diffusion.denoiser import Diffusion
 from ddpmctl.diffusion.schedules import make_schedule
-from ddpmctl.distributed.job import SINGLE, Job, gathered
+from ddpmctl.distributed.job import SINGLE, Job
 from ddpmctl.errors import DataError, DdpmctlError
 from ddpmctl.evaluation.classifiers import Classifier
 from ddpmctl.evaluation.result_cache import load_results, result_key, save_results, with_more_repeats
 from ddpmctl.evaluation.results import CheckpointResult, EvaluationEvent, Failed, FileResults
-from ddpmctl.evaluation.scoring import ScoredImages, by_condition_file, score_batch, score_requests
+from ddpmctl.evaluation.scoring import ScoredBatch, by_condition_file, score_batch
 from ddpmctl.grids import save_grid
 from ddpmctl.progress import Progress
-from ddpmctl.sampling.pipeline import ImageRequest, SamplingPipeline, in_batches, requests_for, with_actual_steps
+from ddpmctl.sampling.pipeline import Batch, ImageRequest, SamplingPipeline, in_batches, requests_for, with_actual_steps
 
 
 @dataclass(frozen=True)
@@ -64,24 +63,33 @@ class EvaluationSpec:
 
 
 def evaluate_checkpoints(paths: Sequence[Path], spec: EvaluationSpec) -> Iterator[EvaluationEvent]:
-    """Yield a ``Judged`` or ``Failed`` for each checkpoint, with progress between.
+    """Yield a ``CheckpointResult`` or ``Failed`` for each checkpoint, in order, with progress between.
 
-    Unchanged files under an unchanged task are answered from the results kept in the cache. With several ranks, each makes its share of
-    the pictures, and each yields the same results.
+    Results of unchanged files under an unchanged specification are read from the cache. All processes of a job make images, a batch at a
+    time in turn; rank 0 knows what is missing and concludes, and all yield the same results, the others when all are there.
     """
-    if not spec.job.is_single:
-        yield from _evaluate_shared(paths, spec)
-        return
-    with ThreadPoolExecutor(1, "load") as ahead:  # the next file is read and checked while this one's pictures are made
-        loading = [ahead.submit(load_checkpoint, path, spec.assume) for path in paths[:1]]
-        for path, following in itertools.zip_longest(paths, paths[1:]):
-            current = loading.pop()
-            if following is not None:
-                loading.append(ahead.submit(load_checkpoint, following, spec.assume))
-            try:
-                yield from _judge_one(current.result(), spec)
-            except DdpmctlError as error:
-                yield _failed(path, error)
+    queue: deque[_Due | Failed] = deque()
+    worker = _Worker(spec)
+    done: list[CheckpointResult | Failed] = []
+    parts: list[ScoredBatch] = []
+    for item in spec.job.map_ordered(worker.score, _missing_batches(paths, spec, worker, queue)):
+        if isinstance(item, Progress):
+            yield item
+            continue
+        while isinstance(queue[0], Failed) or not queue[0].missing:  # complete before these images were begun
+            done.append(_concluded(queue.popleft(), [], spec))
+            yield done[-1]
+        parts.append(item)
+        if sum(len(part.images) for part in parts) == queue[0].count:
+            done.append(_concluded(queue.popleft(), parts, spec))
+            parts = []
+            yield done[-1]
+    for due in queue:
+        done.append(_concluded(due, [], spec))
+        yield done[-1]
+    results = spec.job.from_leader(lambda: done)
+    if not spec.job.is_leader:
+        yield from results
 
 
 def pipeline_for(checkpoint: Checkpoint, sampling: Mapping[str, Value], compute: ComputeDevice) -> SamplingPipeline:
@@ -97,7 +105,7 @@ def pipeline_for(checkpoint: Checkpoint, sampling: Mapping[str, Value], compute:
 
 
 def used_config(checkpoint: Checkpoint, spec: EvaluationSpec) -> Config:
-    """Return the settings that a checkpoint is judged with, the number of sampler steps that auto comes to included.
+    """Return the settings that a checkpoint is sampled with, with the actual number of sampler steps where it was auto.
 
     Raises:
         UsageError: a sampling setting does not fit the model.
@@ -108,7 +116,7 @@ def used_config(checkpoint: Checkpoint, spec: EvaluationSpec) -> Config:
 
 @dataclass(frozen=True)
 class _Due:
-    """One checkpoint with what is known of it so far, and the pictures that are missing, by condition file."""
+    """A checkpoint with its cached results, and the images that are missing, by condition file."""
 
     checkpoint: Checkpoint
     config: Config
@@ -116,12 +124,17 @@ class _Due:
     answers: dict[str, FileResults]
     missing: dict[str, list[ImageRequest]]
 
+    @property
+    def count(self) -> int:
+        """Images that are missing."""
+        return sum(map(len, self.missing.values()))
+
 
 def _due(checkpoint: Checkpoint, spec: EvaluationSpec) -> _Due:
     config = used_config(checkpoint, spec)
     content = spec.content(checkpoint.sha256, config)
     keys = {name: result_key(content, name, sets) for name, sets in spec.conditions.items()}
-    # A grid shows every picture, and of those that were judged before only the first are kept.
+    # A grid shows every image, and the cache holds only the first one of each condition.
     answers = {} if spec.grids else {name: found for name, key in keys.items() if (found := load_results(key, spec.conditions[name]))}
     missing = {
         name: requests_for(name, sets, seed=spec.seed, repeats=spec.repeats, first=answers[name].repeats if name in answers else 0)
@@ -130,17 +143,12 @@ def _due(checkpoint: Checkpoint, spec: EvaluationSpec) -> _Due:
     return _Due(checkpoint, config, keys, answers, {name: requests for name, requests in missing.items() if requests})
 
 
-def _judge_one(checkpoint: Checkpoint, spec: EvaluationSpec) -> Iterator[EvaluationEvent]:
-    due = _due(checkpoint, spec)
-    scored = {}
-    if due.missing:
-        scored = yield from score_requests(pipeline_for(checkpoint, spec.sampling, spec.compute), spec.classifier, due.missing)
-    yield _concluded(due, scored, spec)
-
-
-def _concluded(due: _Due, scored: Mapping[str, ScoredImages], spec: EvaluationSpec) -> CheckpointResult:
-    """Keep the answers, draw the grids, and return the checkpoint's result."""
+def _concluded(due: _Due | Failed, parts: Sequence[ScoredBatch], spec: EvaluationSpec) -> CheckpointResult | Failed:
+    """Save the results of a checkpoint whose images are complete, draw its grids, and return its result."""
+    if isinstance(due, Failed):
+        return due
     checkpoint, answers = due.checkpoint, dict(due.answers)
+    scored = by_condition_file(due.missing, parts) if parts else {}
     for name, scored_images in scored.items():
         answers[name] = with_more_repeats(answers.get(name), spec.conditions[name], scored_images)
         save_results(due.keys[name], answers[name])
@@ -154,86 +162,58 @@ def _concluded(due: _Due, scored: Mapping[str, ScoredImages], spec: EvaluationSp
     )
 
 
-def _evaluate_shared(paths: Sequence[Path], spec: EvaluationSpec) -> Iterator[EvaluationEvent]:
-    """Yield what one process yields, on every rank; the missing pictures are made by all of them, batch by batch in turn.
-
-    Rank 0 says what is missing, for the kept answers are in its cache; the others hear of the results when all are there.
-    """
-    job = spec.job
-    dues = [_due_or_failed(path, spec) for path in paths] if job.is_leader else []
-    batches = job.from_leader(lambda: [_Batch.of(due, part) for due in dues if isinstance(due, _Due) for part in in_batches(_flat(due))])
-    maker = _Maker(spec)
-    results = gathered(job, [functools.partial(maker.make, batch) for batch in batches])
-    events: list[EvaluationEvent] = []
-    for due in dues:
-        if isinstance(due, Failed):
-            events.append(due)
-        else:
-            scored = yield from _collected(due, results)
-            events.append(_concluded(due, scored, spec))
-        yield events[-1]
-    if not job.is_leader:
-        next(results, None)  # makes this rank's share; the results are rank 0's
-    said = job.from_leader(lambda: events)
-    if not job.is_leader:
-        yield from said
+def _missing_batches(paths: Sequence[Path], spec: EvaluationSpec, worker: _Worker, queue: deque[_Due | Failed]) -> Iterator[_CheckpointBatch]:
+    """Yield the batches that are missing, checkpoint by checkpoint, and append each checkpoint to ``queue`` before its first batch."""
+    with ThreadPoolExecutor(1, "load") as ahead:  # the next file is read and checked while this one's images are made
+        loading = [ahead.submit(load_checkpoint, path, spec.assume) for path in paths[:1]]
+        for path, following in itertools.zip_longest(paths, paths[1:]):
+            current = loading.pop()
+            if following is not None:
+                loading.append(ahead.submit(load_checkpoint, following, spec.assume))
+            try:
+                checkpoint = current.result()
+                due = _due(checkpoint, spec)
+            except DdpmctlError as error:
+                queue.append(Failed(path, str(error).removeprefix(f"{path}: ")))
+                continue
+            if due.missing:
+                worker.offer(checkpoint)
+            queue.append(replace(due, checkpoint=replace(checkpoint, weights={})))  # weights of many checkpoints do not fit in memory
+            for batch in in_batches([request for group in due.missing.values() for request in group]):
+                yield _CheckpointBatch(path, checkpoint.sha256, batch)
 
 
-def _due_or_failed(path: Path, spec: EvaluationSpec) -> _Due | Failed:
-    try:
-        due = _due(load_checkpoint(path, spec.assume), spec)
-    except DdpmctlError as error:
-        return _failed(path, error)
-    return replace(due, checkpoint=replace(due.checkpoint, weights={}))  # read again by who makes its pictures: many do not fit in memory
-
-
-def _failed(path: Path, error: DdpmctlError) -> Failed:
-    return Failed(path, str(error).removeprefix(f"{path}: "))
-
-
-def _flat(due: _Due) -> list[ImageRequest]:
-    return [request for group in due.missing.values() for request in group]
-
-
-def _collected(due: _Due, results: Iterator[tuple[Tensor, Tensor]]) -> Generator[EvaluationEvent, None, dict[str, ScoredImages]]:
-    """Take a checkpoint's batches from the stream of all results."""
-    total, done = len(_flat(due)), 0
-    parts = []
-    while done < total:
-        parts.append(next(results))
-        done += len(parts[-1][0])
-        yield Progress("sampling", done, total)
-    return by_condition_file(due.missing, *zip(*parts, strict=True)) if parts else {}
-
-
-class _Batch(NamedTuple):
-    """Pictures to make in one go, of the checkpoint in a file."""
+class _CheckpointBatch(NamedTuple):
+    """Images to make from the checkpoint in a file."""
 
     path: Path
     sha256: str
-    requests: Sequence[ImageRequest]
-
-    @staticmethod
-    def of(due: _Due, requests: Sequence[ImageRequest]) -> _Batch:
-        return _Batch(due.checkpoint.path, due.checkpoint.sha256, requests)
+    batch: Batch
 
 
-class _Maker:
-    """Makes batches of pictures, keeping the network of the last one."""
+class _Worker:
+    """Makes and scores batches; keeps the network of the last one."""
 
     def __init__(self, spec: EvaluationSpec) -> None:
         self._spec = spec
-        self._last: tuple[Path, SamplingPipeline] | None = None
+        self._offered: Checkpoint | None = None
+        self._last: tuple[str, SamplingPipeline] | None = None
 
-    def make(self, batch: _Batch) -> tuple[Tensor, Tensor]:
-        """Return pictures and answers.
+    def offer(self, checkpoint: Checkpoint) -> None:
+        """Hand over a checkpoint that is loaded already; it is kept until the next batch, unless another one is waiting."""
+        self._offered = self._offered or checkpoint
+
+    def score(self, work: _CheckpointBatch) -> Generator[Progress, None, ScoredBatch]:
+        """Return images and probabilities.
 
         Raises:
-            DataError: this rank finds another file under the path than rank 0.
+            DataError: this process finds another file under the path than rank 0.
         """
-        if self._last is None or self._last[0] != batch.path:
-            checkpoint = load_checkpoint(batch.path, self._spec.assume)
-            if checkpoint.sha256 != batch.sha256:
-                raise DataError(f"{batch.path}: is another file here than on rank 0")
-            self._last = batch.path, pipeline_for(checkpoint, self._spec.sampling, self._spec.compute)
-        return score_batch(self._last[1], self._spec.classifier, batch.requests)
+        if self._last is None or self._last[0] != work.sha256:
+            offered = self._offered
+            checkpoint = offered if offered and offered.sha256 == work.sha256 else load_checkpoint(work.path, self._spec.assume)
+            if checkpoint.sha256 != work.sha256:
+                raise DataError(f"{work.path}: is another file here than on rank 0")
+            self._last = work.sha256, pipeline_for(checkpoint, self._spec.sampling, self._spec.compute)
+        self._offered = None
+        return (yield from score_batch(self._last[1], self._spec.classifier, work.batch))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import collections.abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddpmctl.evaluation.classifiers import Classifier
 from ddpmctl.evaluation.scores import Score, score
+from ddpmctl.labels import LabelSet
 from ddpmctl.progress import Progress
-from ddpmctl.sampling.pipeline import BATCH, ImageRequest, SamplingPipeline, label_tensor, requests_for, to_uint8
+from ddpmctl.sampling.pipeline import BATCH, Batch, ImageRequest, SamplingPipeline, in_batches, label_tensor, requests_for, sample_batch, to_uint8
 
 
 @dataclass(frozen=True)
@@ -36,45 +38,40 @@ class ScoredImages:
 
 def score_conditions(
     pipeline: SamplingPipeline,
-    evaluator: Classifier,
-    conditions: Mapping[str, Sequence[tuple[str, ...]]],
+    classifier: Classifier,
+    conditions: Mapping[str, Sequence[LabelSet]],
     *,
     seed: int,
     repeats: int = 1,
     batch_size: int = BATCH,
 ) -> collections.abc.Generator[Progress, None, dict[str, ScoredImages]]:
-    """Make ``repeats`` pictures of every condition and return what the classifier sees, by condition file.
+    """Make ``repeats`` images of every condition and return what the classifier finds in them, by condition file.
 
-    The files' conditions share batches; each picture's noise is a function of (seed, file, condition,
-    repeat) alone, so every network is judged on the same noise.
+    The files' conditions share batches. Each image's noise is a function of (seed, file, condition, repeat) alone, so every network is
+    scored on the same noise.
     """
     requests = {name: requests_for(name, sets, seed=seed, repeats=repeats) for name, sets in conditions.items()}
-    return (yield from score_requests(pipeline, evaluator, requests, batch_size=batch_size))
+    parts = []
+    for batch in in_batches([request for group in requests.values() for request in group], batch_size):
+        parts.append((yield from score_batch(pipeline, classifier, batch)))
+    return by_condition_file(requests, parts)
 
 
-def score_requests(
-    pipeline: SamplingPipeline, evaluator: Classifier, requests: Mapping[str, list[ImageRequest]], *, batch_size: int = BATCH
-) -> collections.abc.Generator[Progress, None, dict[str, ScoredImages]]:
-    """Make pictures and return what the classifier sees, under the names under which they were asked for; at least one is asked for."""
-    everything = [request for group in requests.values() for request in group]
-    images, answers = [], []
-    for item in pipeline.batches(everything, batch_size):
-        if isinstance(item, Tensor):
-            images.append(to_uint8(item))
-            answers.append(evaluator(item))
-        else:
-            yield item
-    return by_condition_file(requests, images, answers)
+class ScoredBatch(NamedTuple):
+    """One batch's images, uint8 (B, 3, 64, 64), and the classifier's probabilities for them, float32 (B, 24), on the CPU."""
+
+    images: Tensor
+    probabilities: Tensor
 
 
-def by_condition_file(requests: Mapping[str, list[ImageRequest]], images: Sequence[Tensor], answers: Sequence[Tensor]) -> dict[str, ScoredImages]:
-    """Return pictures and answers, which come in batches over all that was asked for, under the names under which they were asked for."""
+def score_batch(pipeline: SamplingPipeline, classifier: Classifier, batch: Batch) -> collections.abc.Generator[Progress, None, ScoredBatch]:
+    """Make one batch of images and return them with what the classifier finds."""
+    made = yield from sample_batch(pipeline, batch)
+    return ScoredBatch(torch.cat([to_uint8(images) for images in made]), torch.cat([classifier(images) for images in made]).cpu())
+
+
+def by_condition_file(requests: Mapping[str, list[ImageRequest]], parts: Sequence[ScoredBatch]) -> dict[str, ScoredImages]:
+    """Return batches over all requests, in order, under the names of the condition files that they are for."""
     sizes = [len(group) for group in requests.values()]
-    split = zip(requests.items(), torch.split(torch.cat(list(images)), sizes), torch.split(torch.cat(list(answers)), sizes), strict=True)
-    return {name: ScoredImages(group, images, probabilities) for (name, group), images, probabilities in split}
-
-
-def score_batch(pipeline: SamplingPipeline, evaluator: Classifier, batch: Sequence[ImageRequest]) -> tuple[Tensor, Tensor]:
-    """Make one batch of pictures and return them, uint8 (B, 3, 64, 64), with what the classifier sees, float32 (B, 24), both on the CPU."""
-    made = [item for item in pipeline.batches(batch, len(batch)) if isinstance(item, Tensor)]
-    return torch.cat([to_uint8(images) for images in made]), torch.cat([evaluator(images) for images in made]).cpu()
+    images, probabilities = (torch.split(torch.cat(tensors), sizes) for tensors in zip(*parts, strict=True))
+    return {name: ScoredImages(group, *found) for (name, group), *found in zip(requests.items(), images, probabilities, strict=True)}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import collections.abc
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from ddpmctl.diffusion.denoiser import Diffusion, Guidance
 from ddpmctl.diffusion.randomness import ImageNoise, Key
 from ddpmctl.diffusion.samplers import Frame, Sampler, sampler_times
 from ddpmctl.diffusion.schedules import Schedule
-from ddpmctl.distributed.job import Job, gathered
+from ddpmctl.distributed.job import SINGLE, Job
 from ddpmctl.labels import multi_hot
 from ddpmctl.progress import Progress
 from ddpmctl.registry import SAMPLERS
@@ -139,32 +138,41 @@ def describe_sampling(sampling: SamplingConfig) -> str:
     return f"{sampling.sampler}, {sampling.steps} steps{spacing}, guidance {sampling.guidance:g}{where}"
 
 
-def in_batches(requests: Sequence[ImageRequest], batch_size: int = BATCH) -> list[Sequence[ImageRequest]]:
-    """Return requests in the batches in which one process makes their pictures: several processes share whole batches, for equal pictures."""
-    return [requests[start : start + batch_size] for start in range(0, len(requests), batch_size)]
+class Batch(NamedTuple):
+    """Images to make in one go: those from ``start`` of ``total``."""
+
+    requests: Sequence[ImageRequest]
+    start: int
+    total: int
 
 
-def shared_images(pipeline: SamplingPipeline, requests: Sequence[ImageRequest], job: Job) -> Progressing[Tensor]:
-    """Make pictures on all ranks; yield progress, and return all of them on rank 0 as ``pictures`` does, none on the others."""
-    parts = in_batches(requests)
-    def make(part: Sequence[ImageRequest]) -> Tensor:
-        return torch.cat([to_uint8(x) for x in pipeline.batches(part, len(part)) if isinstance(x, Tensor)])
-
-    work = [functools.partial(make, part) for part in parts]
-    made = [torch.empty((0, *IMAGE_SHAPE), dtype=torch.uint8)]
-    yield Progress("sampling", 0, len(requests))
-    for part in gathered(job, work):
-        made.append(part)
-        yield Progress("sampling", sum(map(len, made)), len(requests))
-    return torch.cat(made)
+def in_batches(requests: Sequence[ImageRequest], batch_size: int = BATCH) -> Iterator[Batch]:
+    """Yield requests in batches; several processes share whole batches, so that they make the images of one process."""
+    for start in range(0, len(requests), batch_size):
+        yield Batch(requests[start : start + batch_size], start, len(requests))
 
 
-def sample_images(pipeline: SamplingPipeline, requests: Sequence[ImageRequest], batch_size: int = BATCH) -> Progressing[Tensor]:
-    """Yield progress and return the finished pictures: uint8 (N, 3, 64, 64) on the CPU."""
+def sample_batch(pipeline: SamplingPipeline, batch: Batch) -> Progressing[list[Tensor]]:
+    """Yield progress and return one batch's finished images in one part, or in several where memory was short: float32 on the device."""
     made = []
-    for item in pipeline.batches(requests, batch_size):
+    for item in pipeline.batches(batch.requests, len(batch.requests)):
         if isinstance(item, Tensor):
-            made.append(to_uint8(item))
+            made.append(item)
+        else:
+            yield Progress(item.stage, batch.start * pipeline.steps + item.done, batch.total * pipeline.steps)
+    return made
+
+
+def sample_images(pipeline: SamplingPipeline, requests: Sequence[ImageRequest], batch_size: int = BATCH, job: Job = SINGLE) -> Progressing[Tensor]:
+    """Yield progress and return the finished images, uint8 (N, 3, 64, 64) on the CPU; of several processes, rank 0 alone gets them."""
+
+    def make(batch: Batch) -> Progressing[Tensor]:
+        return torch.cat([to_uint8(images) for images in (yield from sample_batch(pipeline, batch))])
+
+    made = [torch.empty((0, *IMAGE_SHAPE), dtype=torch.uint8)]
+    for item in job.map_ordered(make, in_batches(requests, batch_size)):
+        if isinstance(item, Tensor):
+            made.append(item)
         else:
             yield item
     return torch.cat(made)

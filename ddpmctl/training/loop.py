@@ -155,7 +155,8 @@ def _state_of_first(trainer: Trainer, run: Run) -> Any:
     """Return the run's state as rank 0 finds it: other machines may not see its disk, and it may be written anew before they look."""
     if trainer.job.is_single:
         return load_tensors(run.state_file)[0]
-    from ddpmctl.distributed.ddp import bytes_of_first, peer_errors
+    from ddpmctl.distributed.ddp import bytes_of_first
+    from ddpmctl.distributed.job import peer_errors
 
     data = b""
     if trainer.job.is_leader:
@@ -275,7 +276,7 @@ def _score_and_save(trainer: Trainer, log: RunLog, run: Run, evaluator: Classifi
         run.point("best", path)
     counters.scored_epoch = counters.epoch
     if not trainer.job.is_single:
-        trainer.job.put(_scored_key(counters.epoch), b"")
+        trainer.job.from_leader(lambda: None)  # ends the others' waiting
     yield Evaluated(counters.epoch, counters.step, counters.images_seen, counters.last_loss, counters.seconds, scores, evaluator.sha256, path)
     save_state(trainer, log, run)
     if config.run.keep is not None:
@@ -287,13 +288,9 @@ def _score_and_save(trainer: Trainer, log: RunLog, run: Run, evaluator: Classifi
 def _wait_for_score(trainer: Trainer) -> Iterator[Event]:
     """Wait while rank 0 makes and scores its pictures, which may take longer than ranks wait for each other within a step."""
     counters = trainer.counters
-    while not trainer.job.wait(_scored_key(counters.epoch), until=trainer.asked):
+    while not trainer.job.wait_for_leader(until=trainer.asked):
         yield StopAgreed(trainer.asked())
     counters.scored_epoch = counters.epoch
-
-
-def _scored_key(epoch: int) -> str:
-    return f"scored/{epoch}"
 
 
 class Sources(NamedTuple):

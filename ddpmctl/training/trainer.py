@@ -138,7 +138,8 @@ class Trainer:
         net: nn.Module = self.net
         if self.job.is_single:
             return net
-        from ddpmctl.distributed.ddp import data_parallel, peer_errors
+        from ddpmctl.distributed.ddp import data_parallel
+        from ddpmctl.distributed.job import peer_errors
 
         with peer_errors():
             return data_parallel(net, self.compute.device, sync_bn=self.config.run.sync_bn == "on")
@@ -221,7 +222,8 @@ class Trainer:
         """
         if self.job.is_single:
             return loss
-        from ddpmctl.distributed.ddp import peer_errors, sum_over_ranks
+        from ddpmctl.distributed.ddp import sum_over_ranks
+        from ddpmctl.distributed.job import peer_errors
 
         asked = self.asked()
         own = torch.tensor([0.0, self._step_seconds if self.job.is_leader else 0.0, asked == signal.SIGINT, asked == signal.SIGTERM], dtype=torch.float64)
@@ -239,7 +241,7 @@ class Trainer:
         try:
             if self.job.is_single:
                 return self._accumulate(chosen, size)
-            from ddpmctl.distributed.ddp import peer_errors
+            from ddpmctl.distributed.job import peer_errors
 
             with peer_errors():
                 return self._accumulate(chosen, size)

@@ -33,9 +33,9 @@ def test_all_go_by_one_name_and_after_a_restart_by_another() -> None:
     assert len(set.union(*found)) == 4
 
 
-def test_the_word_of_one_who_died_on_the_way_does_not_stand_for_another() -> None:
-    """It was answered before the one who came after it spoke."""
+def test_a_token_of_a_dead_process_is_not_taken_for_its_successors() -> None:
+    """Rank 0 answered the token before the successor posted its own."""
     launcher = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    launcher.set("word/1", "of the dead")
+    launcher.set("token/1", "of a dead process")
     (name,) = names(launcher.port, 2, late=0.3)
     assert launcher.get("answer/1").decode().endswith(f" {name}")
