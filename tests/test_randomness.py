@@ -104,7 +104,7 @@ def images(made: SamplingPipeline, requests: list[ImageRequest], batch_size: int
 def test_pictures_do_not_depend_on_their_batch(sampler: str, eta: float, net: str) -> None:
     made = painter_of(net, sampler=sampler, eta=eta, guidance=1.0)
     requests = requests_for("test", CONDITIONS, seed=3)
-    together, apart = sample_images(made, requests, 5), images(made, requests, 2)
+    together, apart = images(made, requests, 5), images(made, requests, 2)
     torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(images(made, requests[3:4], 64)[0], together[3], rtol=1e-5, atol=1e-5)
     assert together.std(0).max() > 0.1, "the images differ from each other"

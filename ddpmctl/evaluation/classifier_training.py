@@ -165,9 +165,9 @@ def _fit(
     start, losses = time.perf_counter(), torch.zeros((), device=compute.device)
     net.train()
     for step, chosen in zip(range(1, steps + 1), _batches(labels.sum(1).long(), batch, random), strict=False):
-        images = augment(_centred(images[chosen]), random).to(compute.device).contiguous(memory_format=torch.channels_last)
+        inputs = augment(_centred(images[chosen]), random).to(compute.device).contiguous(memory_format=torch.channels_last)
         with compute.autocast():
-            logits = net(images)
+            logits = net(inputs)
         loss = F.binary_cross_entropy_with_logits(logits.float(), labels[chosen].to(compute.device))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -32,7 +32,7 @@ def load_results(key: str, conditions: Sequence[LabelSet]) -> FileResults | None
     """Return the answers kept under a key; None where there are none, or none that can be used."""
     try:
         with _file(key).open("rb") as file, np.load(file, allow_pickle=False) as content:
-            probabilities, images = content["probabilities"], content["pictures"]
+            probabilities, images = content["probabilities"], content["images"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, DdpmctlError):
         return None  # never kept, or damaged (numpy passes on whatever zipfile makes of it): then it is measured again
     count = len(conditions)

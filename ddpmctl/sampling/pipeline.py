@@ -158,7 +158,7 @@ def sample_batch(pipeline: SamplingPipeline, batch: Batch) -> Progressing[list[T
     for item in pipeline.batches(batch.requests, len(batch.requests)):
         if isinstance(item, Tensor):
             made.append(item)
-        else:
+        elif item.done or not batch.start:
             yield Progress(item.stage, batch.start * pipeline.steps + item.done, batch.total * pipeline.steps)
     return made
 

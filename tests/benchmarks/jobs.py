@@ -180,8 +180,8 @@ def _peer_accuracy(peer: Contender, data: Dataset, evaluator: Classifier, minute
     for kind in SCORED:
         labels = label_tensor(requests_for(kind, data.conditions[kind], seed=seed))
         with compute.autocast():
-            images = torch.cat([peer.sample(part, 1000 + seed, steps) for part in labels.split(16)]).float()
-        scores[kind] = score(evaluator(images), labels).to_dict()
+            made = torch.cat([peer.sample(part, 1000 + seed, steps) for part in labels.split(16)]).float()
+        scores[kind] = score(evaluator(made), labels).to_dict()
     count = sum(len(data.conditions[kind]) for kind in SCORED)
     return {
         "contender": peer.name, "minutes": minutes, "seed": seed, "images_seen": images, "memory_gib": memory, "repeats": 1, "scores": scores,
