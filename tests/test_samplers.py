@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -13,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ddpmctl.config import Config
+from ddpmctl.config import Config, SamplingConfig, settings
 from ddpmctl.diffusion.denoiser import Diffusion, Guidance
 from ddpmctl.diffusion.objectives import Prediction
-from ddpmctl.diffusion.samplers import Frame, sampler_times
+from ddpmctl.diffusion.samplers import Frame, own_options, sampler_times
 from ddpmctl.diffusion.schedules import Schedule, make_schedule
 from ddpmctl.registry import OBJECTIVES, SAMPLERS, SCHEDULES, SPACINGS
 
@@ -52,11 +53,32 @@ def normal(shape: tuple[int, ...], seed: int = 0) -> Callable[[], Tensor]:
     return lambda: torch.randn(shape, generator=rng)
 
 
+def own(eta: float) -> dict[str, float]:
+    """Return ddim's option where it is not the default."""
+    return {"eta": eta} if eta else {}
+
+
+def test_every_samplers_own_options_are_sampling_settings_with_the_samplers_default() -> None:
+    for name in SAMPLERS.names():
+        sampler, config = SAMPLERS.get(name), SamplingConfig()
+        for option, value in own_options(sampler, config).items():
+            assert inspect.signature(sampler).parameters[option].default == value, (name, option)
+    assert own_options(SAMPLERS.get("ddim"), SamplingConfig(eta=0.5)) == {"eta": 0.5}
+    assert own_options(SAMPLERS.get("ddpm"), SamplingConfig(eta=0.5)) == {}
+
+
+def test_the_help_of_steps_names_every_samplers_default() -> None:
+    (steps,) = (setting for setting in settings("sampling") if setting.name == "steps")
+    for name in SAMPLERS.names():
+        count = SAMPLERS.get(name).auto_steps
+        assert f"{'all T' if count is None else count} for {name}" in steps.help
+
+
 def sample(diffusion: Diffusion, net: nn.Module, sampler: str, eta: float, *, steps: int | None, count: int = 8, guidance: float = 0.0) -> Tensor:
     noise = normal((count, 3, 32, 32))
     denoise = diffusion.denoiser(net, torch.ones(count, 24), Guidance(guidance))
     times = sampler_times("ddpm", "even", diffusion.schedule, steps)
-    frames = list(SAMPLERS.get(sampler)(denoise, noise(), times, diffusion.schedule, noise, eta))
+    frames = list(SAMPLERS.get(sampler)(denoise, noise(), times, diffusion.schedule, noise, **own(eta)))
     assert [frame.t for frame in frames] == times[1:]
     assert not any(frame.pure_noise for frame in frames)
     return frames[-1].x_t
@@ -101,7 +123,7 @@ def test_x0_hat_and_not_only_x_t_is_shown(sampler: str) -> None:
     diffusion = diffusion_of(timesteps=40, beta_2=0.4)
     noise = normal((2, 3, 8, 8))
     denoise = diffusion.denoiser(Gaussian(diffusion, 0.3, 0.0), torch.ones(2, 24))
-    for frame in SAMPLERS.get(sampler)(denoise, noise(), sampler_times("ddpm", "even", diffusion.schedule, 8), diffusion.schedule, noise, 0.0):
+    for frame in SAMPLERS.get(sampler)(denoise, noise(), sampler_times("ddpm", "even", diffusion.schedule, 8), diffusion.schedule, noise):
         torch.testing.assert_close(frame.x0_hat, torch.full_like(frame.x0_hat, 0.3), rtol=0, atol=1e-3)
 
 
@@ -236,7 +258,7 @@ def run(sampler: str, schedule: Schedule, times: list[int], eta: float = 0.0) ->
         eps = wave(x_t, t)
         return Prediction((x_t - schedule.noise[t] * eps) / schedule.signal[t], eps)
 
-    return x, draws, SAMPLERS.get(sampler)(denoise, x, times, schedule, lambda: next(supply), eta)
+    return x, draws, SAMPLERS.get(sampler)(denoise, x, times, schedule, lambda: next(supply), **own(eta))
 
 
 def in_float64(scheduler: object, schedule: Schedule) -> object:
@@ -300,7 +322,7 @@ def test_dpm_plus_plus_equals_diffusers(schedulers: ModuleType, steps: int, sche
         return OBJECTIVES.get(objective).prediction(wave(x_t, t), x_t, float(schedule.signal[t]), float(schedule.noise[t]))
 
     x = normal((2, 3, 8, 8))()  # theirs computes in float32 whatever it is given
-    frames = SAMPLERS.get("dpm++2m")(denoise, x, times, schedule, normal((2, 3, 8, 8)), 0.0)
+    frames = SAMPLERS.get("dpm++2m")(denoise, x, times, schedule, normal((2, 3, 8, 8)))
     for t, frame in zip(times[:-1], frames, strict=True):
         x = theirs.step(wave(x, t), t, x).prev_sample
         torch.testing.assert_close(frame.x_t, x, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Samplers: each a short generator that walks from pure noise to a clean image; and the spacings of their steps.
+"""Samplers, each a short generator from pure noise to the clean image, and the spacings of their steps.
 
 ``times`` falls from T to 0. A sampler yields a ``Frame`` for every time but the first, so the
 last has t = 0 and holds the finished images.
@@ -6,6 +6,7 @@ last has t = 0 and holds the finished images.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
+from ddpmctl.config import SamplingConfig, Value
 from ddpmctl.diffusion.objectives import Prediction
 from ddpmctl.diffusion.schedules import Schedule
 from ddpmctl.registry import SAMPLERS, SPACINGS
@@ -38,7 +40,8 @@ class Frame(NamedTuple):
     pure_noise: bool = False
 
 
-Sampler = Callable[[Denoise, "Tensor", Sequence[int], Schedule, Noise, float], Iterator[Frame]]
+Sampler = Callable[..., Iterator[Frame]]
+"""(denoise, x_T, times, schedule, noise, *, own options) -> frames; an own option is a keyword with the name of a sampling setting."""
 
 
 Spacing = Callable[[Schedule, int], list[int]]
@@ -61,6 +64,12 @@ def sampler_times(sampler: str, spacing: str, schedule: Schedule, steps: int | N
         return list(range(schedule.timesteps, -1, -1))
     times: list[int] = SPACINGS.get(spacing)(schedule, steps)
     return times
+
+
+def own_options(sampler: Sampler, config: SamplingConfig) -> dict[str, Value]:
+    """Return the settings that a sampler takes as keywords, such as ddim's eta."""
+    keywords = [p.name for p in inspect.signature(sampler).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    return {name: getattr(config, name) for name in keywords}
 
 
 @SPACINGS.register("even")
@@ -117,7 +126,7 @@ def auto_steps(count: int | None) -> Callable[[S], S]:
 
 @SAMPLERS.register("ddpm")
 @auto_steps(None)
-def ddpm(denoise: Denoise, x: Tensor, times: Sequence[int], schedule: Schedule, noise: Noise, eta: float) -> Iterator[Frame]:
+def ddpm(denoise: Denoise, x: Tensor, times: Sequence[int], schedule: Schedule, noise: Noise) -> Iterator[Frame]:
     """ancestral sampling with variance beta_t; Ho et al. 2020, algorithm 2."""
     bar = schedule.alpha_bar
     for t, s in itertools.pairwise(times):
@@ -131,7 +140,7 @@ def ddpm(denoise: Denoise, x: Tensor, times: Sequence[int], schedule: Schedule, 
 
 @SAMPLERS.register("ddim")
 @auto_steps(50)
-def ddim(denoise: Denoise, x: Tensor, times: Sequence[int], schedule: Schedule, noise: Noise, eta: float) -> Iterator[Frame]:
+def ddim(denoise: Denoise, x: Tensor, times: Sequence[int], schedule: Schedule, noise: Noise, *, eta: float = 0.0) -> Iterator[Frame]:
     """implicit sampling, --eta of ancestral noise; Song et al. 2021, eq. 12 and 16."""
     for t, s in itertools.pairwise(times):
         bar_t, bar_s = float(schedule.alpha_bar[t]), _clean(schedule, s)
@@ -145,7 +154,7 @@ def ddim(denoise: Denoise, x: Tensor, times: Sequence[int], schedule: Schedule, 
 
 @SAMPLERS.register("dpm++2m")
 @auto_steps(16)
-def dpm_plus_plus_2m(denoise: Denoise, x: Tensor, times: Sequence[int], schedule: Schedule, noise: Noise, eta: float) -> Iterator[Frame]:
+def dpm_plus_plus_2m(denoise: Denoise, x: Tensor, times: Sequence[int], schedule: Schedule, noise: Noise) -> Iterator[Frame]:
     """second-order multistep solver of the probability flow; Lu et al. 2022b, algorithm 2."""
     x0_before, h_before = None, 0.0
     for t, s in itertools.pairwise(times):

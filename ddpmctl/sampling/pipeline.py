@@ -14,7 +14,7 @@ from ddpmctl.config import SamplingConfig
 from ddpmctl.device import ComputeDevice, out_of_memory, release_memory
 from ddpmctl.diffusion.denoiser import Diffusion, Guidance
 from ddpmctl.diffusion.randomness import ImageNoise, Key
-from ddpmctl.diffusion.samplers import Frame, Sampler, sampler_times
+from ddpmctl.diffusion.samplers import Frame, Sampler, own_options, sampler_times
 from ddpmctl.diffusion.schedules import Schedule
 from ddpmctl.distributed.job import SINGLE, Job
 from ddpmctl.labels import multi_hot
@@ -83,7 +83,7 @@ class SamplingPipeline:
         x = noise().contiguous(memory_format=torch.channels_last)
         yield Frame(times[0], x, x, pure_noise=True)
         denoise = self.diffusion.denoiser(self.net, labels, self._guidance())
-        steps = sampler(denoise, x, times, self.diffusion.schedule, noise, self.sampling.eta)
+        steps = sampler(denoise, x, times, self.diffusion.schedule, noise, **own_options(sampler, self.sampling))
         while True:
             # Entered anew for each step: a generator must not leave its caller in inference mode.
             with torch.inference_mode(), self.compute.autocast():

@@ -185,7 +185,7 @@ def _ddim(net: nn.Module, diffusion: Diffusion, predict: Callable[[Tensor, int, 
         x = torch.randn((len(labels), 3, 64, 64), generator=torch.Generator().manual_seed(seed))
         times = sampler_times("ddim", "even", schedule, steps)
         with torch.inference_mode():
-            *_, last = SAMPLERS.get("ddim")(denoise, x, times, schedule, lambda: torch.zeros_like(x), 0.0)
+            *_, last = SAMPLERS.get("ddim")(denoise, x, times, schedule, lambda: torch.zeros_like(x))
         net.train()
         return last.x_t.clamp(-1, 1)
 
