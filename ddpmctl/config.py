@@ -155,6 +155,16 @@ class Config:
         _check_together(config)
         return config
 
+    @staticmethod
+    def from_dict(values: Mapping[str, Mapping[str, Any]]) -> Config:
+        """Build a checked config from ``to_dict``'s content; sections may have other names, as those of earlier versions.
+
+        Raises:
+            UsageError: as ``from_flat``.
+            AttributeError, TypeError: the values are not nested like that.
+        """
+        return Config.from_flat({name: value for section in values.values() for name, value in section.items()})
+
     def replace(self, **values: Value) -> Config:
         """Return a checked copy with some settings changed, by flat name."""
         return Config.from_flat({**self.flat(), **values})

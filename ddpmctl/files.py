@@ -79,6 +79,21 @@ def write_verified(path: Path, data: bytes | memoryview) -> str:
     return digest
 
 
+def prepare_folder(folder: Path, flag: str) -> None:
+    """Make a folder if it is missing, and check that files can be written to it.
+
+    Raises:
+        UsageError: they cannot; the message begins with ``flag``.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".ddpmctl-probe.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"{flag}: {cannot_write(folder, error)}") from None
+
+
 def need_room(folder: Path, size: int, purpose: str = "") -> None:
     """Refuse to begin what would not fit.
 

@@ -104,8 +104,9 @@ def test_resuming_a_stopped_run_goes_on_in_the_same_folder_and_ends_where_it_wou
     from ddpmctl.device import make_compute_device
     from ddpmctl.evaluation.classifiers import load_classifier
     from ddpmctl.training import events
-    from ddpmctl.training.loop import make_plan, training_events
+    from ddpmctl.training.loop import training_events
     from ddpmctl.training.run_folder import open_run
+    from ddpmctl.training.trainer import Trainer
 
     options = ("--epochs", 3, "--ema", "0.9")
     whole = train(tmp_path / "whole", *options, scenes=8)
@@ -120,9 +121,8 @@ def test_resuming_a_stopped_run_goes_on_in_the_same_folder_and_ends_where_it_wou
     except StopIteration as end:
         dataset = end.value
     opened = open_run(stopped)
-    compute, judge = make_compute_device(opened.config().device), load_classifier()
-    plan = make_plan(opened.config(), stopped, dataset.name, len(dataset.images), compute, judge.name)
-    stream = training_events(plan, opened, dataset, judge, compute)
+    config = opened.config()
+    stream = training_events(Trainer(config, make_compute_device(config.device), dataset), opened, load_classifier())
     for event in stream:
         # A reader that leaves in the middle of the second epoch.
         if isinstance(event, events.Saved) and event.path.name == "state.pt":

@@ -80,6 +80,17 @@ def load_tensors(path: Path) -> tuple[Any, str]:
         return file.load(), file.sha256
 
 
+def checked_bytes(path: Path) -> bytes:
+    """Return the bytes of a file of tensors, for processes that cannot see it.
+
+    Raises:
+        UsageError: there is no such file.
+        DataError: the file is damaged or is no file of tensors.
+    """
+    with open_tensors(path):
+        return path.read_bytes()
+
+
 def load_tensor_bytes(data: bytes, name: str) -> Any:
     """Return the content of a file that is already in memory; ``name`` is what messages call it.
 
@@ -111,7 +122,7 @@ def load_checkpoint(path: Path, assume: Mapping[str, Value] | None = None) -> Ch
 def _own(path: Path, file: TensorFile) -> Checkpoint:
     content = file.outline
     try:
-        config = Config.from_flat({name: value for section in content["config"].values() for name, value in section.items()})
+        config = Config.from_dict(content["config"])
         known = content["known"]
         recorded = {str(name): float(value["accuracy"]) for name, value in known.get("scores", {}).items()}
         epoch, loss = known.get("epoch"), known.get("loss")

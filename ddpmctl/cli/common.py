@@ -12,13 +12,12 @@ from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Config, Value
 from ddpmctl.distributed.job import SINGLE, Job
 from ddpmctl.errors import UsageError
-from ddpmctl.files import cannot_write
+from ddpmctl.files import prepare_folder
 from ddpmctl.labels import CLASSES, class_index
 
 if TYPE_CHECKING:
     from ddpmctl.checkpoints.format import Checkpoint
     from ddpmctl.device import ComputeDevice
-    from ddpmctl.evaluation.classifiers import Classifier
     from ddpmctl.evaluation.evaluate import EvaluationSpec
     from ddpmctl.labels import LabelSet
     from ddpmctl.sampling.pipeline import SamplingPipeline
@@ -61,16 +60,9 @@ def prepare_output(path: Path, flag: str, *, folder: bool) -> None:
     Raises:
         UsageError: it cannot be made or written to.
     """
-    target = path if folder else path.parent
     if not folder and path.is_dir():
         raise UsageError(f"{flag}: {path} is a folder; name a file in it")
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        probe = target / ".ddpmctl-probe.tmp"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(f"{flag}: {cannot_write(target, error)}") from None
+    prepare_folder(path if folder else path.parent, flag)
 
 
 def prepare_files(files: Mapping[str, Path | None]) -> None:
@@ -186,8 +178,3 @@ def ready_pipeline(
     pipeline = pipeline_for(checkpoint, changes, agreed_device(device_settings, job))
     terminal.say(pipeline.describe())
     return pipeline
-
-
-def describe_classifier(evaluator: Classifier) -> str:
-    """Return an evaluator's name with the beginning of its hash."""
-    return f"{evaluator.name} ({evaluator.sha256[:12]})"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, describe_classifier, evaluation_spec, only_one_source, prepare_files
+from ddpmctl.cli.common import Given, evaluation_spec, only_one_source, prepare_files
 from ddpmctl.cli.options import Assume, ClassifierFile, ConfigFile, Data, Scenes, command
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.errors import UsageError
@@ -129,7 +129,7 @@ def _conclude(terminal: Terminal, comparison: Comparison | None, arms: list[Arm]
     from ddpmctl.report.verdict_figures import save_verdict_figure
 
     found, compute = verdict(arms, FILES), spec.compute
-    title = f"evaluator {describe_classifier(spec.classifier)}; {spec.repeats} images a condition; {compute.device.type}, {compute.precision}"
+    title = f"evaluator {spec.classifier.describe()}; {spec.repeats} images a condition; {compute.device.type}, {compute.precision}"
     tables = list(verdict_tables(found, title))
     for table in tables:
         terminal.table(table.title, table.columns, table.rows, caption=table.note)

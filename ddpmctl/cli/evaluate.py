@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, describe_classifier, evaluation_spec, only_one_source, prepare_files, prepare_output
+from ddpmctl.cli.common import Given, evaluation_spec, only_one_source, prepare_files, prepare_output
 from ddpmctl.cli.options import RUNS, Assume, ClassifierFile, ConfigFile, Data, RunsDir, Scenes, command
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Value, settings
@@ -249,7 +249,7 @@ def _table(rows: list[CheckpointResult], spec: EvaluationSpec, best: int) -> Tab
     kept = sum(row.kept for row in rows)
     marked = f"best by pooled accuracy: {lines[best][0]}; {used}; {kept} of {len(rows)} from kept results"
     compute = f"{spec.compute.device.type}, {spec.compute.precision}"
-    title = f"evaluator {describe_classifier(spec.classifier)}; {_images_per_condition(spec.repeats)}; {compute}; 95 % intervals in brackets"
+    title = f"evaluator {spec.classifier.describe()}; {_images_per_condition(spec.repeats)}; {compute}; 95 % intervals in brackets"
     return Table(title, columns, lines, marked)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import describe_classifier, prepare_output
+from ddpmctl.cli.common import prepare_output
 from ddpmctl.cli.options import ClassifierFile, command, overrides
 from ddpmctl.cli.terminal import Terminal
 
@@ -56,7 +56,7 @@ def check(
 
     terminal = Terminal()
     loaded = load_classifier(evaluator)
-    _table(terminal, describe_classifier(loaded), check_classifier(loaded, scenes, seed=seed))
+    _table(terminal, loaded.describe(), check_classifier(loaded, scenes, seed=seed))
 
 
 def _table(terminal: Terminal, title: str, scores: Mapping[int, Score]) -> None:

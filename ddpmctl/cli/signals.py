@@ -62,16 +62,15 @@ def stop_is_raised() -> Iterator[None]:
 
 
 @contextmanager
-def stop_is_noted() -> Iterator[StopRequest]:
-    """Yield a request that a signal fills in, so that the body can end where nothing is lost."""
-    request = StopRequest()
+def stop_is_noted(request: StopRequest) -> Iterator[None]:
+    """In the body, a signal fills in the request, so that the body can end where nothing is lost."""
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         request.number = request.number or number
         _leave_at_once_next_time()
 
     with _handling(on_signal):
-        yield request
+        yield
 
 
 def _leave_at_once_next_time() -> None:

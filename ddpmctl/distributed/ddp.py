@@ -1,14 +1,12 @@
-"""Training over several processes: torch's process group and DistributedDataParallel, and batch norm over the whole batch.
-
-Loaded only where there are several processes.
-"""
+"""Training over several processes: DistributedDataParallel, and batch norm over the whole batch; imported only where there are several."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
+from signal import SIGINT, SIGTERM
 from typing import Any
 
 import torch
@@ -17,19 +15,20 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddpmctl.distributed.job import Job, peer_errors
+from ddpmctl.distributed.replicas import Replicas
 from ddpmctl.errors import UsageError
 
 # The argument's name in the torch at hand: 2.15 warns of the older one, which is all that 2.11 knows.
 SYNC_BUFFERS = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in inspect.signature(DistributedDataParallel).parameters)
-SILENCE = timedelta(minutes=10)  # within a step nobody keeps the others waiting for so long; for longer things they look at the store
+STEP_TIMEOUT = timedelta(minutes=10)  # of a collective within a training step
 
 
 @contextmanager
-def process_group(job: Job, device: torch.device) -> Iterator[None]:
-    """In the body, the ranks can add up tensors on ``device``: over nccl on GPUs, over gloo elsewhere.
+def data_parallel_replicas(job: Job, device: torch.device) -> Iterator[DataParallelReplicas]:
+    """Yield the replicas of a job in a process group of their own.
 
     Raises:
-        UsageError: the backend is missing.
+        UsageError: the device is of another kind, or the backend is missing.
         PeerError: another process is gone.
     """
     if device.type not in ("cuda", "cpu"):
@@ -39,58 +38,85 @@ def process_group(job: Job, device: torch.device) -> Iterator[None]:
         raise UsageError(f"torchrun: this torch has no {backend}; run in one process, or install a torch that has it")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    job.from_leader(lambda: None)  # connects the processes
     with peer_errors():
-        job.from_leader(lambda: None)  # connects
-    yield
-    dist.destroy_process_group()  # not after an error: taking leave of processes that are gone may take minutes
+        group = dist.new_group(backend=backend, timeout=STEP_TIMEOUT)
+    yield DataParallelReplicas(job, device, group)
+    dist.destroy_process_group(group)  # not after an error: it would wait for processes that are gone
 
 
-def data_parallel(net: nn.Module, device: torch.device, *, sync_bn: bool) -> DistributedDataParallel:
-    """Return the network as one whose gradients are averaged over the ranks; its weights become rank 0's.
+class DataParallelReplicas(Replicas):
+    """Several replicas: torch's DistributedDataParallel, and sums over a process group."""
 
-    With ``sync_bn``, batch norm sees the whole batch, as in one process. Without, each process normalises by its own images, and the
-    running statistics are kept as they are in each (rank 0 writes its own).
-    """
-    if sync_bn:
-        if device.type == "cuda":
-            nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]  # it replaces the parts of the network itself
-        else:
-            _globalise_batch_norm(net)
-    places = [torch.cuda.current_device()] if device.type == "cuda" else None
-    # Buffers are no one's but rank 0's to keep: with sync_bn they are equal, and without it training does not read them.
-    unsynced: dict[str, Any] = {SYNC_BUFFERS: False}
-    return DistributedDataParallel(net, device_ids=places, gradient_as_bucket_view=True, **unsynced)
+    def __init__(self, job: Job, device: torch.device, group: Any) -> None:
+        """Take the job, the device that this process trains on, and the process group."""
+        super().__init__(job)
+        self._device, self.group = device, group
+        self._seconds = self._agreed_seconds = 0.0
+
+    def wrap(self, net: nn.Module, *, sync_bn: bool) -> nn.Module:
+        """Return the network in DistributedDataParallel; its weights become rank 0's.
+
+        Without ``sync_bn``, running statistics differ between the processes, and rank 0 writes its own.
+        """
+        if sync_bn and self._device.type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(net, self.group)  # type: ignore[no-untyped-call]  # it replaces the modules in place
+        elif sync_bn:
+            _globalise_batch_norm(net, self.group)
+        places = [torch.cuda.current_device()] if self._device.type == "cuda" else None
+        # Buffers need no broadcast: with sync_bn they are equal, and without it training does not read them.
+        unsynced: dict[str, Any] = {SYNC_BUFFERS: False}
+        with peer_errors():
+            return DistributedDataParallel(net, device_ids=places, process_group=self.group, gradient_as_bucket_view=True, **unsynced)
+
+    def without_reduction(self, net: nn.Module) -> AbstractContextManager[object]:
+        """Return DistributedDataParallel's ``no_sync``."""
+        context: AbstractContextManager[object] = net.no_sync()  # type: ignore[operator]
+        return context
+
+    def peer_errors(self) -> AbstractContextManager[None]:
+        """Return the context that turns backend errors into PeerError."""
+        return peer_errors()
+
+    def agree(self, loss: Tensor, signal: int) -> tuple[Tensor, int]:
+        """Return the sum of the losses, the same bits on every rank, and the strongest signal; rank 0's step time travels along."""
+        values = [0.0, self._seconds if self.job.is_leader else 0.0, float(signal == SIGINT), float(signal == SIGTERM)]
+        own = torch.tensor(values, dtype=torch.float64).to(self._device)
+        own[0] = loss
+        with peer_errors():
+            total = sum_over_ranks(own, self.group)
+            _, self._agreed_seconds, interrupted, terminated = total.tolist()
+        return total[0].float(), SIGTERM if terminated else SIGINT if interrupted else 0
+
+    def step_seconds(self, own: float) -> float:
+        """Return rank 0's duration of the step before, and keep this one's for the next ``agree``."""
+        self._seconds = own
+        return self._agreed_seconds
 
 
-def sum_over_ranks(values: Tensor) -> Tensor:
-    """Return the sum of a tensor over the ranks, the same bits on each."""
-    dist.all_reduce(values)
+def sum_over_ranks(values: Tensor, group: Any) -> Tensor:
+    """Return the sum of a tensor over the ranks, the same bits on each; ``values`` is overwritten."""
+    dist.all_reduce(values, group=group)
     return values
-
-
-def bytes_of_first(job: Job, data: bytes, device: torch.device) -> bytes:
-    """Return rank 0's ``data`` on every rank."""
-    size = torch.tensor([len(data)], device=device)
-    dist.broadcast(size, 0)
-    content = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device) if job.is_leader else torch.empty(int(size), dtype=torch.uint8, device=device)
-    dist.broadcast(content, 0)
-    return content.cpu().numpy().tobytes()
 
 
 class _SumOverRanks(torch.autograd.Function):
     """A sum over the ranks, through which gradients flow back to each of them."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        return sum_over_ranks(values.clone())
+    def forward(ctx: Any, values: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        return sum_over_ranks(values.clone(), group)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return sum_over_ranks(gradient.contiguous().clone())
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return sum_over_ranks(gradient.contiguous().clone(), ctx.group), None
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
     """Batch norm with the statistics of all ranks' images (Ioffe & Szegedy 2015), for devices that torch's SyncBatchNorm does not serve."""
+
+    group: Any
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (B, C, H, W); B may differ by rank and be 0."""
@@ -108,7 +134,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         own = torch.stack((torch.full_like(mean, count), mean, squares))
         table = own.new_zeros((dist.get_world_size(), *own.shape))
         table = torch.cat((table[: dist.get_rank()], own[None], table[dist.get_rank() + 1 :]))
-        counts, means, sums = _SumOverRanks.apply(table).unbind(1)  # each (ranks, C)
+        counts, means, sums = _SumOverRanks.apply(table, self.group).unbind(1)  # each (ranks, C)
         total = counts.sum(0)
         whole_mean = (counts * means).sum(0) / total
         variance = (sums + counts * (means - whole_mean).square()).sum(0) / total
@@ -123,8 +149,9 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         return normalised
 
 
-def _globalise_batch_norm(net: nn.Module) -> None:
+def _globalise_batch_norm(net: nn.Module, group: Any) -> None:
     """Give a network's batch norms the statistics of all ranks; parameters, buffers and their names stay."""
     for module in net.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = GlobalBatchNorm2d
+            module.group = group

@@ -58,6 +58,10 @@ class Classifier:
                 out[first : first + BATCH] = self.net(filled)[: len(part)].float().cpu()
         return out
 
+    def describe(self) -> str:
+        """Return the name with the beginning of the hash."""
+        return f"{self.name} ({self.sha256[:12]})"
+
     def to(self, device: torch.device | str) -> Classifier:
         """Return the same classifier on another device; this one stays where it is."""
         return replace(self, net=copy.deepcopy(self.net).to(device))

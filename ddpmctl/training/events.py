@@ -5,38 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddpmctl.config import Config, Value
+from ddpmctl.config import Value
 from ddpmctl.evaluation.scores import Score
 from ddpmctl.progress import Notice, Progress
+from ddpmctl.training.plan import Plan
 
 __all__ = [
-    "EpochDone", "Evaluated", "Event", "Finished", "Notice", "Overridden", "Plan", "Progress", "RolledBack", "Saved", "Started",
+    "EpochDone", "Evaluated", "Event", "Finished", "Notice", "Overridden", "Plan", "Prepared", "Progress", "RolledBack", "Saved", "Started",
     "StepDone", "StopAgreed", "Ticked",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a training run is going to do.
+class Prepared:
+    """The run's folder, data and network are ready; training follows."""
 
-    Attributes:
-        seconds: estimated duration of the training steps, or None where it is not known.
-        disk: what the run needs, in words.
-    """
-
-    config: Config
-    run: Path
-    data: str
-    images: int
-    parameters: int
-    device: str
-    precision: str
-    steps_per_epoch: int
-    steps: int | None
-    seconds: float | None
-    terminal_snr: float
-    evaluator: str
-    disk: str
+    plan: Plan
 
 
 @dataclass(frozen=True)
@@ -149,5 +133,5 @@ class Finished:
 
 
 Event = (
-    Progress | Notice | Started | Ticked | StepDone | StopAgreed | EpochDone | Evaluated | Saved | RolledBack | Overridden | Finished
+    Progress | Notice | Prepared | Started | Ticked | StepDone | StopAgreed | EpochDone | Evaluated | Saved | RolledBack | Overridden | Finished
 )

@@ -22,6 +22,7 @@ from ddpmctl.config import Config
 from ddpmctl.config_toml import dump_toml, load_toml
 from ddpmctl.errors import DataError, UsageError
 from ddpmctl.files import atomic_write, cannot_write, remove_temporary_files
+from ddpmctl.training.sources import RunSources
 
 STALE_SECONDS = 3600  # a run's folder is made in milliseconds: one that was not finished by now never will be
 
@@ -134,7 +135,7 @@ class Run:
             file.unlink(missing_ok=True)
 
 
-def create_run(parent: Path, name: str | None, config: Config, data: dict[str, object]) -> Run:
+def create_run(parent: Path, name: str | None, config: Config, sources: RunSources) -> Run:
     """Make a new run folder holding its settings, whole or not at all; never an existing one.
 
     Raises:
@@ -154,8 +155,7 @@ def create_run(parent: Path, name: str | None, config: Config, data: dict[str, o
         raise cannot_write(parent, error) from None
     try:
         save_config(run, config)
-        with atomic_write(run.data_file) as temporary:
-            temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        sources.save(run.data_file)
         return Run(_claim(made, parent, name, config))
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)

@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,8 @@ from ddpmctl.checkpoints.format import save_checkpoint
 from ddpmctl.config import PRESETS, Config
 from ddpmctl.data.dataset import Dataset
 from ddpmctl.device import make_compute_device
-from ddpmctl.distributed.ddp import process_group
 from ddpmctl.distributed.job import join, without_teardown
+from ddpmctl.distributed.replicas import replicas
 from ddpmctl.sampling.pipeline import SamplingPipeline, requests_for
 from ddpmctl.training.trainer import Trainer, make_network
 from tests.benchmarks.jobs import benchmark_data
@@ -65,13 +64,13 @@ def steps_per_second(trainer: Trainer, seconds: float) -> float:
     return (trainer.counters.step - first) / (time.perf_counter() - begun)
 
 
-def reducing_ms(parameters: int, device: torch.device, times: int = 10) -> float:
+def reducing_ms(parameters: int, device: torch.device, group: Any, times: int = 10) -> float:
     values = torch.ones(parameters, device=device)
     seconds = []
     for _ in range(times):
         synchronize()
         start = time.perf_counter()
-        dist.all_reduce(values)
+        dist.all_reduce(values, group=group)
         synchronize()
         seconds.append(time.perf_counter() - start)
     return 1000 * statistics.median(seconds)
@@ -96,25 +95,25 @@ def work(preset: str, seconds: float, batch_size: int | None) -> dict[str, Any]:
         config = Config.from_flat(dict(PRESETS[preset]))
         config = config.replace(batch_size=batch_size or config.training.batch_size)
         compute = make_compute_device(config.device, job.local)
-        with nullcontext() if job.is_single else process_group(job, compute.device):
-            trainer = Trainer(config, compute, data, job=job)
+        with replicas(job, compute.device) as together:
+            trainer = Trainer(config, compute, data, replicas=together)
             rate = steps_per_second(trainer, seconds)
             return {
                 "images_per_second": rate * config.training.batch_size, "ms": 1000 / rate, "batch_size": config.training.batch_size,
                 "parameters": trainer.parameters, "device": compute.describe(),
-                "reducing_ms": {} if job.is_single else {str(count): reducing_ms(count, compute.device) for count in REDUCED},
+                "reducing_ms": {} if job.is_single else {str(count): reducing_ms(count, compute.device, together.group) for count in REDUCED},
             }  # fmt: skip
 
 
 # The arrangements
 
 
-def launched(job: int, threads: int, module: str, *arguments: object, cache: str | None = None) -> tuple[str, float]:
+def launched(count: int, threads: int, module: str, *arguments: object, cache: str | None = None) -> tuple[str, float]:
     """Run a module in so many processes; return what it printed, and the seconds from start to end."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     if cache is not None:
         environment["DDPMCTL_CACHE_DIR"] = cache
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(job)] if job > 1 else []
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
     start = time.perf_counter()
     command = [sys.executable, *launcher, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -135,12 +134,12 @@ def training(preset: str, places: dict[str, tuple[int, int]], rounds: int, secon
     usual = Config.from_flat(dict(PRESETS[preset])).training.batch_size
     found: dict[str, list[dict[str, Any]]] = {}
     for _ in range(rounds):
-        for name, (job, threads) in places.items():
-            for kind, size in (("strong", usual), ("weak", usual * job)):
-                if kind == "weak" and job == 1:
+        for name, (count, threads) in places.items():
+            for kind, size in (("strong", usual), ("weak", usual * count)):
+                if kind == "weak" and count == 1:
                     continue
-                out, _ = launched(job, threads, "tests.benchmarks.scaling", "--work", preset, "--seconds", seconds, "--batch-size", size)
-                found.setdefault(f"{name}, {kind}" if job > 1 else name, []).append(json.loads(out.splitlines()[-1]))
+                out, _ = launched(count, threads, "tests.benchmarks.scaling", "--work", preset, "--seconds", seconds, "--batch-size", size)
+                found.setdefault(f"{name}, {kind}" if count > 1 else name, []).append(json.loads(out.splitlines()[-1]))
     rates = {name: statistics.median(run["images_per_second"] for run in runs) for name, runs in found.items()}
     one = rates[next(iter(places))]
     rows = {
@@ -165,10 +164,10 @@ def evaluation(places: dict[str, tuple[int, int]], rounds: int, checkpoints: int
             weights = {name: value.contiguous() for name, value in make_network(config.replace(seed=seed)).state_dict().items()}
             save_checkpoint(Path(folder) / "c" / f"epoch{seed}_0.1_0.1.pth", config, weights, epoch=seed)
         for number in range(rounds):
-            for name, (job, threads) in places.items():
+            for name, (count, threads) in places.items():
                 # A cache of its own each time, or the answers would be those of the last time.
                 arguments = ("evaluate", Path(folder) / "c", "--precision", "bf16" if torch.cuda.is_available() else "auto", "--json", "-")
-                out, spent = launched(job, threads, "ddpmctl", *arguments, cache=f"{folder}/cache {number} {name}")
+                out, spent = launched(count, threads, "ddpmctl", *arguments, cache=f"{folder}/cache {number} {name}")
                 seconds.setdefault(name, []).append(spent)
                 tables.setdefault("1 thread" if threads == 1 else "threads", set()).add(out)
     times = {name: statistics.median(values) for name, values in seconds.items()}
@@ -285,7 +284,7 @@ def _main() -> None:
     found: dict[str, Any] = {}
     if not given.model_only:
         cuda = torch.cuda.is_available()
-        counts = given.job or ([n for n in (1, 2, 4, 8) if n <= torch.cuda.device_count()] if cuda else [1, 2])
+        counts = given.ranks or ([n for n in (1, 2, 4, 8) if n <= torch.cuda.device_count()] if cuda else [1, 2])
         places = arrangements(counts, cuda)
         for preset in given.presets:
             found[preset] = figures = training(preset, places, given.rounds, given.seconds)

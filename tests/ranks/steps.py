@@ -6,15 +6,14 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
 
 import torch
 
 from ddpmctl.config import Config
 from ddpmctl.data.dataset import Dataset, load_dataset
 from ddpmctl.device import make_compute_device
-from ddpmctl.distributed.ddp import process_group
 from ddpmctl.distributed.job import join
+from ddpmctl.distributed.replicas import replicas
 from ddpmctl.training.trainer import Trainer
 
 COMMON = {"batch_size": 8, "epochs": 100, "timesteps": 20, "precision": "fp32", "device": "cpu", "threads": 1}
@@ -61,9 +60,9 @@ def measure(trainer: Trainer, steps: int) -> dict[str, object]:
         if trainer.epoch_is_over:
             trainer.end_epoch(trainer.mean_loss("epoch"))
         before = trainer.counters.epoch_images
-        sums = float(trainer._sums["epoch_loss"])
+        sums = float(trainer.sums["epoch_loss"])
         trainer.step()
-        losses.append((float(trainer._sums["epoch_loss"]) - sums) / (trainer.counters.epoch_images - before))
+        losses.append((float(trainer.sums["epoch_loss"]) - sums) / (trainer.counters.epoch_images - before))
         if step == 0:
             gradients = {name: p.grad.clone().contiguous() for name, p in trainer.net.named_parameters() if p.grad is not None}
     return {"gradients": gradients, "losses": losses, "seen": seen, "noise": noise, "weights": {k: v.clone() for k, v in trainer.weights().items()}}
@@ -73,14 +72,14 @@ def main() -> None:
     scenes = dataset()
     with join() as job:
         found: dict[str, object] = {}
-        compute = make_compute_device(Config().replace(**COMMON).compute, job.local)  # type: ignore[arg-type]
-        with nullcontext() if job.is_single else process_group(job, compute.device):
+        compute = make_compute_device(Config().replace(**COMMON).device, job.local)  # type: ignore[arg-type]
+        with replicas(job, compute.device) as together:
             for name, recipe in RECIPES.items():
                 config = Config().replace(**COMMON).replace(**recipe)  # type: ignore[arg-type]
-                found[name] = measure(Trainer(config, compute, scenes, job=job), STEPS if name in LONG else 3)
+                found[name] = measure(Trainer(config, compute, scenes, replicas=together), STEPS if name in LONG else 3)
             for net, width in (("context-unet", 8), ("unet", 32)):
                 config = Config().replace(**COMMON).replace(net=net, width=width)  # type: ignore[arg-type]
-                found[f"one image, {net}"] = measure(Trainer(config, compute, of_one_image(scenes), job=job), 1)
+                found[f"one image, {net}"] = measure(Trainer(config, compute, of_one_image(scenes), replicas=together), 1)
         torch.save(found, f"{sys.argv[1]}.{job.rank}")
 
 

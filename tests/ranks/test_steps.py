@@ -19,7 +19,7 @@ Found = Mapping[str, Any]
 
 
 @pytest.fixture(scope="module")
-def is_single(tmp_path_factory: pytest.TempPathFactory) -> Found:
+def single(tmp_path_factory: pytest.TempPathFactory) -> Found:
     file = tmp_path_factory.mktemp("steps") / "one"
     subprocess.run([sys.executable, "-m", "tests.ranks.steps", file], check=True, cwd=Path(__file__).parents[2], timeout=120)
     return torch.load(f"{file}.0")  # type: ignore[no-any-return]
@@ -37,9 +37,9 @@ def joined(gradients: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([value.flatten() for value in gradients.values()])
 
 
-def test_first_gradients_are_equal_to_1e_5(alone: Found, together: list[Found]) -> None:
-    for name in (name for name in alone if "own" not in name):
-        expected = alone[name]["gradients"]
+def test_first_gradients_are_equal_to_1e_5(single: Found, together: list[Found]) -> None:
+    for name in (name for name in single if "own" not in name):
+        expected = single[name]["gradients"]
         for rank in together:
             found = rank[name]["gradients"]
             assert found.keys() == expected.keys()
@@ -50,19 +50,19 @@ def test_first_gradients_are_equal_to_1e_5(alone: Found, together: list[Found]) 
                 assert (found[key] - value).norm() < 2e-5 * max(value.norm(), 0.1 * whole), (name, key)
 
 
-def test_losses_over_fifty_steps_are_equal_to_1e_3(alone: Found, together: list[Found]) -> None:
+def test_losses_over_fifty_steps_are_equal_to_1e_3(single: Found, together: list[Found]) -> None:
     for name in LONG:
-        assert len(alone[name]["losses"]) == 50
+        assert len(single[name]["losses"]) == 50
         for rank in together:
-            assert rank[name]["losses"] == pytest.approx(alone[name]["losses"], rel=1e-3), name
+            assert rank[name]["losses"] == pytest.approx(single[name]["losses"], rel=1e-3), name
 
 
-def test_images_their_order_and_their_noise_are_the_same(alone: Found, together: list[Found]) -> None:
-    for name in alone:
+def test_images_their_order_and_their_noise_are_the_same(single: Found, together: list[Found]) -> None:
+    for name in single:
         for what in ("seen", "noise"):
             shares = [set(rank[name][what]) for rank in together]
-            assert sum(map(len, shares)) == len(set.union(*shares)) == len(alone[name][what])
-            assert sorted(set.union(*shares)) == sorted(alone[name][what]), (name, what)
+            assert sum(map(len, shares)) == len(set.union(*shares)) == len(single[name][what])
+            assert sorted(set.union(*shares)) == sorted(single[name][what]), (name, what)
 
 
 def test_all_ranks_hold_the_same_weights(together: list[Found]) -> None:
@@ -74,9 +74,9 @@ def test_all_ranks_hold_the_same_weights(together: list[Found]) -> None:
                     assert torch.equal(rank[name]["weights"][key], value), (name, key)
 
 
-def test_batch_norm_over_each_ranks_own_images_is_another_step(alone: Found, together: list[Found]) -> None:
+def test_batch_norm_over_each_ranks_own_images_is_another_step(single: Found, together: list[Found]) -> None:
     name = "statistics of each rank's own"
     assert "sync_bn" in RECIPES[name]
-    found, whole = (joined(of[name]["gradients"]) for of in (together[0], alone))
+    found, whole = (joined(of[name]["gradients"]) for of in (together[0], single))
     assert (found - whole).norm() > 0.01 * whole.norm()
     assert not torch.equal(together[0][name]["weights"]["init_conv.conv1.1.running_mean"], together[1][name]["weights"]["init_conv.conv1.1.running_mean"])

@@ -19,6 +19,8 @@ from ddpmctl.device import make_compute_device
 from ddpmctl.training.log import RunLog
 from ddpmctl.training.loop import _recipe_changes, save_state
 from ddpmctl.training.run_folder import Run, create_run
+from ddpmctl.training.sources import RunSources
+from ddpmctl.training.state import restore, training_state
 from ddpmctl.training.trainer import Trainer
 
 from ..conftest import TINY, ddpmctl, train
@@ -49,6 +51,9 @@ RECIPES = {
 }
 
 
+NO_SOURCES = RunSources(None, 1, "", None, "")
+
+
 def advance(trainer: Trainer, steps: int) -> None:
     for _ in range(steps):
         if trainer.epoch_is_over:
@@ -63,35 +68,34 @@ def test_k_steps_a_stop_and_the_rest_are_all_the_steps_byte_for_byte(name: str, 
     straight = Trainer(config, compute, dataset)
     advance(straight, 10)
     for stop in (1, 3, 4, 5, 9):  # in an epoch, before its smaller last batch, at its end, after it
-        run = create_run(tmp_path, None, config, {})
+        run = create_run(tmp_path, None, config, NO_SOURCES)
         first = Trainer(config, compute, dataset)
         advance(first, stop)
         save_state(first, RunLog(run), run)
         second = Trainer(config, compute, dataset)
-        second.restore(load_tensors(run.state_file)[0], "state")
+        restore(second, load_tensors(run.state_file)[0], "state")
         advance(second, 10 - stop)
-        ends = [{k: v for k, v in _flat(trainer.state()).items() if "seconds" not in k} for trainer in (straight, second)]
+        ends = [{k: v for k, v in _flat(training_state(trainer)).items() if "seconds" not in k} for trainer in (straight, second)]
         assert ends[0] == ends[1], stop
 
 
 def test_a_stop_at_the_last_step_of_an_epoch_that_is_logged_too_loses_no_epoch(tmp_path: Path) -> None:
     """50 images in batches of one: the logged step and the epoch's end fall together."""
     from ddpmctl.evaluation.classifiers import load_classifier
-    from ddpmctl.training.loop import make_plan, training_events
+    from ddpmctl.training.loop import training_events
 
     data = result_of(load_dataset(None, scenes=17))
     data = Dataset(data.name, data.key, data.images[:50], data.labels[:50], data.conditions, None)
     config = Config().replace(width=8, timesteps=3, batch_size=1, epochs=1, precision="fp32", device="cpu", threads=1)
-    run = create_run(tmp_path, "r", config, {})
-    compute, judge = make_compute_device(config.device), load_classifier()
-    plan = make_plan(config, run.folder, data.name, 50, compute, judge.name)
-    stream = training_events(plan, run, data, judge, compute)
+    run = create_run(tmp_path, "r", config, NO_SOURCES)
+    compute, classifier = make_compute_device(config.device), load_classifier()
+    stream = training_events(Trainer(config, compute, data), run, classifier)
     for event in stream:
         if type(event).__name__ == "StepDone":
             break
     stream.close()
     assert load_tensors(run.state_file)[0]["counters"]["batch"] == 50
-    rest = [type(event).__name__ for event in training_events(plan, run, data, judge, compute, resume=True)]
+    rest = [type(event).__name__ for event in training_events(Trainer(config, compute, data), run, classifier, resume=True)]
     assert [name for name in rest if name not in ("Progress", "Ticked")] == ["Started", "EpochDone", "Evaluated", "Saved", "Saved", "Finished"]
     events = [json.loads(line)["event"] for line in run.metrics_file.read_text().splitlines()]
     assert events == ["step", "epoch", "evaluation"]

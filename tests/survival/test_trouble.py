@@ -23,6 +23,7 @@ from ddpmctl.device import make_compute_device
 from ddpmctl.errors import UsageError
 from ddpmctl.sampling.pipeline import SamplingPipeline, requests_for, sample_images
 from ddpmctl.training.run_folder import Run
+from ddpmctl.training.state import training_state
 from ddpmctl.training.trainer import Trainer
 
 from ..conftest import TINY, ddpmctl, train
@@ -246,7 +247,7 @@ def test_a_step_with_bad_numbers_moves_nothing(dataset: object, tmp_path: Path) 
     with torch.no_grad():
         next(trainer.net.parameters()).fill_(float("nan"))
     with pytest.raises(DivergedError, match=r"weights .* are not finite"):
-        trainer.state()
+        training_state(trainer)
 
 
 # Memory

@@ -1,0 +1,138 @@
+"""The gradients of one training batch, in parts where memory is short, and a check that they are finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddpmctl.config import Config
+from ddpmctl.device import ComputeDevice, out_of_memory, release_memory
+from ddpmctl.diffusion.denoiser import TrainingLoss
+from ddpmctl.diffusion.randomness import generator
+from ddpmctl.distributed.job import split
+from ddpmctl.distributed.replicas import Replicas
+from ddpmctl.errors import DivergedError, UsageError
+
+
+class Diverged(DivergedError):
+    """Numbers that are not finite, with what is known of them as plain values."""
+
+    def __init__(self, message: str, diagnosis: dict[str, Any]) -> None:
+        """Take the message and the diagnosis."""
+        super().__init__(message)
+        self.diagnosis = diagnosis
+
+
+@dataclass
+class Gradients:
+    """Computes a batch's gradients and leaves them in the network.
+
+    Attributes:
+        net: the network; ``forward`` calls it, wrapped and compiled.
+        images: uint8, (N, 3, H, W), all training images.
+        labels: multi-hot, (N, 24).
+    """
+
+    config: Config
+    compute: ComputeDevice
+    replicas: Replicas
+    net: nn.Module
+    forward: Callable[..., Tensor]
+    loss: TrainingLoss
+    images: Tensor
+    labels: Tensor
+
+    def __call__(self, chosen: Tensor, step: int) -> Tensor:
+        """Return this replica's part of the mean loss over the batch of images ``chosen``; noise is a function of (seed, step).
+
+        Raises:
+            UsageError: the batch does not fit in memory; names settings that fit.
+        """
+        size = self.config.run.micro_batch or len(chosen)
+        try:
+            with self.replicas.peer_errors():
+                return self._accumulate(chosen, size, step)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+        # Outside of the handler, where the error no longer holds on to the tensors of the attempt.
+        raise self._memory_advice(chosen, size, step)
+
+    def _accumulate(self, chosen: Tensor, size: int, step: int) -> Tensor:
+        job = self.replicas.job
+        share = split(len(chosen), job.size, job.rank)
+        own = chosen[share]
+        x0 = (self.images[own].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        rng = generator(self.config.training.seed, "step", step, device=self.compute.device)
+        batch = self.loss.draw(x0, self.labels[own].float(), rng, count=len(chosen), share=share)
+        self.net.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.compute.device)
+        most = -(-len(chosen) // job.size)
+        parts = -(-most // size)  # as many on every rank: the last part reduces the gradients
+        for number, part in enumerate(batch.parts(parts), start=1):
+            with nullcontext() if number == parts else self.replicas.without_reduction(self.forward):  # type: ignore[arg-type]
+                with self.compute.autocast():
+                    loss = self.loss(self.forward, part) * (len(part.x_t) / len(chosen))
+                # Over several ranks gradients are averaged, and the sum is wanted.
+                (loss * job.size if job.size > 1 else loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    def _memory_advice(self, chosen: Tensor, size: int, step: int) -> UsageError:
+        """Return the error for a batch that does not fit, with a ``--micro-batch`` that does."""
+        where = f"do not fit in the memory of {self.compute.describe()}"
+        if not self.replicas.job.is_single:  # an attempt would need all ranks
+            own = min(size, -(-len(chosen) // self.replicas.job.size))
+            return UsageError(f"--batch-size: {own} images at a time {where}; try --micro-batch {max(1, own // 2)}")
+        fitting = min(size, len(chosen)) // 2
+        while fitting and not self._fits(chosen, fitting, step):
+            fitting //= 2
+        if not fitting:
+            return UsageError(f"--width: not even one image of this network fits in the memory of {self.compute.describe()}")
+        return UsageError(
+            f"--batch-size: {min(size, len(chosen))} images at a time {where}; "
+            f"--micro-batch {fitting} does, and adds up the gradients of {-(-len(chosen) // fitting)} to the same step"
+        )
+
+    def _fits(self, chosen: Tensor, size: int, step: int) -> bool:
+        self.net.zero_grad(set_to_none=True)
+        release_memory(self.compute)
+        try:
+            self._accumulate(chosen, size, step)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            return False
+        return True
+
+
+def require_finite(net: nn.Module, loss: Tensor, known: dict[str, Any]) -> None:
+    """Check loss and gradients before an optimizer uses them; costs one wait for the device.
+
+    Args:
+        net: holds the gradients.
+        loss: a scalar.
+        known: facts on the step for the diagnosis: "step", "epoch", "lr", "batch_indices".
+
+    Raises:
+        Diverged: one is NaN or inf.
+    """
+    gradients = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients.values()))))
+    loss_value, norm_value = torch.stack((loss, norm)).tolist()
+    if math.isfinite(loss_value) and math.isfinite(norm_value):
+        return
+    what = "gradient norm" if math.isfinite(loss_value) else "loss"
+    raise Diverged(
+        f"the {what} is not finite at step {known['step']} (epoch {known['epoch']}, learning rate {known['lr']:g})",
+        {
+            **known, "loss": str(loss_value), "gradient_norm": str(norm_value), "batch_indices": known["batch_indices"].tolist(),
+            "gradients_not_finite": [name for name, value in gradients.items() if not torch.isfinite(value).all()],
+        },
+    )  # fmt: skip

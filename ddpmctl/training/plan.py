@@ -1,0 +1,159 @@
+"""What a run will do, how long it will take and how much disk it needs, before its first step."""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ddpmctl.config import Config, ModelConfig
+from ddpmctl.diffusion.schedules import make_schedule
+from ddpmctl.errors import UsageError
+from ddpmctl.files import in_bytes, need_room
+from ddpmctl.registry import NETWORKS
+from ddpmctl.training.trainer import Trainer
+
+GRID_BYTES = 800_000  # the two sample grids of one score
+MOMENTS = {"muon": 1}  # values that an optimizer keeps for each weight; the others are kinds of Adam and keep two
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training run is going to do.
+
+    Attributes:
+        seconds: estimated duration of the training steps, or None where it is not known.
+        disk: what the run needs, in words.
+    """
+
+    config: Config
+    run: Path
+    data: str
+    images: int
+    parameters: int
+    device: str
+    precision: str
+    steps_per_epoch: int
+    steps: int | None
+    seconds: float | None
+    terminal_snr: float
+    evaluator: str
+    disk: str
+
+
+def make_plan(trainer: Trainer, run: Path, classifier: str) -> Plan:
+    """Return what training will do; the duration for a number of epochs is estimated from two forward and backward passes.
+
+    Args:
+        trainer: before its first step; it is not changed. All processes of its job come here.
+        run: the run's folder.
+        classifier: the name of the network that scores.
+    """
+    config, compute, job = trainer.config, trainer.compute, trainer.replicas.job
+    training, images = config.training, len(trainer.images)
+    seconds = 60 * training.minutes if training.minutes is not None else None
+    if training.epochs is not None:
+        own = seconds_per_image(trainer)
+        seconds = training.epochs * images * job.from_leader(lambda: own) / job.size
+    return Plan(
+        config=config,
+        run=run,
+        data=trainer.dataset.name,
+        images=images,
+        parameters=network_size(config.model).parameters,
+        device=compute.describe() if job.is_single else f"{job.size} processes, each on {compute.describe()}",
+        precision=compute.precision,
+        steps_per_epoch=trainer.batches_per_epoch,
+        steps=None if training.epochs is None else training.epochs * trainer.batches_per_epoch,
+        seconds=seconds,
+        terminal_snr=make_schedule(config.diffusion).terminal_snr,
+        evaluator=classifier,
+        disk=str(room_for(config)),
+    )
+
+
+class NetworkSize(NamedTuple):
+    """Numbers that are trained, and bytes of the whole state dict."""
+
+    parameters: int
+    bytes: int
+
+
+@functools.cache
+def network_size(config: ModelConfig) -> NetworkSize:
+    """Return the size of a network, which is built without memory for its weights."""
+    with torch.device("meta"):
+        net = NETWORKS.get(config.net)(config)
+    return NetworkSize(sum(p.numel() for p in net.parameters()), sum(value.numel() * value.element_size() for value in net.state_dict().values()))
+
+
+def seconds_per_image(trainer: Trainer) -> float:
+    """Return the seconds of a forward and backward pass per image, the second of two; weights and statistics stay as they are."""
+    net, device = trainer.net, trainer.compute.device
+    count = min(trainer.config.training.batch_size, 8 if device.type == "cpu" else 64)
+    x = torch.zeros(count, 3, 64, 64, device=device).contiguous(memory_format=torch.channels_last)
+    labels, time_ = torch.zeros(count, 24, device=device), torch.full((count,), 0.5, device=device)
+    buffers = {name: value.clone() for name, value in net.named_buffers()}
+    net.train()
+    seconds = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        with trainer.compute.autocast():
+            loss = net(x, labels, time_).float().square().mean()
+        loss.backward()
+        float(next(net.parameters()).grad.sum())  # waits for the device
+        seconds = time.perf_counter() - start
+    net.zero_grad(set_to_none=True)
+    for name, value in net.named_buffers():
+        value.copy_(buffers[name])
+    return seconds / count
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a run needs on the disk.
+
+    Attributes:
+        checkpoints: how many scored ones there will be at a time; for a budget in minutes at least one.
+        checkpoint_bytes, state_bytes: of one file.
+    """
+
+    checkpoints: int
+    checkpoint_bytes: int
+    state_bytes: int
+
+    @property
+    def total(self) -> int:
+        """Bytes in all; the state is there twice while it is written."""
+        return self.checkpoints * (self.checkpoint_bytes + GRID_BYTES) + 2 * self.state_bytes
+
+    def __str__(self) -> str:
+        """Return the need in words."""
+        return f"about {in_bytes(self.total)}: {self.checkpoints} checkpoint{'s' * (self.checkpoints != 1)} of {in_bytes(self.checkpoint_bytes)} and the state"
+
+
+def room_for(config: Config) -> Room:
+    """Return what a run of these settings needs, from the size of its network."""
+    weights, training = network_size(config.model).bytes, config.training
+    scored = 1 if training.epochs is None else -(-training.epochs // training.save_every)
+    kept = scored if config.run.keep is None else min(scored, config.run.keep + 3)  # the best, the last, and one more while it is written
+    copies = 1 + (training.ema is not None) + MOMENTS.get(training.optimizer, 2)
+    return Room(kept, weights, copies * weights)
+
+
+def check_room(config: Config, folder: Path, *, already: int = 0) -> None:
+    """Refuse a run that will not fit on the disk of ``folder``, of whose checkpoints ``already`` are there.
+
+    Raises:
+        UsageError: says what is needed and what is free.
+    """
+    room = room_for(config)
+    size = max(0, room.total - already * room.checkpoint_bytes)
+    try:
+        need_room(folder, size, "for the whole run")
+    except UsageError as error:
+        raise UsageError(f"{error} with --runs-dir, or keep fewer of the {room.checkpoints} checkpoints with --keep") from None

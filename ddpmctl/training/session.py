@@ -1,0 +1,219 @@
+"""A training run from the request to its end: begin a run, go on with an existing one, or resume one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ddpmctl.benchmark.embedded import scene_count
+from ddpmctl.config import RECIPE, Config, Value, settings
+from ddpmctl.data.dataset import Dataset, load_conditions, load_dataset
+from ddpmctl.device import ComputeDevice, make_compute_device
+from ddpmctl.distributed.job import SINGLE, Job
+from ddpmctl.distributed.replicas import replicas
+from ddpmctl.errors import UsageError
+from ddpmctl.evaluation.classifiers import BUILT_IN, Classifier, load_classifier
+from ddpmctl.files import prepare_folder
+from ddpmctl.progress import Notice
+from ddpmctl.training.events import Event, Prepared
+from ddpmctl.training.loop import training_events
+from ddpmctl.training.plan import Plan, check_room, make_plan
+from ddpmctl.training.run_folder import Run, create_run, locked, name_for, open_run
+from ddpmctl.training.sources import RunSources
+from ddpmctl.training.trainer import Trainer
+
+# Settings that a saved state cannot be carried over to.
+FIXED = frozenset({"net", "act", "width", "optimizer", "ema", "seed"})
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What to train, on what, and where.
+
+    Attributes:
+        data: folder in the lab's layout; None for the embedded benchmark of ``scenes`` scenes.
+        classifier: file of the classifier that scores; None for the one that belongs to the data.
+        name: of the run's folder in ``runs_dir``; None for one made from the settings.
+        resume: the run to resume; None for a new one.
+        exist_ok: go on with a run of that name where there is one.
+        job: the processes that train together.
+        received: returns the number of a signal that this process received, 0 for none.
+    """
+
+    config: Config
+    data: Path | None = None
+    scenes: int | None = None
+    classifier: Path | None = None
+    name: str | None = None
+    runs_dir: Path = Path("runs")
+    resume: Path | None = None
+    exist_ok: bool = False
+    job: Job = SINGLE
+    received: Callable[[], int] = int
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, if no other run has its name."""
+        return self.resume or self.runs_dir / (self.name or name_for(self.config))
+
+
+def train(request: TrainingRequest) -> Generator[Event, None, None]:
+    """Train, yielding events: progress of loading the data, ``Prepared``, then those of the training loop.
+
+    Raises:
+        UsageError, DataError: the request cannot be carried out.
+    """
+    if not request.exist_ok and not request.resume and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+        raise UsageError("--exist-ok: torchrun --max-restarts calls the same command again; add --exist-ok resume, so that it goes on with the run")
+    compute, request = _on_device(request)
+    if request.resume:
+        yield from _resume(request, compute)
+    elif request.exist_ok and request.job.from_leader((request.folder / "config.toml").is_file):
+        _require_same_run(request)
+        yield Notice(f"{request.folder}: exists already; going on with it")
+        yield from _resume(replace(request, resume=request.folder), compute)
+    else:
+        yield from _begin(request, compute)
+
+
+def plan_only(request: TrainingRequest) -> Plan:
+    """Return what ``train`` would do, without making a folder or loading an image."""
+    compute, request = _on_device(request)
+    if request.resume or (request.name and Run(request.folder).config_file.is_file()):
+        sources = RunSources.load(Run(request.folder).data_file)
+        request = replace(request, data=request.data or sources.data, scenes=sources.scenes, classifier=request.classifier or sources.evaluator)
+    conditions = load_conditions(request.data, scenes=request.scenes)
+    classifier = load_classifier(request.classifier, request.data)
+    no_images = Dataset(conditions.name, "", np.zeros((conditions.images, 3, 1, 1), np.uint8), np.zeros((conditions.images, 24), np.uint8), {}, None)
+    return make_plan(Trainer(request.config, compute, no_images), request.folder, classifier.describe())
+
+
+def resumed_config(folder: Path, around: Mapping[str, Value], recipe: Mapping[str, Value], allowed: set[str]) -> tuple[Config, set[str]]:
+    """Return a run's settings with those that change on resume, and the names of the latter.
+
+    Args:
+        folder: the run.
+        around: settings of the device and of how the run is kept, which may always change.
+        recipe: settings of the recipe that were given; they may differ from the run's where they are ``allowed``.
+        allowed: names given to ``--override``.
+
+    Raises:
+        UsageError: a setting of the recipe differs and is not allowed to, or is allowed to and does not differ.
+    """
+    config = open_run(folder).config()
+    flat = config.flat()
+    changed: dict[str, Value] = {key: value for key, value in recipe.items() if value != flat[key]}
+    refused = [f"{key}: {flat[key]} in the run, {value} now" for key, value in changed.items() if key not in allowed]
+    if refused:
+        names = ",".join(key for key in changed if key not in allowed)
+        hint = "train a new run instead" if FIXED & (set(changed) - allowed) else f"train a new run, or allow it with --override {names}"
+        raise UsageError(f"--resume {folder}: a run keeps its settings ({'; '.join(refused)}); {hint}")
+    if unused := sorted(allowed - set(changed)):
+        raise UsageError(f"--override {','.join(unused)}: is as it was in the run; give the new value too, e.g. --{unused[0].replace('_', '-')} VALUE")
+    if len({"epochs", "minutes"} & set(changed)) == 1:
+        changed = {"epochs": None, "minutes": None, **changed}
+    return config.replace(**around, **changed), {*around, *changed}
+
+
+def overridable(text: str | None) -> set[str]:
+    """Return the settings that ``--override`` names.
+
+    Raises:
+        UsageError: one is no setting of a recipe, or cannot change within a run.
+    """
+    known = {setting.name for section in RECIPE for setting in settings(section)}
+    names = {part.strip().replace("-", "_") for part in text.split(",")} if text is not None else set()
+    if unknown := sorted(names - known):
+        raise UsageError(f"--override: {unknown[0]!r} is no setting of a run's recipe; name them with commas between, e.g. lr,epochs")
+    if fixed := sorted(names & FIXED):
+        raise UsageError(f"--override: {fixed[0]} cannot change within a run; train a new one")
+    return names
+
+
+def _on_device(request: TrainingRequest) -> tuple[ComputeDevice, TrainingRequest]:
+    """Return the device, and the request with the precision that auto is on rank 0: a resumed run must keep it."""
+    config, job = request.config, request.job
+    job.require_same("setting", {key: value for key, value in config.flat().items() if key not in ("device", "threads")})
+    config = config.replace(precision=job.from_leader(lambda: make_compute_device(config.device).precision))
+    return make_compute_device(config.device, job.local), replace(request, config=config)
+
+
+def _begin(request: TrainingRequest, compute: ComputeDevice) -> Generator[Event, None, None]:
+    config, job = request.config, request.job
+    classifier = load_classifier(request.classifier, request.data, compute.device)
+    if job.is_leader:
+        prepare_folder(request.runs_dir, "--runs-dir")
+        check_room(config, request.runs_dir)
+    dataset = yield from _load(request)
+    sources = RunSources(
+        data=None if request.data is None else request.data.resolve(),
+        scenes=scene_count(request.scenes) if request.data is None else None,
+        key=dataset.key,
+        evaluator=None if classifier.name == BUILT_IN else Path(classifier.name).resolve(),
+        evaluator_sha256=classifier.sha256,
+    )
+    run = Run(job.from_leader(lambda: create_run(request.runs_dir, request.name, config, sources).folder))
+    with _locked_by_leader(run, job):
+        yield from _follow(request, run, dataset, classifier, compute, recorded=None)
+
+
+def _require_same_run(request: TrainingRequest) -> None:
+    """Check that the run that has the request's name has its settings and its data."""
+    folder, job = request.folder, request.job
+    recorded: dict[str, Value] = job.from_leader(lambda: open_run(folder).config().flat())
+    names = {setting.name for section in RECIPE for setting in settings(section)}
+    others = [f"{key}: {recorded[key]} in the run, {value} now" for key, value in request.config.flat().items() if key in names and recorded[key] != value]
+    sources = job.from_leader(lambda: RunSources.load(Run(folder).data_file))
+    if sources.scenes != (scene_count(request.scenes) if request.data is None else None):
+        others.append(f"scenes: {sources.scenes} in the run, {request.scenes} now")
+    if others:
+        raise UsageError(f"--exist-ok: {folder} is a run of other settings ({'; '.join(others)}); give this one a --name of its own")
+
+
+def _resume(request: TrainingRequest, compute: ComputeDevice) -> Generator[Event, None, None]:
+    """Go on with a run, on its own data and with its own classifier."""
+    folder, job = request.folder, request.job
+    run = Run(folder)
+    recorded: Config = job.from_leader(lambda: open_run(folder).config())
+    sources = job.from_leader(lambda: RunSources.load(run.data_file))
+    if request.data is not None and sources.data is None:
+        raise UsageError("--data: the run trains on the embedded benchmark, and a resumed run keeps its data")
+    data = request.data or sources.data  # the lab's folder may have moved; its content is checked against the run's
+    if data is not None and not data.is_dir():
+        raise UsageError(f"{data}: the run's data are no longer there; name their new place with --data DIR")
+    classifier = load_classifier(request.classifier or sources.evaluator, data, compute.device)
+    if classifier.sha256 != sources.evaluator_sha256:
+        theirs = sources.evaluator_sha256[:12]
+        raise UsageError(f"--resume {folder}: its scores are by evaluator {theirs}, not by {classifier.describe()}; name the file with --evaluator")
+    with _locked_by_leader(run, job):
+        if job.is_leader:
+            check_room(request.config, folder, already=len(list(run.checkpoints.glob("*.pth"))))
+        dataset = yield from _load(replace(request, data=data, scenes=sources.scenes))
+        yield from _follow(request, run, dataset, classifier, compute, recorded=recorded)
+
+
+def _load(request: TrainingRequest) -> Generator[Event, None, Dataset]:
+    with request.job.first_on_each_machine():
+        dataset = yield from load_dataset(request.data, scenes=request.scenes)
+    request.job.require_same("data set", {"its content": dataset.key[:12]})
+    return dataset
+
+
+def _locked_by_leader(run: Run, job: Job) -> AbstractContextManager[None]:
+    return locked(run) if job.is_leader else nullcontext()
+
+
+def _follow(
+    request: TrainingRequest, run: Run, dataset: Dataset, classifier: Classifier, compute: ComputeDevice, *, recorded: Config | None
+) -> Generator[Event, None, None]:
+    """Train until the end; ``recorded`` are a resumed run's settings so far."""
+    with replicas(request.job, compute.device) as together:
+        trainer = Trainer(request.config, compute, dataset, replicas=together, received=request.received)
+        plan = make_plan(trainer, run.folder, classifier.describe())
+        yield Prepared(plan)
+        yield from training_events(trainer, run, classifier, plan=plan, recorded=recorded, resume=recorded is not None)

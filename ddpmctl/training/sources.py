@@ -1,0 +1,49 @@
+"""``data.json`` of a run: what it was made from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ddpmctl.errors import DataError
+from ddpmctl.files import atomic_write
+
+
+@dataclass(frozen=True)
+class RunSources:
+    """A run's data and classifier.
+
+    Attributes:
+        data: the lab's folder; None for the embedded benchmark.
+        scenes: scenes of the embedded benchmark; None for a folder.
+        key: hash of labels and pixels.
+        evaluator: file of the classifier; None for the built-in one.
+        evaluator_sha256: of that file.
+    """
+
+    data: Path | None
+    scenes: int | None
+    key: str
+    evaluator: Path | None
+    evaluator_sha256: str
+
+    def save(self, file: Path) -> None:
+        """Write the record as JSON."""
+        with atomic_write(file) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=2, default=str) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(file: Path) -> RunSources:
+        """Return the record in a file.
+
+        Raises:
+            DataError: the file is missing or damaged.
+        """
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            data, evaluator = (None if content[name] is None else Path(content[name]) for name in ("data", "evaluator"))
+            scenes = int(content["scenes"]) if data is None else None
+            return RunSources(data, scenes, str(content["key"]), evaluator, str(content["evaluator_sha256"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            raise DataError(f"{file}: missing or damaged, so the run's data are unknown") from None
