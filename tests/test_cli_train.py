@@ -103,9 +103,9 @@ def test_resuming_a_stopped_run_goes_on_in_the_same_folder_and_ends_where_it_wou
     from ddpmctl.data.dataset import load_dataset
     from ddpmctl.device import make_compute_device
     from ddpmctl.evaluation.classifiers import load_classifier
+    from ddpmctl.runs.folder import open_run
     from ddpmctl.training import events
     from ddpmctl.training.loop import training_events
-    from ddpmctl.training.run_folder import open_run
     from ddpmctl.training.trainer import Trainer
 
     options = ("--epochs", 3, "--ema", "0.9")

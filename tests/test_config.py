@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from ddpmctl.cli.app import app
-from ddpmctl.cli.options import assumed, overrides, resolve
 from ddpmctl.config import PRESET_HELP, PRESETS, SECTIONS, Config, Setting, settings
+from ddpmctl.config_sources import assumed, overrides, resolve
 from ddpmctl.config_toml import dump_toml, load_toml
 from ddpmctl.errors import UsageError
 from ddpmctl.registry import ACTIVATIONS, NETWORKS, OBJECTIVES, OPTIMIZERS, SAMPLERS, SCHEDULES, TIME_SAMPLINGS, Registry
@@ -292,3 +292,9 @@ def test_a_name_is_given_once() -> None:
     assert registry.names() == ("one",)
     with pytest.raises(ValueError, match="one"):
         registry.register("one")(object())
+
+
+def test_a_file_of_version_0_2_with_its_machine_section_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "old.toml"
+    file.write_text('[machine]\ndevice = "cpu"\nthreads = 1\n')
+    assert load_toml(file) == {"device": "cpu", "threads": 1}

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ddpmctl.cli.app import app
-from ddpmctl.cli.options import resolve
 from ddpmctl.config import Config, Setting
+from ddpmctl.config_sources import resolve
 from ddpmctl.errors import DataError, UsageError
 
 from .test_config import SETTINGS, written

@@ -16,11 +16,12 @@ import ddpmctl
 ROOT = Path(ddpmctl.__file__).parent
 # From the bottom up; a part imports its own row and those before it. docs/architecture.md gives the reasons.
 ORDER = (
-    ("__init__", "config", "config_toml", "registry", "errors", "files", "labels", "progress", "grids"),
+    ("__init__", "config", "config_toml", "config_sources", "registry", "errors", "files", "labels", "progress", "grids"),
     ("diffusion", "nets", "statistics", "device", "distributed"),
     ("benchmark",),
     ("data",),
     ("checkpoints",),
+    ("runs",),
     ("sampling",),
     ("evaluation",),
     ("training",),

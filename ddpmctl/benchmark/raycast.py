@@ -17,7 +17,7 @@ import numpy as np
 from ddpmctl.benchmark import geometry
 from ddpmctl.benchmark.geometry import Camera, Vector
 from ddpmctl.benchmark.lighting import ALBEDO, Points, light
-from ddpmctl.benchmark.scenes import GRAIN_TILE, OBJECTS, Scenes, cast_windows
+from ddpmctl.benchmark.scenes import GRAIN_TILE, OBJECTS, Scenes, scene_windows
 from ddpmctl.labels import COLOURS
 
 SUPERSAMPLE = 3  # rays per pixel and axis through objects; the floor is smooth and takes one
@@ -67,7 +67,7 @@ def _floor(scenes: Scenes, width: int, height: int, frames: tuple[int, ...]) -> 
 def _lay_objects(canvas: np.ndarray, scenes: Scenes, frames: tuple[int, ...]) -> None:
     """Lay the objects over the floor, back to front; in place."""
     height, width = canvas.shape[-2:]
-    windows = cast_windows(scenes, width=width, height=height, supersample=SUPERSAMPLE)
+    windows = scene_windows(scenes, width=width, height=height, supersample=SUPERSAMPLE)
     met = np.isfinite(windows.distance)
     sent = np.zeros((len(frames), 3, *met.shape), dtype=np.float32)
     sent[:, :, met] = _object_light(scenes, windows, met, frames)

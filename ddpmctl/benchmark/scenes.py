@@ -97,13 +97,13 @@ def visible_pixels(scenes: Scenes) -> tuple[np.ndarray, np.ndarray]:
 
 def depth_maps(scenes: Scenes, width: int, height: int) -> np.ndarray:
     """Return how far along the pixel's ray each object is met, infinite where it is missed: (N, 3, height, width) float32."""
-    windows = cast_windows(scenes, width=width, height=height)
+    windows = scene_windows(scenes, width=width, height=height)
     depth = np.full((len(scenes) * OBJECTS, height, width), np.inf, dtype=np.float32)
     depth[windows.pixels()] = windows.distance
     return depth.reshape(len(scenes), OBJECTS, height, width)
 
 
-def cast_windows(scenes: Scenes, *, width: int, height: int, supersample: int = 1) -> Windows:
+def scene_windows(scenes: Scenes, *, width: int, height: int, supersample: int = 1) -> Windows:
     """Return the windows of all objects of the scenes, object k of scene i in lane 3 i + k."""
     camera = Camera.at(scenes.eyes)[np.repeat(np.arange(len(scenes)), OBJECTS)]
     shapes = scenes.classes.reshape(-1) // len(COLOURS)

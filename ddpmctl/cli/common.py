@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpmctl.cli.options import assumed, overrides
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Config, Value
+from ddpmctl.config_sources import assumed, overrides
 from ddpmctl.distributed.job import SINGLE, Job
 from ddpmctl.errors import UsageError
 from ddpmctl.files import prepare_folder
@@ -133,7 +133,7 @@ class Given:
 def chosen_checkpoint(named: Path | None, runs_dir: Path, assume: dict[str, Value], terminal: Terminal) -> Checkpoint:
     """Return the checkpoint that was named (a run's best, for a run), or the best of the newest run, saying so."""
     from ddpmctl.checkpoints.format import load_checkpoint
-    from ddpmctl.training.run_folder import Run, newest_best
+    from ddpmctl.runs.folder import Run, newest_best
 
     if named is None:
         named = newest_best(runs_dir)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddpmctl.cli.common import Given, evaluation_spec, only_one_source, prepare_files
-from ddpmctl.cli.options import Assume, ClassifierFile, ConfigFile, Data, Scenes, command
+from ddpmctl.cli.options import Assume, ClassifierFile, ConfigFile, Data, SceneCount, command
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.errors import UsageError
 
 if TYPE_CHECKING:
-    from ddpmctl.comparison.recorded import Comparison, Point
+    from ddpmctl.comparison.recorded import Comparison
     from ddpmctl.comparison.verdict import Arm
     from ddpmctl.evaluation.evaluate import EvaluationSpec
 
@@ -33,7 +32,7 @@ def compare(
     recorded: Annotated[bool, typer.Option("--recorded", help="Only set side by side what is recorded: no pictures, no verdict.")] = False,  # noqa: FBT002
     anyway: Annotated[bool, typer.Option("--anyway", help="Compare although evaluators or samplers differ.")] = False,  # noqa: FBT002
     data: Data = None,
-    scenes: Scenes = None,
+    scenes: SceneCount = None,
     evaluator: ClassifierFile = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG of accuracy over epochs; the verdict's figure stands beside it.")] = OUT,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the verdict as JSON.", show_default=False)] = None,
@@ -51,7 +50,7 @@ def compare(
     only_one_source(data, scenes)
     terminal = Terminal()
     chosen = Given.of(given, config, assume)
-    outputs = Outputs(out, json_file, csv_file, latex, html)
+    outputs = ComparisonOutputs(out, json_file, csv_file, latex, html)
     outputs.prepare(recorded=recorded)
     comparison = _recorded(terminal, paths, at_epoch, last, out, alone=recorded, anyway=anyway)
     if recorded:
@@ -72,7 +71,7 @@ def compare(
 
 
 @dataclass(frozen=True)
-class Outputs:
+class ComparisonOutputs:
     """The files to write: the figure over epochs, and, where they are asked for, the verdict in several forms."""
 
     figure: Path
@@ -96,6 +95,7 @@ def _recorded(
     """Show what the runs themselves recorded and return it; where it is not ``alone`` what is asked for, it may be missing."""
     from ddpmctl.comparison.recorded import FILES, NothingRecorded, compare_recorded, refuse_unlike
     from ddpmctl.report.figures import save_comparison_figure
+    from ddpmctl.report.tables import recorded_table
 
     try:
         comparison = compare_recorded(paths, at_epoch=at_epoch, last=last)
@@ -114,12 +114,13 @@ def _recorded(
     else:
         terminal.result("settings that differ: none that are known")
     for file in FILES:
-        _table(terminal, comparison, file)
+        table = recorded_table(comparison, file)
+        terminal.table(table.title, table.columns, table.rows)
     terminal.result(f"figure: {save_comparison_figure(out, comparison)}")
     return comparison
 
 
-def _conclude(terminal: Terminal, comparison: Comparison | None, arms: list[Arm], spec: EvaluationSpec, outputs: Outputs) -> None:
+def _conclude(terminal: Terminal, comparison: Comparison | None, arms: list[Arm], spec: EvaluationSpec, outputs: ComparisonOutputs) -> None:
     """Show the verdict, and write it in the forms asked for."""
     from ddpmctl.comparison.recorded import FILES
     from ddpmctl.comparison.verdict import verdict
@@ -149,26 +150,3 @@ def _conclude(terminal: Terminal, comparison: Comparison | None, arms: list[Arm]
             figures.append(PageFigure(outputs.figure.with_suffix(".svg"), "Accuracy and loss over epochs, as recorded in training"))
         warnings = () if comparison is None else comparison.warnings
         terminal.result(f"page: {write_comparison_page(outputs.html, found, tables, figures, warnings, spec)}")
-
-
-def _table(terminal: Terminal, comparison: Comparison, file: str) -> None:
-    at_epoch = [f"at epoch {comparison.epoch}", "loss"] if comparison.epoch is not None else []
-    columns = ["run", *at_epoch, "last", "loss", "best", "loss", f"mean of last {comparison.last}", "sd"]
-    rows = []
-    for arm in comparison.arms:
-        mean, deviation = arm.last_mean(file, comparison.last)
-        cells = [arm.name]
-        for point, expected in ((arm.at(comparison.epoch), comparison.epoch), (arm.points[-1], None), (arm.best(file), None)):
-            cells += [] if point is None else [_accuracy(point, file, expected), _number(point.loss, 6)]
-        rows.append([*cells, _number(mean, 4), _number(deviation, 4)])
-    terminal.table(f"accuracy on {file}", columns, rows)
-
-
-def _accuracy(point: Point, file: str, expected: int | None) -> str:
-    """Return an accuracy, with its epoch where that is not the one in the heading."""
-    where = "" if point.epoch == expected else f" ({point.epoch})"
-    return f"{_number(point.accuracy[file], 4)}{where}"
-
-
-def _number(value: float, digits: int) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ddpmctl.cli.options import Scenes, command
+from ddpmctl.cli.options import SceneCount, command
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.errors import DataError, UsageError
 
@@ -18,9 +18,9 @@ app = typer.Typer(help="The embedded benchmark as a folder, and checks of a fold
 
 @app.command("render")
 @command()
-def render(
+def render_folder(
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
-    scenes: Scenes = None,
+    scenes: SceneCount = None,
     size: Annotated[str, typer.Option(help="Width x height of the images in pixels.")] = "320x240",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes; 0 is the benchmark.")] = 0,
 ) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddpmctl.cli.common import Given, evaluation_spec, only_one_source, prepare_files, prepare_output
-from ddpmctl.cli.options import RUNS, Assume, ClassifierFile, ConfigFile, Data, RunsDir, Scenes, command
+from ddpmctl.cli.options import RUNS, Assume, ClassifierFile, ConfigFile, Data, RunsDir, SceneCount, command
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Value, settings
 from ddpmctl.distributed.job import Job
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ddpmctl.evaluation.results import CheckpointResult, Failed
     from ddpmctl.evaluation.selection import Selection
     from ddpmctl.labels import LabelSet
-    from ddpmctl.report.tables import Table
 
 
 @command("sampling", "device")
@@ -34,7 +33,7 @@ def evaluate(
         list[Path] | None, typer.Argument(help="Checkpoints, runs or folders of .pth files; else the newest run's best.", show_default=False)
     ] = None,
     data: Data = None,
-    scenes: Scenes = None,
+    scenes: SceneCount = None,
     evaluator: ClassifierFile = None,
     conditions: Annotated[list[Path] | None, typer.Option("--conditions", help="JSON list of label lists to score on, instead of the data's.")] = None,
     repeats: Annotated[int, typer.Option("--repeats", "-r", min=1, max=1000, help="Images for each condition, each from noise of its own.")] = 1,
@@ -62,7 +61,7 @@ def evaluate(
     only_one_source(data, scenes)
     terminal = Terminal(silent=not job.is_leader)
     chosen = Given.of(given, config, assume)
-    outputs = Outputs(json_file, csv_file, latex, html, figures, grid)
+    outputs = EvaluationOutputs(json_file, csv_file, latex, html, figures, grid)
     varied = None if sweep is None else _varied(sweep, outputs, breakdown=breakdown)
     if job.is_leader:
         outputs.prepare()
@@ -87,7 +86,7 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class Outputs:
+class EvaluationOutputs:
     """The files and folders to write."""
 
     json: Path | None
@@ -139,22 +138,22 @@ def _conclude(
     failures: list[Failed],
     spec: EvaluationSpec,
     known: Conditions,
-    outputs: Outputs,
+    outputs: EvaluationOutputs,
     *,
     confirm: bool,
     breakdown: bool,
 ) -> None:
     """Show what was found, and write it in the forms asked for."""
     from ddpmctl.evaluation.selection import best_of, confirm_best
-    from ddpmctl.report.tables import breakdown_tables, write_latex
+    from ddpmctl.report.tables import breakdown_tables, evaluation_table, selection_sentence, write_latex
 
     best = best_of(rows)
     selection = terminal.finish(confirm_best(rows, spec)) if confirm and len(rows) > 1 else None
     if not spec.job.is_leader:
         return
-    table, trained = _table(rows, spec, best), _trained(spec.conditions, known)
+    table, trained = evaluation_table(rows, spec, best), _trained(spec.conditions, known)
     shares = "; ".join(f"{name} {trained[name]} of {len(sets)}" for name, sets in spec.conditions.items())
-    sentences = [f"label sets that occur in training ({known.name}): {shares}", *([_selection_sentence(selection)] if selection else [])]
+    sentences = [f"label sets that occur in training ({known.name}): {shares}", *([selection_sentence(selection)] if selection else [])]
     if not outputs.only_json:
         terminal.result(sentences[0])
         terminal.table(table.title, table.columns, table.rows, marked=best, caption=table.note)
@@ -195,7 +194,7 @@ def _trained(files: Mapping[str, Sequence[LabelSet]], known: Conditions) -> dict
 
 
 def _checkpoints(paths: list[Path] | None, runs_dir: Path, terminal: Terminal) -> list[Path]:
-    from ddpmctl.training.run_folder import find_checkpoints, newest_best
+    from ddpmctl.runs.folder import find_checkpoints, newest_best
 
     if paths:
         return [file for path in paths for file in find_checkpoints(path)]
@@ -218,10 +217,6 @@ def _collect(terminal: Terminal, checkpoints: list[Path], spec: EvaluationSpec) 
     return rows, failures
 
 
-def _images_per_condition(repeats: int) -> str:
-    return f"{repeats} image{'s' if repeats > 1 else ''} a condition"
-
-
 def _titles(checkpoints: list[Path]) -> dict[Path, str]:
     """Return names that tell the checkpoints apart, for those that share a file name: run and file."""
     names = [path.name for path in checkpoints]
@@ -229,39 +224,7 @@ def _titles(checkpoints: list[Path]) -> dict[Path, str]:
     return {path: f"{folders[path].resolve().name}-{path.stem}" for path in checkpoints if names.count(path.name) > 1}
 
 
-def _table(rows: list[CheckpointResult], spec: EvaluationSpec, best: int) -> Table:
-    from ddpmctl.report.tables import Table, with_interval
-    from ddpmctl.sampling.pipeline import describe_sampling
-
-    files = list(spec.conditions)
-    recorded = [name for name in files if any(name in row.recorded for row in rows)]
-    with_loss = any(row.loss is not None for row in rows)
-    columns = ["checkpoint", "epoch", *(["loss"] if with_loss else []), *(f"{name} recorded" for name in recorded)]
-    columns += [text for name in files for text in (name, f"{name} exact")]
-    lines = []
-    for row in rows:
-        line = [spec.titles.get(row.path, row.path.name), "" if row.epoch is None else str(row.epoch)]
-        line += [("" if row.loss is None else f"{row.loss:.6f}")] if with_loss else []
-        line += [f"{row.recorded[name]:.4f}" if name in row.recorded else "" for name in recorded]
-        line += [text for name in files for text in (with_interval(row.answers[name].tally), f"{row.scores[name].exact_match:.4f}")]
-        lines.append(line)
-    used = "; ".join(sorted({describe_sampling(row.sampling) for row in rows}))
-    kept = sum(row.kept for row in rows)
-    marked = f"best by pooled accuracy: {lines[best][0]}; {used}; {kept} of {len(rows)} from kept results"
-    compute = f"{spec.compute.device.type}, {spec.compute.precision}"
-    title = f"evaluator {spec.classifier.describe()}; {_images_per_condition(spec.repeats)}; {compute}; 95 % intervals in brackets"
-    return Table(title, columns, lines, marked)
-
-
-def _selection_sentence(selection: Selection) -> str:
-    found = selection.confirming
-    return (
-        f"{selection.best.path.name} was chosen by a pooled accuracy of {selection.choosing:.4f}; on noise that had no part in the choice it has "
-        f"{found.estimate:.4f} ({found.low:.3f} to {found.high:.3f}), {100 * (found.estimate - selection.choosing):+.1f} points: report this one"
-    )
-
-
-def _varied(text: str, outputs: Outputs, *, breakdown: bool) -> tuple[str, list[Value]]:
+def _varied(text: str, outputs: EvaluationOutputs, *, breakdown: bool) -> tuple[str, list[Value]]:
     """Return the setting and the values that ``--sweep`` names; what a sweep does not make is refused."""
     unmade = {"--json": outputs.json, "--html": outputs.html, "--grid": outputs.grid, "--breakdown": breakdown}
     if asked := [flag for flag, value in unmade.items() if value]:
@@ -274,11 +237,11 @@ def _varied(text: str, outputs: Outputs, *, breakdown: bool) -> tuple[str, list[
     return name, list(dict.fromkeys(known[name].check(value.strip()) for value in values.split(",")))
 
 
-def _sweep(terminal: Terminal, checkpoints: list[Path], spec: EvaluationSpec, name: str, values: list[Value], outputs: Outputs) -> list[Failed]:
+def _sweep(terminal: Terminal, checkpoints: list[Path], spec: EvaluationSpec, name: str, values: list[Value], outputs: EvaluationOutputs) -> list[Failed]:
     """Show accuracy over the values of one setting, draw it, and return what could not be scored."""
     from ddpmctl.evaluation.sweep import evaluate_sweep
     from ddpmctl.report.evaluation_figures import save_sweep
-    from ddpmctl.report.tables import Table, in_brackets, write_latex, write_table_csv
+    from ddpmctl.report.tables import Table, images_per_condition, in_brackets, write_latex, write_table_csv
 
     figure = (outputs.figures or Path()) / f"sweep-{name}.png"
     if spec.job.is_leader:
@@ -292,7 +255,7 @@ def _sweep(terminal: Terminal, checkpoints: list[Path], spec: EvaluationSpec, na
         for checkpoint, measured in found.items()
         for point in measured
     ]
-    title = f"{', '.join(spec.conditions)} pooled; {_images_per_condition(spec.repeats)}"
+    title = f"{', '.join(spec.conditions)} pooled; {images_per_condition(spec.repeats)}"
     table = Table(title, ["checkpoint", name, "network calls", "accuracy", "exact"], lines)
     terminal.table(table.title, table.columns, table.rows)
     if outputs.csv:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddpmctl.cli.common import prepare_output
-from ddpmctl.cli.options import ClassifierFile, command, overrides
+from ddpmctl.cli.options import ClassifierFile, command
 from ddpmctl.cli.terminal import Terminal
+from ddpmctl.config_sources import overrides
 
 if TYPE_CHECKING:
     from ddpmctl.evaluation.scores import Score
@@ -19,8 +20,8 @@ app = typer.Typer(help="The classifier that scores images on the embedded benchm
 
 
 @app.command("train")
-@command("machine")
-def train(
+@command("device")
+def train_on_renders(
     given: dict[str, str],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path("evaluator.pt"),
     network: Annotated[str, typer.Option(help="compact, or resnet18: the lab's network, for a second opinion.")] = "compact",

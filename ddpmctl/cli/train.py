@@ -10,17 +10,18 @@ import typer
 
 from ddpmctl.cli.common import only_one_source
 from ddpmctl.cli.crash import run_folder
-from ddpmctl.cli.options import RUNS, ClassifierFile, ConfigFile, Data, Resolved, RunsDir, Scenes, command, overrides, resolve
+from ddpmctl.cli.options import RUNS, ClassifierFile, ConfigFile, Data, RunsDir, SceneCount, command
 from ddpmctl.cli.signals import StopRequest, stop_is_noted
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import PRESET_HELP, RECIPE
+from ddpmctl.config_sources import Resolved, overrides, resolve
 from ddpmctl.config_toml import dump_toml
 from ddpmctl.distributed.job import Job
 from ddpmctl.errors import PeerError, UsageError
 
 if TYPE_CHECKING:
+    from ddpmctl.runs.folder import Run
     from ddpmctl.training.events import Evaluated
-    from ddpmctl.training.run_folder import Run
     from ddpmctl.training.session import TrainingRequest
 
 PRESETS = "; ".join(f"{name}: {text}" for name, text in PRESET_HELP.items())
@@ -34,7 +35,7 @@ def train(
     preset: Annotated[str, typer.Option(envvar="DDPMCTL_PRESET", help=f"Named settings to start from. {PRESETS}.")] = "report",
     config: ConfigFile = None,
     data: Data = None,
-    scenes: Scenes = None,
+    scenes: SceneCount = None,
     evaluator: ClassifierFile = None,
     name: Annotated[str | None, typer.Option(help="Name of the run's folder (made from the settings).", show_default=False)] = None,
     runs_dir: RunsDir = RUNS,
@@ -91,15 +92,15 @@ def _resumed(folder: Path, given: dict[str, str], config_file: Path | None, over
 
 def _train(terminal: Terminal, request: TrainingRequest, stop: StopRequest) -> None:
     """Train, showing events, until the end or until a signal asks for one."""
+    from ddpmctl.runs.folder import Run
     from ddpmctl.training import events, session
-    from ddpmctl.training.run_folder import Run
 
     # Of several processes, all end at StopAgreed; rank 0 also while it makes images for a score, for which the others only wait.
     ends = (events.StopAgreed,) if not request.job.is_leader else (events.StopAgreed, events.Progress, events.Evaluated)
     last_scores: Evaluated | None = None
     run = Run(request.folder)
     with ExitStack() as stack:
-        stream = session.train(request)
+        stream = session.run_training(request)
         try:
             for event in terminal.follow(stream):
                 match event:

@@ -11,7 +11,7 @@ from pathlib import Path
 from ddpmctl.checkpoints.format import recorded_in_name
 from ddpmctl.config import Value, settings
 from ddpmctl.errors import DataError, UsageError
-from ddpmctl.training.run_folder import Run, find_checkpoints
+from ddpmctl.runs.folder import Run, find_checkpoints
 
 FILES = ("test", "new_test")
 IGNORED = frozenset({"seed", "device", "threads", *(setting.name for setting in settings("run"))})  # named apart, or no part of the recipe

@@ -17,10 +17,10 @@ from ddpmctl.config import Value
 from ddpmctl.errors import DdpmctlError, UsageError
 from ddpmctl.evaluation.evaluate import EvaluationSpec, evaluate_checkpoints, used_config
 from ddpmctl.evaluation.results import CheckpointResult, EvaluationEvent, pooled_tally
+from ddpmctl.runs.folder import Run, epoch_in_name, find_checkpoints
 from ddpmctl.statistics.contrasts import Contrast, contrast, holm
 from ddpmctl.statistics.intervals import Interval, accuracy_interval
 from ddpmctl.statistics.tallies import Tally
-from ddpmctl.training.run_folder import Run, epoch_in_name, find_checkpoints
 
 SIGNIFICANT = 0.05
 WORTH_SEEING = 0.05  # the difference for which advice is given: 5 points

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ddpmctl.comparison.recorded import Comparison, Point
 from ddpmctl.comparison.verdict import Finding, Verdict, arm_interval
 from ddpmctl.evaluation.misses import Misses, account_for, breakdown, recall
 from ddpmctl.files import atomic_write
+from ddpmctl.sampling.pipeline import describe_sampling
 from ddpmctl.statistics.intervals import Interval, accuracy_interval
 
 if TYPE_CHECKING:
@@ -98,6 +100,42 @@ def write_table_csv(path: Path, table: Table) -> None:
         csv.writer(file).writerows([table.columns, *table.rows])
 
 
+def images_per_condition(repeats: int) -> str:
+    """Return the number of images as text."""
+    return f"{repeats} image{'s' if repeats > 1 else ''} a condition"
+
+
+def evaluation_table(rows: list[CheckpointResult], spec: EvaluationSpec, best: int) -> Table:
+    """Return a table with one row for each checkpoint; the note names the ``best`` one and how the images were made."""
+    files = list(spec.conditions)
+    recorded = [name for name in files if any(name in row.recorded for row in rows)]
+    with_loss = any(row.loss is not None for row in rows)
+    columns = ["checkpoint", "epoch", *(["loss"] if with_loss else []), *(f"{name} recorded" for name in recorded)]
+    columns += [text for name in files for text in (name, f"{name} exact")]
+    lines = []
+    for row in rows:
+        line = [spec.titles.get(row.path, row.path.name), "" if row.epoch is None else str(row.epoch)]
+        line += [("" if row.loss is None else f"{row.loss:.6f}")] if with_loss else []
+        line += [f"{row.recorded[name]:.4f}" if name in row.recorded else "" for name in recorded]
+        line += [text for name in files for text in (with_interval(row.answers[name].tally), f"{row.scores[name].exact_match:.4f}")]
+        lines.append(line)
+    used = "; ".join(sorted({describe_sampling(row.sampling) for row in rows}))
+    kept = sum(row.kept for row in rows)
+    marked = f"best by pooled accuracy: {lines[best][0]}; {used}; {kept} of {len(rows)} from kept results"
+    compute = f"{spec.compute.device.type}, {spec.compute.precision}"
+    title = f"evaluator {spec.classifier.describe()}; {images_per_condition(spec.repeats)}; {compute}; 95 % intervals in brackets"
+    return Table(title, columns, lines, marked)
+
+
+def selection_sentence(selection: Selection) -> str:
+    """Return both scores of the chosen checkpoint as text."""
+    found = selection.confirming
+    return (
+        f"{selection.best.path.name} was chosen by a pooled accuracy of {selection.choosing:.4f}; on noise that had no part in the choice it has "
+        f"{found.estimate:.4f} ({found.low:.3f} to {found.high:.3f}), {100 * (found.estimate - selection.choosing):+.1f} points: report this one"
+    )
+
+
 def breakdown_tables(answers: Mapping[str, FileResults]) -> Iterator[Table]:
     """Yield tables over all condition files together: by number of objects, shared colours, colour, shape and class, and the misses."""
     flat, requested = torch.cat([a.flat for a in answers.values()]), [labels for a in answers.values() for labels in a.requested]
@@ -179,6 +217,31 @@ def verdict_as_dict(verdict: Verdict, spec: EvaluationSpec) -> dict[str, Any]:
         "effects": [finding(found) for found in verdict.effects],
         "sentences": list(verdict.sentences()),
     }  # fmt: skip
+
+
+def recorded_table(comparison: Comparison, file: str) -> Table:
+    """Return the recorded accuracies of all runs on one condition file."""
+    at_epoch = [f"at epoch {comparison.epoch}", "loss"] if comparison.epoch is not None else []
+    columns = ["run", *at_epoch, "last", "loss", "best", "loss", f"mean of last {comparison.last}", "sd"]
+    rows = []
+    for arm in comparison.arms:
+        mean, deviation = arm.last_mean(file, comparison.last)
+        cells = [arm.name]
+        for point, expected in ((arm.at(comparison.epoch), comparison.epoch), (arm.points[-1], None), (arm.best(file), None)):
+            cells += [] if point is None else [_accuracy(point, file, expected), _number(point.loss, 6)]
+        rows.append([*cells, _number(mean, 4), _number(deviation, 4)])
+    return Table(f"accuracy on {file}", columns, rows)
+
+
+def _accuracy(point: Point, file: str, expected: int | None) -> str:
+    """Return an accuracy, with its epoch where that is not the one in the heading."""
+    where = "" if point.epoch == expected else f" ({point.epoch})"
+    return f"{_number(point.accuracy[file], 4)}{where}"
+
+
+def _number(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
 
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:

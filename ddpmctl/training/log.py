@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ddpmctl.files import cannot_write
+from ddpmctl.runs.folder import Run
 from ddpmctl.training.events import EpochDone, Evaluated, Event, Overridden, RolledBack, StepDone
-from ddpmctl.training.run_folder import Run
 
 RESULT_COLUMNS = (
     "epoch", "step", "images_seen", "seconds", "loss", "test", "new_test", "test_exact", "new_test_exact", "evaluator", "checkpoint"

@@ -14,12 +14,12 @@ from ddpmctl.evaluation.scoring import score_conditions
 from ddpmctl.files import atomic_write
 from ddpmctl.grids import save_grid
 from ddpmctl.progress import Notice
+from ddpmctl.runs.folder import Run, save_config
 from ddpmctl.sampling.pipeline import SamplingPipeline
 from ddpmctl.training.events import EpochDone, Evaluated, Event, Finished, Overridden, Plan, RolledBack, Saved, Started, StepDone, StopAgreed, Ticked
 from ddpmctl.training.gradients import Diverged
 from ddpmctl.training.log import NoLog, RunLog
 from ddpmctl.training.plan import make_plan
-from ddpmctl.training.run_folder import Run, save_config
 from ddpmctl.training.state import restore, training_state
 from ddpmctl.training.trainer import Trainer
 

@@ -20,11 +20,11 @@ from ddpmctl.errors import UsageError
 from ddpmctl.evaluation.classifiers import BUILT_IN, Classifier, load_classifier
 from ddpmctl.files import prepare_folder
 from ddpmctl.progress import Notice
+from ddpmctl.runs.folder import Run, create_run, locked, name_for, open_run
+from ddpmctl.runs.sources import RunSources
 from ddpmctl.training.events import Event, Prepared
 from ddpmctl.training.loop import training_events
 from ddpmctl.training.plan import Plan, check_room, make_plan
-from ddpmctl.training.run_folder import Run, create_run, locked, name_for, open_run
-from ddpmctl.training.sources import RunSources
 from ddpmctl.training.trainer import Trainer
 
 # Settings that a saved state cannot be carried over to.
@@ -62,7 +62,7 @@ class TrainingRequest:
         return self.resume or self.runs_dir / (self.name or name_for(self.config))
 
 
-def train(request: TrainingRequest) -> Generator[Event, None, None]:
+def run_training(request: TrainingRequest) -> Generator[Event, None, None]:
     """Train, yielding events: progress of loading the data, ``Prepared``, then those of the training loop.
 
     Raises:
@@ -82,7 +82,7 @@ def train(request: TrainingRequest) -> Generator[Event, None, None]:
 
 
 def plan_only(request: TrainingRequest) -> Plan:
-    """Return what ``train`` would do, without making a folder or loading an image."""
+    """Return what ``run_training`` would do, without making a folder or loading an image."""
     compute, request = _on_device(request)
     if request.resume or (request.name and Run(request.folder).config_file.is_file()):
         sources = RunSources.load(Run(request.folder).data_file)

@@ -16,10 +16,10 @@ from ddpmctl.checkpoints.format import load_tensors, save_tensors
 from ddpmctl.config import Config
 from ddpmctl.data.dataset import Dataset, load_dataset
 from ddpmctl.device import make_compute_device
+from ddpmctl.runs.folder import Run, create_run
+from ddpmctl.runs.sources import RunSources
 from ddpmctl.training.log import RunLog
 from ddpmctl.training.loop import _recipe_changes, save_state
-from ddpmctl.training.run_folder import Run, create_run
-from ddpmctl.training.sources import RunSources
 from ddpmctl.training.state import restore, training_state
 from ddpmctl.training.trainer import Trainer
 

@@ -21,8 +21,8 @@ from ddpmctl.checkpoints.format import load_checkpoint, load_tensors
 from ddpmctl.config import Config
 from ddpmctl.device import make_compute_device
 from ddpmctl.errors import UsageError
+from ddpmctl.runs.folder import Run
 from ddpmctl.sampling.pipeline import SamplingPipeline, requests_for, sample_images
-from ddpmctl.training.run_folder import Run
 from ddpmctl.training.state import training_state
 from ddpmctl.training.trainer import Trainer
 

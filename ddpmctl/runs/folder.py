@@ -22,7 +22,7 @@ from ddpmctl.config import Config
 from ddpmctl.config_toml import dump_toml, load_toml
 from ddpmctl.errors import DataError, UsageError
 from ddpmctl.files import atomic_write, cannot_write, remove_temporary_files
-from ddpmctl.training.sources import RunSources
+from ddpmctl.runs.sources import RunSources
 
 STALE_SECONDS = 3600  # a run's folder is made in milliseconds: one that was not finished by now never will be
 
