@@ -210,12 +210,22 @@ class Setting:
         upper = f"up to {self.high:g}" if self.high is not None else ""
         return " ".join(filter(None, (lower, upper)))
 
-    def check(self, value: Any) -> Value:
+    def check(self, value: Any, source: str = "") -> Value:
         """Return the value in its type; strings are read as on a command line.
+
+        Args:
+            value: as given.
+            source: where it was given, for the message; empty for the flag.
 
         Raises:
             UsageError: the value has the wrong type or lies out of range.
         """
+        try:
+            return self._checked(value)
+        except UsageError as error:
+            raise UsageError(f"{source or self.flag}{str(error).removeprefix(self.flag)}") from None
+
+    def _checked(self, value: Any) -> Value:
         if value is None or (isinstance(value, str) and value.lower() in ("none", self.unset) and self.optional):
             if not self.optional:
                 raise UsageError(f"{self.flag}: a value is needed")

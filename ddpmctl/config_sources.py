@@ -75,7 +75,12 @@ def _explicit(given: Mapping[str, str], config_file: Path | None, environ: Mappi
     from_file = load_toml(config_file) if config_file else {}
     variables = {s.name: f"DDPMCTL_{s.name.upper()}" for s in settings()}
     from_environment = {name: environ[variable] for name, variable in variables.items() if variable in environ}
-    return [(f"config {config_file}", from_file), ("environment", from_environment), ("flag", dict(given))]
+    known = {s.name: s for s in settings()}
+    return [
+        (f"config {config_file}", {name: known[name].check(value, f"{config_file}: {name}") for name, value in from_file.items()}),
+        ("environment", {name: known[name].check(value, variables[name]) for name, value in from_environment.items()}),
+        ("flag", dict(given)),
+    ]
 
 
 def _let_one_budget_win(origin: str, source: Mapping[str, Any], values: dict[str, Any], origins: dict[str, str]) -> None:

@@ -108,6 +108,16 @@ class TestVerdict:
         evaluated = ddpmctl("evaluate", pair[0], "--repeats", 2, "--seed", 5)
         assert "1 of 1 from kept results" in evaluated.stdout
 
+    def test_a_condition_file_takes_the_place_of_the_datas(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
+        (tmp_path / "mine.json").write_text(json.dumps([["red cube"], ["blue sphere", "gray cylinder"]]))
+        pair = (crossed["gelu", "linear", 0], crossed["relu", "linear", 0])
+        asked = ("compare", *pair, "--repeats", 2, "--conditions", tmp_path / "mine.json", "-o", tmp_path / "c.png", "--json", tmp_path / "v.json")
+        result = ddpmctl(*asked)
+        assert result.exit_code == 0, result.output
+        verdict = json.loads((tmp_path / "v.json").read_text())
+        assert verdict["files"] == ["mine"]
+        assert list(verdict["arms"][0]["scores"]) == ["mine"]
+
     def test_pictures_made_in_different_ways_are_not_compared_unless_told_to(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
         other = train(tmp_path, "--epochs", 1, "--act", "relu", "--sampler", "ddim", "--steps", 3)
         asked = ("compare", crossed["gelu", "linear", 0], other, "--repeats", 1, "-o", tmp_path / "c.png")

@@ -205,3 +205,38 @@ def test_a_damaged_results_file(content: bytes, run: Path, tmp_path: Path) -> No
 
 def test_one_file_for_two_outputs(run: Path, tmp_path: Path) -> None:
     assert "overwrite" in refused(2, "evaluate", run, "--json", tmp_path / "x", "--csv", tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("variables", "toml", "words"),
+    [
+        ({"DDPMCTL_LR": "abc"}, "", "DDPMCTL_LR: 'abc' is no number"),
+        ({"DDPMCTL_LR": "-1"}, "", "DDPMCTL_LR: -1 is out of range"),
+        ({"DDPMCTL_ACT": "gello"}, "", "DDPMCTL_ACT: unknown activation 'gello'"),
+        ({}, 'lr = "abc"', "my.toml: lr: 'abc' is no number"),
+        ({}, "[model]\nwidth = 4", "my.toml: width: 4 is out of range"),
+    ],
+)
+def test_a_bad_value_is_reported_under_the_name_of_its_source(
+    variables: dict[str, str], toml: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "my.toml").write_text(toml)
+    assert words in refused(2, "train", "--print-config", "--config", tmp_path / "my.toml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("denoise-grid", "--labels", "red cube", "-o", "a.txt"), "--out: a.txt must end in .png"),
+        (("denoise-grid", "--labels", "red cube", "--gif", "a.png"), "--gif: a.png must end in .gif"),
+        (("compare", "a", "b", "-o", "a.txt"), "--out: a.txt must end in .png"),
+    ],
+)
+def test_an_output_file_of_the_wrong_kind_is_refused_before_any_work(
+    arguments: tuple[str, ...], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert words in refused(2, *arguments)
+    assert not list(tmp_path.iterdir())

@@ -17,6 +17,7 @@ from ddpmctl.labels import CLASSES, class_index
 
 if TYPE_CHECKING:
     from ddpmctl.checkpoints.format import Checkpoint
+    from ddpmctl.data.dataset import Conditions
     from ddpmctl.device import ComputeDevice
     from ddpmctl.evaluation.evaluate import EvaluationSpec
     from ddpmctl.labels import LabelSet
@@ -54,14 +55,16 @@ def parse_labels(texts: Sequence[str]) -> list[tuple[str, ...]]:
     return sets
 
 
-def prepare_output(path: Path, flag: str, *, folder: bool) -> None:
-    """Make an output folder, or a file's parent, before any work is done for it.
+def prepare_output(path: Path, flag: str, *, folder: bool, suffix: str = "") -> None:
+    """Make an output folder, or a file's parent, before any work is done for it; check the file's ``suffix`` where one is given.
 
     Raises:
         UsageError: it cannot be made or written to.
     """
     if not folder and path.is_dir():
         raise UsageError(f"{flag}: {path} is a folder; name a file in it")
+    if suffix and path.suffix.lower() != suffix:
+        raise UsageError(f"{flag}: {path} must end in {suffix}")
     prepare_folder(path if folder else path.parent, flag)
 
 
@@ -77,7 +80,19 @@ def prepare_files(files: Mapping[str, Path | None]) -> None:
             continue
         if (other := named.setdefault(file.resolve(), flag)) != flag:
             raise UsageError(f"{other} and {flag}: both name {file}, and one would overwrite the other")
-        prepare_output(file, flag, folder=False)
+        prepare_output(file, flag, folder=False, suffix=".png" if flag == "--out" else "")
+
+
+def named_conditions(files: list[Path] | None, known: Conditions) -> Mapping[str, Sequence[LabelSet]]:
+    """Return the conditions by the name of their file: those named, else those of the data."""
+    from ddpmctl.data.folders import read_conditions
+
+    if not files:
+        return known.conditions
+    named = {file.stem: read_conditions(file) for file in files}
+    if len(named) < len(files):
+        raise UsageError("--conditions: two files have the same name; their columns could not be told apart")
+    return named
 
 
 def evaluation_spec(

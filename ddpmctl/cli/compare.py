@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, evaluation_spec, only_one_source, prepare_files
-from ddpmctl.cli.options import Assume, ClassifierFile, ConfigFile, Data, SceneCount, command
+from ddpmctl.cli.common import Given, evaluation_spec, named_conditions, only_one_source, prepare_files
+from ddpmctl.cli.options import Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, SceneCount, command
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.errors import UsageError
 
@@ -33,6 +33,7 @@ def compare(
     anyway: Annotated[bool, typer.Option("--anyway", help="Compare although evaluators or samplers differ.")] = False,  # noqa: FBT002
     data: Data = None,
     scenes: SceneCount = None,
+    conditions: ConditionFiles = None,
     evaluator: ClassifierFile = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG of accuracy over epochs; the verdict's figure stands beside it.")] = OUT,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the verdict as JSON.", show_default=False)] = None,
@@ -60,7 +61,8 @@ def compare(
     from ddpmctl.comparison.verdict import candidate, score_arms
     from ddpmctl.data.dataset import load_conditions
 
-    spec = evaluation_spec(load_conditions(data, scenes=scenes).conditions, evaluator, data, chosen, seed=seed, repeats=repeats)
+    files = named_conditions(conditions, load_conditions(data, scenes=scenes))
+    spec = evaluation_spec(files, evaluator, data, chosen, seed=seed, repeats=repeats)
     candidates = [candidate(path, name, at_epoch) for path, name in zip(paths, short_names(paths), strict=True)]
     arms = terminal.finish(score_arms(candidates, spec, anyway=anyway))
     if len(arms) > 1:
@@ -122,14 +124,13 @@ def _recorded(
 
 def _conclude(terminal: Terminal, comparison: Comparison | None, arms: list[Arm], spec: EvaluationSpec, outputs: ComparisonOutputs) -> None:
     """Show the verdict, and write it in the forms asked for."""
-    from ddpmctl.comparison.recorded import FILES
-    from ddpmctl.comparison.verdict import verdict
+    from ddpmctl.comparison.verdict import pooled_files, verdict
     from ddpmctl.report.page import PageFigure
     from ddpmctl.report.page_content import write_comparison_page
     from ddpmctl.report.tables import verdict_as_dict, verdict_tables, write_json, write_latex, write_table_csv
     from ddpmctl.report.verdict_figures import save_verdict_figure
 
-    found, compute = verdict(arms, FILES), spec.compute
+    found, compute = verdict(arms, pooled_files(spec.conditions)), spec.compute
     title = f"evaluator {spec.classifier.describe()}; {spec.repeats} images a condition; {compute.device.type}, {compute.precision}"
     tables = list(verdict_tables(found, title))
     for table in tables:

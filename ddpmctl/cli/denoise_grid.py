@@ -44,9 +44,9 @@ def denoise_grid(
     """
     terminal = Terminal()
     label_sets = parse_labels(labels)
-    prepare_output(out, "--out", folder=False)
+    prepare_output(out, "--out", folder=False, suffix=".png")
     if gif:
-        prepare_output(gif, "--gif", folder=False)
+        prepare_output(gif, "--gif", folder=False, suffix=".gif")
     if checkpoint and checkpoints:
         raise UsageError("--checkpoints: names the checkpoints, so none goes before the options")
     if gif and checkpoints:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, evaluation_spec, only_one_source, prepare_files, prepare_output
-from ddpmctl.cli.options import RUNS, Assume, ClassifierFile, ConfigFile, Data, RunsDir, SceneCount, command
+from ddpmctl.cli.common import Given, evaluation_spec, named_conditions, only_one_source, prepare_files, prepare_output
+from ddpmctl.cli.options import RUNS, Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, RunsDir, SceneCount, command
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Value, settings
 from ddpmctl.distributed.job import Job
@@ -35,7 +35,7 @@ def evaluate(
     data: Data = None,
     scenes: SceneCount = None,
     evaluator: ClassifierFile = None,
-    conditions: Annotated[list[Path] | None, typer.Option("--conditions", help="JSON list of label lists to score on, instead of the data's.")] = None,
+    conditions: ConditionFiles = None,
     repeats: Annotated[int, typer.Option("--repeats", "-r", min=1, max=1000, help="Images for each condition, each from noise of its own.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     breakdown: Annotated[bool, typer.Option("--breakdown", help="Tables by class, colour, shape and objects, and of the misses.")] = False,  # noqa: FBT002
@@ -70,7 +70,7 @@ def evaluate(
 
     known = load_conditions(data, scenes=scenes)
     checkpoints = job.from_leader(lambda: _checkpoints(paths, runs_dir, terminal))
-    spec = evaluation_spec(_conditions(conditions, known), evaluator, data, chosen, seed=seed, repeats=repeats, job=job)
+    spec = evaluation_spec(named_conditions(conditions, known), evaluator, data, chosen, seed=seed, repeats=repeats, job=job)
     spec = replace(spec, grids=grid, titles=_titles(checkpoints))
     if varied is not None:
         failures = _sweep(terminal, checkpoints, spec, *varied, outputs)
@@ -174,18 +174,6 @@ def _conclude(
         from ddpmctl.report.page_content import write_evaluation_page
 
         terminal.say(f"page: {write_evaluation_page(outputs.html, rows, best, names, table, sentences, spec)}")
-
-
-def _conditions(files: list[Path] | None, known: Conditions) -> Mapping[str, Sequence[LabelSet]]:
-    """Return the conditions by the name of their file: those named, else those of the data."""
-    from ddpmctl.data.folders import read_conditions
-
-    if not files:
-        return known.conditions
-    named = {file.stem: read_conditions(file) for file in files}
-    if len(named) < len(files):
-        raise UsageError("--conditions: two files have the same name; their columns could not be told apart")
-    return named
 
 
 def _trained(files: Mapping[str, Sequence[LabelSet]], known: Conditions) -> dict[str, int]:

@@ -28,6 +28,9 @@ ClassifierFile = Annotated[
     Path | None,
     typer.Option("--evaluator", envvar="DDPMCTL_EVALUATOR", help="The lab's classifier or one of ours; else checkpoint.pth in --data, else the built-in one."),
 ]
+ConditionFiles = Annotated[
+    list[Path] | None, typer.Option("--conditions", help="JSON list of label lists to score on, instead of the data's; may be repeated.", show_default=False)
+]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", envvar="DDPMCTL_RUNS_DIR", help="Where runs are kept.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", envvar="DDPMCTL_CONFIG", help="Settings from a TOML file.", show_default=False)]
 Assume = Annotated[list[str] | None, typer.Option("--assume", help="Setting of checkpoints that carry none, e.g. act=relu; may be repeated.")]

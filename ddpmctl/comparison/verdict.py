@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ddpmctl.checkpoints.format import load_checkpoint
-from ddpmctl.comparison.recorded import IGNORED
+from ddpmctl.comparison.recorded import FILES, IGNORED
 from ddpmctl.config import Value
 from ddpmctl.errors import DdpmctlError, UsageError
 from ddpmctl.evaluation.evaluate import EvaluationSpec, evaluate_checkpoints, used_config
@@ -123,6 +123,11 @@ def score_arms(candidates: Sequence[Candidate], spec: EvaluationSpec, *, anyway:
     return _arms(scored)
 
 
+def pooled_files(conditions: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the condition files that a verdict pools: the lab's two where both are there, else all."""
+    return FILES if set(FILES) <= set(conditions) else tuple(conditions)
+
+
 def verdict(arms: Sequence[Arm], files: Sequence[str]) -> Verdict:
     """Return every pair's difference, and the effects of two crossed factors, over some condition files."""
     tallies = [arm.tallies(files) for arm in arms]
@@ -154,7 +159,7 @@ def verdict_sentence(first: Arm, second: Arm, finding: Finding) -> str:
     else:
         ahead = f"{better.name} is ahead by {points}" if found.estimate else "they are level"
         text = (
-            f"Nothing can be told between {first.name} and {second.name}: {ahead} ({figures}). "
+            f"No significant difference between {first.name} and {second.name}: {ahead} ({figures}). "
             f"A difference of {100 * spread.detectable():.1f} points would have been seen in 80 of 100 such comparisons"
         )
         text += f"; {_advice(first, second, finding)}." if spread.detectable() > WORTH_SEEING else "."
@@ -169,7 +174,7 @@ def _advice(first: Arm, second: Arm, finding: Finding) -> str:
     if repeats is not None:
         return f"{points} need --repeats {repeats} (here {spread.repeats})"
     if spread.repeats == 1:
-        return f"what {points} need is told from --repeats 2 on"
+        return f"use --repeats 2 or more to get a sample-size recommendation for {points}"
     seeds = spread.seeds_for(WORTH_SEEING) if spread.seeds_df else None
     if seeds is not None:
         return f"{points} need {seeds} training seeds in each arm (here {len(first.rows)} and {len(second.rows)})"

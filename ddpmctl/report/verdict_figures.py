@@ -52,7 +52,7 @@ def _seeds(count: int) -> str:
 
 
 def _p(finding: Finding) -> str:
-    suffix = "" if finding.significant else ": cannot be told"
+    suffix = "" if finding.significant else ": not significant"
     return f"p = {finding.p_adjusted:.2g}{suffix}"
 
 
