@@ -126,7 +126,7 @@ def test_wrong_toml_is_refused_by_name(tmp_path: Path, toml: str, kind: type[Exc
 
 @pytest.mark.parametrize("toml", ["lr = true", "lr = 2024-01-01", "width = 8.5", "act = 3", "[model]\nact = [1]", "epochs = -1"])
 def test_wrong_values_in_toml(tmp_path: Path, toml: str) -> None:
-    with pytest.raises(UsageError, match="--"):
+    with pytest.raises(UsageError, match=r"settings\.toml: "):
         resolve({}, written(tmp_path, toml), "report", {})
 
 
