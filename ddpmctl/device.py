@@ -77,14 +77,14 @@ def _device(name: str, local: int) -> torch.device:
     if name == "cuda":
         name = f"cuda:{local}"  # torch.cuda.set_device and DDP need an index
     elif local > 0 and name.startswith("cuda:"):
-        raise UsageError(f"--device: {name!r} is one GPU, and each process takes one of its own; give --device cuda")
+        raise UsageError(f"--device: {name!r} is one GPU, but each process needs its own; give --device cuda")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError):
         raise UsageError(f"--device: {name!r} is not here; --device auto takes what is") from None
     if device.type not in ("cpu", "cuda", "mps"):
-        raise UsageError(f"--device: {name!r} holds no data; use cpu, cuda or mps")
+        raise UsageError(f"--device: {name!r} is not supported; use cpu, cuda or mps")
     return device
 
 

@@ -63,7 +63,7 @@ class TestSample:
         ]  # fmt: skip
         assert pixels(tmp_path / "out" / names[0]).shape == (64, 64, 3)
         assert sorted(result.stdout.split()) == sorted(str(tmp_path / "out" / name) for name in names)
-        assert "dpm++2m, 3 steps, guidance 2: 6 network calls an image" in result.stderr
+        assert "dpm++2m, 3 steps, guidance 2: 6 network calls per image" in result.stderr
 
     def test_the_seed_decides_and_the_count_does_not(self, run: Path, tmp_path: Path) -> None:
         for name, options in {"a": ("-n", 1), "b": ("-n", 3), "c": ("-n", 1, "--seed", 1)}.items():
@@ -120,8 +120,8 @@ class TestEvaluate:
 
     def test_a_guidance_interval_saves_network_calls(self, run: Path, tmp_path: Path) -> None:
         asked = ("sample", run, "--labels", "red cube", "--sampler", "ddim", "--guidance", 2, "-o", tmp_path)
-        assert "6 network calls an image" in ddpmctl(*asked).stderr
-        assert "4 network calls an image" in ddpmctl(*asked, "--guidance-from", 0.5, "--guidance-to", 0.9).stderr  # t = 2 of 3
+        assert "6 network calls per image" in ddpmctl(*asked).stderr
+        assert "4 network calls per image" in ddpmctl(*asked, "--guidance-from", 0.5, "--guidance-to", 0.9).stderr  # t = 2 of 3
 
     def test_scores_agree_with_those_recorded_in_training(self, run: Path) -> None:
         result = ddpmctl("evaluate", checkpoint_of(run), "--precision", "fp32", "--json", "-")
@@ -225,7 +225,7 @@ class TestEvaluate:
         result = ddpmctl("evaluate", tmp_path, "--json", tmp_path / "r.json")
         assert result.exit_code == 3
         assert "good.pth" in result.stdout
-        assert re.search(r"skipped .*broken\.pth: is no checkpoint", result.stderr)
+        assert re.search(r"skipped .*broken\.pth: is not a checkpoint", result.stderr)
         content = json.loads((tmp_path / "r.json").read_text())
         assert [Path(row["path"]).name for row in content["checkpoints"]] == ["good.pth"]
         assert [Path(row["path"]).name for row in content["failed"]] == ["broken.pth"]
@@ -257,7 +257,7 @@ class TestDenoiseGrid:
             sizes[name] = size(tmp_path / f"{name}.png")
         row = 128 + 6
         assert sizes["two"][1] == sizes["x0"][1] == sizes["one"][1] + row
-        assert sizes["one"][0] == sizes["few"][0] + 2 * row  # 4 moments of 3 steps against 2
+        assert sizes["one"][0] == sizes["few"][0] + 2 * row  # 4 frames of 3 steps, and 2
         with Image.open(tmp_path / "a.gif") as gif:
             assert gif.n_frames == 4
 

@@ -97,7 +97,7 @@ def test_a_file_that_is_no_checkpoint(command: tuple[str, ...], content: bytes, 
     result = ddpmctl(*command, file)
     assert result.exit_code == 3, result.output
     assert "broken.pth" in result.stderr
-    assert "is no checkpoint, or a damaged one" in result.stderr
+    assert "is not a checkpoint, or is damaged" in result.stderr
 
 
 def test_a_checkpoint_of_another_network(tmp_path: Path) -> None:
