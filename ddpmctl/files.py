@@ -73,7 +73,7 @@ def write_verified(path: Path, data: bytes | memoryview) -> str:
             if hasattr(os, "posix_fadvise"):  # drop the page cache, so that the bytes are read from the disk
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         if temporary.stat().st_size != len(data) or sha256_file(temporary) != digest:
-            raise DataError(f"{path}: the bytes read back from the disk differ from the bytes written; the old file is unchanged, but the disk may be defective")
+            raise DataError(f"{path}: the bytes read back from the disk differ from the bytes written; the old file is unchanged, the disk may be defective")
     return digest
 
 

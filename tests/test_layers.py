@@ -108,11 +108,11 @@ def _never(place: Path, part: str, row: int, *, top: bool) -> set[str]:
     return never
 
 
-def test_the_code_keeps_to_the_table() -> None:
+def test_imports_follow_the_layer_table() -> None:
     assert violations(ROOT) == []
 
 
-def test_the_table_names_every_part() -> None:
+def test_every_module_is_in_the_layer_table() -> None:
     parts = {path.name.removesuffix(".py") for path in ROOT.iterdir() if path.suffix == ".py" or (path.is_dir() and any(path.glob("*.py")))}
     assert parts == set(ROWS)
 
@@ -151,7 +151,7 @@ def planted(root: Path, place: str, text: str) -> list[str]:
         ("helpers/x.py", "", 1),
     ],
 )
-def test_a_broken_rule_is_found_with_file_and_line(tmp_path: Path, place: str, text: str, line: int) -> None:
+def test_violations_are_reported_with_file_and_line(tmp_path: Path, place: str, text: str, line: int) -> None:
     (found,) = planted(tmp_path, place, text)
     assert found.startswith(f"{place}:{line}: ")
 
@@ -166,12 +166,12 @@ def test_a_broken_rule_is_found_with_file_and_line(tmp_path: Path, place: str, t
         ("cli/train.py", "import typer\nfrom ddpmctl import __version__\n\ndef f():\n    import torch\n"),
     ],
 )
-def test_what_the_table_permits_is_left_alone(tmp_path: Path, place: str, text: str) -> None:
+def test_allowed_imports_are_not_reported(tmp_path: Path, place: str, text: str) -> None:
     assert planted(tmp_path, place, text) == []
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["sample", "--help"], ["--version"]])
-def test_help_does_not_wait_for_torch(arguments: list[str]) -> None:
+def test_help_does_not_import_torch(arguments: list[str]) -> None:
     code = (
         "import sys\nsys.argv[0] = 'ddpmctl'\nfrom ddpmctl.cli.app import main\ntry:\n    main()\n"
         f"finally:\n    print(sorted({SLOW_MODULES} & set(sys.modules)), file=sys.stderr)"

@@ -35,7 +35,7 @@ every_act = pytest.mark.parametrize("act", ACTIVATIONS.names())
 
 @every_network
 @every_act
-def test_an_image_goes_in_and_one_comes_out_and_every_weight_is_trained(name: str, act: str) -> None:
+def test_output_shape_and_gradients_of_every_weight(name: str, act: str) -> None:
     net, (x_t, labels, time) = network(name, act), batch()
     out = net(x_t, labels, time)
     assert out.shape == x_t.shape
@@ -60,7 +60,7 @@ def test_image_labels_time_and_activation_matter(name: str, act: str) -> None:
 
 
 @every_network
-def test_images_of_a_batch_do_not_look_at_each_other(name: str) -> None:
+def test_outputs_do_not_depend_on_the_other_images_of_a_batch(name: str) -> None:
     net, (x_t, labels, time) = network(name, "gelu"), batch(3)
     with torch.no_grad():
         together = net(x_t, labels, time)
@@ -68,7 +68,7 @@ def test_images_of_a_batch_do_not_look_at_each_other(name: str) -> None:
             torch.testing.assert_close(net(x_t[i : i + 1], labels[i : i + 1], time[i : i + 1])[0], together[i], rtol=1e-4, atol=1e-5)
 
 
-def test_unet_looks_only_at_the_tokens_of_requested_objects() -> None:
+def test_unet_attends_only_to_tokens_of_requested_objects() -> None:
     net, (x_t, labels, time) = network("unet", "gelu"), batch(1)
     with torch.no_grad():
         before = net(x_t, labels, time)
@@ -80,7 +80,7 @@ def test_unet_looks_only_at_the_tokens_of_requested_objects() -> None:
             net.tokens.copy_(tokens)
 
 
-def test_bands_of_detail_add_up_to_the_image_and_each_has_its_own_width() -> None:
+def test_frequency_bands_add_up_to_the_image() -> None:
     detail = Detail()
     x_t = batch(2)[0]
     torch.testing.assert_close(sum(detail(x_t)), x_t, rtol=1e-5, atol=1e-6)
@@ -95,7 +95,7 @@ def test_bands_of_detail_add_up_to_the_image_and_each_has_its_own_width() -> Non
     assert detail(point)[2][0, 0].count_nonzero() == 49, "the second blur reaches two pixels further"
 
 
-def test_unet_with_open_gates_gives_its_input_back() -> None:
+def test_unet_with_all_gates_open_returns_its_input() -> None:
     """However little its layers know: what is good in the image need not go through them."""
     net = make_network(Config().replace(net="unet", width=8))
     given = batch(2)
@@ -136,7 +136,7 @@ def test_one_training_step_lowers_the_error(name: str) -> None:
 
 @every_network
 @pytest.mark.parametrize("width", [8, 24])
-def test_every_width_that_is_a_multiple_of_8_builds(name: str, width: int) -> None:
+def test_networks_accept_every_multiple_of_8_as_width(name: str, width: int) -> None:
     x_t, labels, time = batch(1)
     with torch.no_grad():
         assert network(name, "relu", width)(x_t, labels, time).shape == x_t.shape

@@ -47,10 +47,6 @@ class Conditions:
     trained_sets: frozenset[frozenset[str]]
     images: int  # number of training images
 
-    def seen(self, name: str) -> int:
-        """Return how many conditions of file ``name`` are label sets of the training data."""
-        return sum(frozenset(condition) in self.trained_sets for condition in self.conditions[name])
-
 
 def load_dataset(data: Path | None, *, scenes: int | None = None) -> Generator[Progress | Notice, None, Dataset]:
     """Load a lab folder, or the embedded benchmark if ``data`` is None, through the image cache.

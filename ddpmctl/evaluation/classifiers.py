@@ -6,7 +6,7 @@ import contextlib
 import copy
 import importlib.resources
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,6 @@ class Classifier:
                 filled = F.pad(part, (0, 0, 0, 0, 0, 0, 0, BATCH - len(part))).contiguous(memory_format=torch.channels_last)
                 out[first : first + BATCH] = self.net(filled)[: len(part)].float().cpu()
         return out
-
-    def to(self, device: torch.device | str) -> Classifier:
-        """Return a copy on another device."""
-        return replace(self, net=copy.deepcopy(self.net).to(device))
 
 
 class CompactClassifier(nn.Module):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,11 +40,6 @@ class Score:
     def to_dict(self) -> dict[str, int | float]:
         """Return counts and ratios as a dict."""
         return {**asdict(self), "accuracy": self.accuracy, "exact_match": self.exact_match}
-
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> Score:
-        """Return the score that ``to_dict`` described."""
-        return Score(*(int(values[name]) for name in ("hits", "labels", "exact", "images")))
 
 
 def top_k_hits(probabilities: Tensor, requested: Tensor) -> list[int]:

@@ -21,13 +21,11 @@ class Selection:
 
     Attributes:
         best: its result in the selection.
-        confirmed: its result on new noise.
         choosing: its pooled accuracy in the selection, which is biased upwards.
         confirming: its pooled accuracy on new noise, the unbiased value to report.
     """
 
     best: CheckpointResult
-    confirmed: CheckpointResult
     choosing: float
     confirming: Interval
 
@@ -64,4 +62,4 @@ def confirm_best(rows: Sequence[CheckpointResult], spec: EvaluationSpec) -> coll
     assert confirmed is not None  # a file gives a CheckpointResult or Failed
     names = list(best.answers)
     interval = accuracy_interval(pooled_tally(confirmed.answers, names))
-    return Selection(best, confirmed, pooled_tally(best.answers, names).accuracy, interval)
+    return Selection(best, pooled_tally(best.answers, names).accuracy, interval)

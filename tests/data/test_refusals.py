@@ -16,7 +16,7 @@ from ddpmctl.labels import CLASSES, INDEX
 from .conftest import SWAPPED, TRAIN, load, picture, posix, problem_of, write_json
 
 
-def test_no_folder_is_a_usage_error(tmp_path: Path) -> None:
+def test_a_missing_folder_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "none", tmp_path / "file"):
         with pytest.raises(UsageError, match=r"--data .*no such folder"):
@@ -25,7 +25,7 @@ def test_no_folder_is_a_usage_error(tmp_path: Path) -> None:
             load_conditions(path)
 
 
-def test_a_folder_without_train_json_hears_of_the_layout(folder: Path) -> None:
+def test_without_train_json_the_error_explains_the_layout(folder: Path) -> None:
     (folder / "train.json").unlink()
     (folder / "test.json").unlink()
     message = problem_of(folder)
@@ -57,7 +57,7 @@ def test_json_is_read_strictly(tmp_path: Path, content: bytes, words: str) -> No
 
 
 @posix
-def test_json_must_be_a_regular_file_of_a_sane_size(tmp_path: Path) -> None:
+def test_json_must_be_a_regular_file_below_the_size_limit(tmp_path: Path) -> None:
     with open(tmp_path / "large.json", "wb") as file:
         file.truncate(lab.MAX_JSON_BYTES + 1)
     os.mkfifo(tmp_path / "pipe.json")
@@ -67,7 +67,7 @@ def test_json_must_be_a_regular_file_of_a_sane_size(tmp_path: Path) -> None:
             read_json(tmp_path / f"{name}.json")
 
 
-def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(b"\xef\xbb\xbf[1]")
     assert read_json(tmp_path / "x.json") == [1]
 
@@ -134,7 +134,7 @@ def test_broken_images_are_counted(folder: Path) -> None:
 
 
 @posix
-def test_links_out_of_the_folder_and_other_things_than_files_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_links_out_of_the_folder_and_special_files_are_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     picture(1).save(tmp_path / "outside" / "a.png")
     images = folder / "iclevr"

@@ -12,7 +12,7 @@ from ddpmctl.evaluation.result_cache import load_results, save_results
 from ddpmctl.evaluation.results import FileResults
 
 
-def test_every_flipped_bit_in_kept_answers_is_detected_or_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_flipped_bit_in_cached_results_is_detected_or_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(tmp_path))
     conditions = (("red cube",), ("blue sphere", "red cube"))
     rng = np.random.default_rng(0)

@@ -148,7 +148,7 @@ def test_a_hostile_checkpoint_is_refused_in_one_line(kind: str, sound: bytes, tm
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes and devices are POSIX")
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "link to nothing"])
-def test_what_is_no_file_is_not_waited_for(kind: str, tmp_path: Path) -> None:
+def test_special_files_do_not_block(kind: str, tmp_path: Path) -> None:
     file = tmp_path / "strange.pth"
     links = {"device": "/dev/zero", "link to nothing": "nothing"}
     if kind in links:
@@ -161,7 +161,7 @@ def test_what_is_no_file_is_not_waited_for(kind: str, tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_a_hostile_file_takes_no_memory_to_speak_of(sound: bytes, tmp_path: Path) -> None:
+def test_a_hostile_file_needs_little_memory(sound: bytes, tmp_path: Path) -> None:
     """With an address space of 6 GB, and in bounded time, for those that ask for much."""
     for name, kind in enumerate(("a terabyte in one opcode", "an index of four thousand million", "lists of lists of lists", "a compressed bomb")):
         (tmp_path / f"{name}.pth").write_bytes(HOSTILE[kind](sound))
@@ -209,7 +209,7 @@ def test_every_flipped_bit_is_detected_or_harmless(sound: bytes, tmp_path: Path)
         {"parameter": torch.nn.Parameter(torch.ones(2)), "state": torch.nn.Linear(2, 3).state_dict(), 3: (None, True, 1.5, -(2**40), "\u00e9\U0001f600")},
     ],
 )
-def test_the_outline_says_what_torch_loads(content: dict[object, object], tmp_path: Path) -> None:
+def test_the_outline_equals_what_torch_loads(content: dict[object, object], tmp_path: Path) -> None:
     torch.save(content, tmp_path / "x.pt")
 
     def compare(outline: object, loaded: object) -> None:
