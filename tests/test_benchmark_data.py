@@ -1,4 +1,4 @@
-"""The embedded benchmark: what it promises about labels, scenes and pixels."""
+"""The embedded benchmark: labels, scenes and pixels."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def sets_of(label_lists) -> set[frozenset[str]]:
 
 
 def silhouettes(scenes: Scenes) -> np.ndarray:
-    """How far each object is along each pixel's ray at 64x64 by brute force, infinite where missed: (N, 3, 64, 64).
+    """Distance of each object along each pixel's ray at 64x64 by brute force, infinite where missed: (N, 3, 64, 64).
 
     Independent of the renderer's geometry: rays are marched through the solids' definitions in small steps.
     """
@@ -161,7 +161,7 @@ def test_seeds_differ(scenes: Scenes) -> None:
     assert embedded.fingerprint(12) == embedded.fingerprint(12, seed=0)
 
 
-# Pictures
+# Images
 
 
 def test_images_are_uint8_and_well_exposed(images: np.ndarray) -> None:

@@ -150,13 +150,13 @@ class TestEvaluate:
             result = ddpmctl(*ask, tmp_path / f"{count}.json", "--repeats", count)
             assert f"{kept} from kept results" in result.stdout
         monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(tmp_path / "cache"))
-        ddpmctl(*ask, tmp_path / "anew.json", "--repeats", 3)
-        grown, anew = (json.loads((tmp_path / f"{name}.json").read_text())["checkpoints"][0]["scores"] for name in ("3", "anew"))
-        assert grown == anew
+        ddpmctl(*ask, tmp_path / "new.json", "--repeats", 3)
+        grown, new = (json.loads((tmp_path / f"{name}.json").read_text())["checkpoints"][0]["scores"] for name in ("3", "new"))
+        assert grown == new
         (kept_file, *_) = (tmp_path / "cache" / "results").glob("*.npz")
         kept_file.write_bytes(kept_file.read_bytes()[:-100])
         assert "0 of 1 from kept results" in ddpmctl(*ask, tmp_path / "again.json", "--repeats", 3).stdout
-        assert json.loads((tmp_path / "again.json").read_text())["checkpoints"][0]["scores"] == anew
+        assert json.loads((tmp_path / "again.json").read_text())["checkpoints"][0]["scores"] == new
 
     def test_the_best_is_scored_again_on_new_noise(self, run: Path, tmp_path: Path) -> None:
         result = ddpmctl("evaluate", run, "--json", tmp_path / "r.json", "--repeats", 2)
@@ -273,7 +273,7 @@ class TestDenoiseGrid:
 
 
     def test_confidence_is_written_under_every_frame(self, run: Path, tmp_path: Path) -> None:
-        """One line of text for each label, blank only where there is nothing but noise."""
+        """One line of text per label, blank only for pure noise."""
         for name, options in {"with": (), "without": ("--no-confidence",)}.items():
             labels = ("--labels", "red cube,blue sphere", "--labels", "gray cylinder")
             assert ddpmctl("denoise-grid", run, *labels, "--columns", 3, "-o", tmp_path / f"{name}.png", *options).exit_code == 0

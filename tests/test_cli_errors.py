@@ -1,4 +1,4 @@
-"""Bad input, through the real command line: one clear line, exit code 2 or 3, nothing half-written."""
+"""Invalid input on the command line: one line, exit code 2 or 3, no incomplete files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def refused(code: int, *arguments: object) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A whole little folder in the lab's layout."""
+    """A small, complete folder in the lab's layout."""
     data = tmp_path / "data"
     (data / "iclevr").mkdir(parents=True)
     labels = {"CLEVR_train_000000_0.png": ["red cube"], "CLEVR_train_000000_1.png": ["red cube", "blue sphere"]}

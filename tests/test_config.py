@@ -1,4 +1,4 @@
-"""The settings: where a value comes from, what is permitted, and that each is declared once."""
+"""Settings: sources, ranges and declarations."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_assumptions_are_settings() -> None:
             assumed([wrong])
 
 
-# Print and feed back
+# Print and read back
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_assumptions_are_settings() -> None:
 )
 def test_print_config_can_be_read_back(tmp_path: Path, arguments: list[str]) -> None:
     text = printed(*arguments)
-    folder = tmp_path / ("long folder [x] " * 12)  # the origin stands in a comment and must not break the line
+    folder = tmp_path / ("long folder [x] " * 12)  # the origin is in a comment and must not break the line
     folder.mkdir()
     file = written(folder, text)
     assert set(tomllib.loads(text)) == set(SECTIONS)

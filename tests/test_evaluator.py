@@ -1,4 +1,4 @@
-"""The classifier that comes with the program, the lab's format, the scores, and the retraining."""
+"""The built-in classifier, the lab's format, scores, and classifier training."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ class TestBuiltIn:
         assert built_in(torch.zeros(2, 3, 64, 64)).max() < 0.5
 
     def test_outputs_are_probabilities(self, built_in: Classifier) -> None:
-        answers = built_in(random_images(3))
-        assert answers.shape == (3, 24)
-        assert answers.dtype == torch.float32
-        assert not answers.requires_grad
-        assert ((answers >= 0) & (answers <= 1)).all()
+        outputs = built_in(random_images(3))
+        assert outputs.shape == (3, 24)
+        assert outputs.dtype == torch.float32
+        assert not outputs.requires_grad
+        assert ((outputs >= 0) & (outputs <= 1)).all()
         assert built_in(random_images(0)).shape == (0, 24)
 
     def test_outputs_do_not_depend_on_the_batch_or_autocast(self, built_in: Classifier) -> None:
@@ -85,10 +85,10 @@ class TestBuiltIn:
         net = CompactClassifier()
         net(random_images(8))  # moves the running statistics away from 0 and 1
         images = random_images(4, seed=1)
-        answers = classifier_from(net)(images)
+        outputs = classifier_from(net)(images)
         assert net.training
         with torch.no_grad():
-            torch.testing.assert_close(answers, net.eval()(images).sigmoid(), rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(outputs, net.eval()(images).sigmoid(), rtol=1e-4, atol=1e-6)
 
 
 class TestFiles:
@@ -140,7 +140,7 @@ class TestFiles:
 
 
 def lab_accuracy(out: Tensor, onehot: Tensor) -> float:
-    """The lab's evaluator, word for word where it counts."""
+    """The lab's accuracy code."""
     acc = 0
     total = 0
     for i in range(out.size(0)):
@@ -189,7 +189,7 @@ class TestScores:
         out[3, [0, 3]] = 0.9  # one wrong
         out[4, [0, 9]] = torch.tensor([0.9, 0.5])  # at the threshold is not above it
         assert score(out[:5], wanted[:5]) == Score(hits=score(out[:5], wanted[:5]).hits, labels=10, exact=1, images=5)
-        assert score(out[5:], wanted[5:]) == Score(hits=0, labels=0, exact=1, images=1)  # nothing asked for, nothing seen
+        assert score(out[5:], wanted[5:]) == Score(hits=0, labels=0, exact=1, images=1)  # nothing requested, nothing shown
 
     def test_pooling_adds_counts(self) -> None:
         parts = [Score(1, 2, 0, 1), Score(3, 3, 1, 1)]

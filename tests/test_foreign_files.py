@@ -1,4 +1,4 @@
-"""Checkpoint files that are none: refused by name, and nothing in them is executed."""
+"""Invalid checkpoint files are refused by name, and nothing in them is executed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layer table of the design, held against the code's own imports."""
+"""Imports must follow the layer table of the design."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import ddpmctl
 
 ROOT = Path(ddpmctl.__file__).parent
-# From the bottom up; a part imports its own row and those before it. docs/architecture.md gives the reasons.
+# From the bottom up; a part may import its own row and earlier rows. docs/architecture.md gives the reasons.
 ORDER = (
     ("__init__", "config", "config_toml", "registry", "errors", "files", "labels", "progress", "grids"),
     ("diffusion", "nets", "statistics", "device", "distributed"),
@@ -33,7 +33,7 @@ TOP = len(ORDER) - 1
 PURE = {"diffusion", "nets", "statistics"}  # maths: no files
 FILE_MODULES = {"os", "io", "pathlib", "shutil", "tempfile", "zipfile", "pickle", "ddpmctl.files"}
 TERMINAL_MODULES = {"rich", "typer", "click"}
-# Heavy enough to be felt in `ddpmctl --help`.
+# Slow imports, which `ddpmctl --help` must not load.
 SLOW_MODULES = {"torch", "torchvision", "matplotlib", "numpy", "PIL", "jinja2"}
 
 
@@ -44,7 +44,7 @@ class Import(NamedTuple):
 
 
 def imports(tree: ast.Module, package: str) -> Iterator[Import]:
-    """Yield every module that a file imports, wherever the import stands; ``package`` resolves relative ones."""
+    """Yield every module that a file imports, also inside functions; ``package`` resolves relative imports."""
     at_top = {id(node) for node in tree.body}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -71,7 +71,7 @@ def row_of(module: str) -> int:
 
 
 def violations(root: Path) -> list[str]:
-    """Return every broken rule as ``file:line: what``."""
+    """Return every violation as ``file:line: what``."""
     found = []
     for file in sorted(root.rglob("*.py")):
         place = file.relative_to(root)

@@ -1,4 +1,4 @@
-"""The account of what became of objects that a picture does not show, on answers with known bindings."""
+"""Error types of missing objects, and scores by class and by number of objects."""
 
 from __future__ import annotations
 

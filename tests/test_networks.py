@@ -1,4 +1,4 @@
-"""The networks: invariants over every registered one, and the parts of ours by hand."""
+"""Networks: invariants of every registered one, and the layers of ours."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WIDTH = 16
 
 
 def network(name: str, act: str, width: int = WIDTH) -> nn.Module:
-    """Return a network in evaluation mode without a layer at zero, where nothing would pass."""
+    """Return a network in evaluation mode without zero-initialised layers."""
     net = make_network(Config().replace(net=name, act=act, width=width)).eval()
     rng = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_unet_attends_only_to_tokens_of_requested_objects() -> None:
     with torch.no_grad():
         before = net(x_t, labels, time)
         for shown, changes in ((0, False), (1, True)):
-            which = 1 + (labels[0] == shown).nonzero().flatten()  # token 0 stands for "no object"
+            which = 1 + (labels[0] == shown).nonzero().flatten()  # token 0 means "no object"
             tokens = net.tokens.clone()
             net.tokens[which] += 3 * torch.randn(net.tokens[which].shape, generator=torch.Generator().manual_seed(4))
             assert ((net(x_t, labels, time) - before).abs().max() > 1e-4).item() is changes
@@ -96,7 +96,7 @@ def test_frequency_bands_add_up_to_the_image() -> None:
 
 
 def test_unet_with_all_gates_open_returns_its_input() -> None:
-    """However little its layers know: what is good in the image need not go through them."""
+    """Details of the image reach the output without passing the layers."""
     net = make_network(Config().replace(net="unet", width=8))
     given = batch(2)
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_unet_with_all_gates_open_returns_its_input() -> None:
 
 
 def test_attention_both_ways_by_hand() -> None:
-    """Of two heads one divides each position among the visible objects, one each object among the positions."""
+    """One head has its softmax over the visible objects, the other over the positions."""
     rng = torch.Generator().manual_seed(0)
     query, key_value = torch.randn((1, 5, 4), generator=rng), torch.randn((1, 3, 8), generator=rng)
     visible = torch.tensor([[True, False, True]])

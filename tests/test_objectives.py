@@ -1,4 +1,4 @@
-"""What the network predicts, and the training loss: targets, times and dropped labels."""
+"""Objectives and the training loss: targets, times and label dropout."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_errors_of_the_output_have_a_bounded_gain(objective: str) -> None:
 
 @pytest.mark.parametrize("signal", [0.999, 0.6, 0.05])
 def test_objectives_agree_on_inexact_predictions(signal: float) -> None:
-    """A guess (x0, eps) that fits x_t is the same guess under every parametrisation."""
+    """A prediction (x0, eps) that is consistent with x_t is the same under every objective."""
     noise, (x_t, x0) = math.sqrt(1 - signal**2), pair()
     eps = (x_t - signal * x0) / noise
     for name in OBJECTIVES.names():
@@ -81,7 +81,7 @@ def test_edms_target_has_unit_variance_for_data_of_the_stated_mean_and_deviation
     eps = torch.randn(200_000, generator=rng, dtype=torch.float64)
     for signal, noise in scales(DiffusionConfig(schedule=schedule, timesteps=200))[::25]:
         target = OBJECTIVES.get("edm").target(x0, eps, torch.tensor(signal), torch.tensor(noise))
-        # And nothing of x_t is left in it: a network that knows nothing does best to answer 0, as it does at its start.
+        # The target is uncorrelated with x_t, so 0, the initial output, is the best output without knowledge.
         x_t = signal * x0 + noise * eps
         assert target.mean().item() == pytest.approx(0, abs=0.01)
         assert target.std().item() == pytest.approx(1, abs=0.01)
@@ -98,7 +98,7 @@ def test_the_stated_mean_and_deviation_are_those_of_the_embedded_benchmark() -> 
 
 
 class Watcher(nn.Module):
-    """Remembers what it was called with and answers by a function of it."""
+    """A network that records its inputs and returns a function of them."""
 
     def __init__(self, answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ def test_the_loss_is_a_pure_function_of_the_generators_seed() -> None:
 
 
 def test_x0_weighted_by_snr_plus_one_is_the_loss_of_v() -> None:
-    """The same guess has the same loss as v, where the weight's limit is out of reach."""
+    """Equal predictions have the same loss as v if the weights are below the limit."""
     rng = torch.Generator().manual_seed(5)
     guess = torch.rand((6, 3, 8, 8), generator=rng)
     x0, _ = pair((6, 3, 8, 8), torch.float32)

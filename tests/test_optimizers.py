@@ -1,4 +1,4 @@
-"""The optimizers, the learning rate over a run, and the average of the weights."""
+"""Optimizers, learning rate schedules and EMA."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_every_optimizer_lowers_the_loss_and_updates_every_weight(name: str, lay
 def test_every_weight_has_exactly_one_optimizer(name: str) -> None:
     net = tiny()
     optimizers = optimizers_of(net, name)
-    # Muon holds matrix views of its kernels: what they share with the network is their memory.
+    # Muon has matrix views of its kernels, which share memory with the network.
     locked = [p.data_ptr() for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     assert sorted(locked) == sorted(p.data_ptr() for p in net.parameters())
 
@@ -107,7 +107,7 @@ def test_muon_updates_each_kernel_as_one_matrix(layout: torch.memory_format) -> 
     net = tiny(layout)
     matrices, reference = by_hand(net, LR["muon"])
     optimizers = optimizers_of(net, "muon")
-    # Newton-Schulz runs in bfloat16: another order of columns rounds otherwise.
+    # Newton-Schulz runs in bfloat16, so another order of columns gives other rounding.
     tolerance = {"rtol": 0, "atol": 0} if layout is torch.contiguous_format else {"rtol": 0, "atol": 0.02 * LR["muon"]}
     start = {name: matrix.detach().clone() for name, matrix in matrices.items()}
     for seed in range(2):
@@ -214,7 +214,7 @@ def test_every_parameter_group_keeps_its_own_learning_rate() -> None:
 def trainer_of(**settings: object) -> Trainer:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (4, 3, 64, 64), dtype=np.uint8)
-    data = Dataset("four pictures", "", images, np.eye(4, 24, dtype=np.uint8), {}, None)
+    data = Dataset("four images", "", images, np.eye(4, 24, dtype=np.uint8), {}, None)
     return Trainer(Config().replace(**{"width": 8, "batch_size": 2, **settings}), ComputeDevice(torch.device("cpu"), "fp32"), data)
 
 
@@ -229,7 +229,7 @@ def test_a_run_decays_per_epoch_as_in_the_report() -> None:
     assert used == pytest.approx([1e-3 * (1 - epoch / 4) for epoch in range(4) for _ in range(2)])
 
 
-# The average
+# EMA
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 80, 10_000])

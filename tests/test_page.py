@@ -1,4 +1,4 @@
-"""The page: everything in one file, nothing from elsewhere, every text escaped, and what it shows is what was measured."""
+"""The HTML page: self-contained, escaped, and equal to the results."""
 
 from __future__ import annotations
 

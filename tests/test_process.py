@@ -1,4 +1,4 @@
-"""What only a process of its own can show: exit codes, signals, start-up, streams."""
+"""Tests in a separate process: exit codes, signals, start-up and streams."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PYTHON = [sys.executable, "-m", "ddpmctl"]
 
 
 def help_and_modules(*arguments: str) -> tuple[str, set[str]]:
-    """Return what a help text says, unfolded, and the modules that were loaded to say it."""
+    """Return a help text without line breaks, and the loaded modules."""
     lines = [
         f"import sys; sys.argv = ['ddpmctl', *{arguments!r}]", "from ddpmctl.cli.app import main", "try: main()", "except SystemExit: pass",
         "print('loaded:', *sorted(sys.modules))",

@@ -1,4 +1,4 @@
-"""Noise is a pure function of (seed, purpose, index), and pictures do not depend on their batch."""
+"""Noise is a pure function of (seed, purpose, index), and images do not depend on their batch."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_initial_weights_are_a_function_of_the_seed() -> None:
     assert not torch.equal(nets[0]["out.3.weight"], nets[2]["out.3.weight"])
 
 
-# Pictures
+# Images
 
 
 def painter_of(net: str = "context-unet", **settings: object) -> SamplingPipeline:

@@ -1,4 +1,4 @@
-"""The report's weights in our network: same names, same eps, and what a file says of itself."""
+"""The report's weights in our network: same names, same eps, and file metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The samplers: on data whose best denoiser is known in closed form, and step by step against diffusers."""
+"""Samplers on data with a known optimal denoiser, and compared with diffusers step by step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def diffusion_of(schedule: str = "linear", **settings: object) -> Diffusion:
 
 
 class Gaussian(nn.Module):
-    """The best possible network for data drawn from N(mean, std^2), pixel by pixel."""
+    """The optimal network for pixels with the distribution N(mean, std^2)."""
 
     def __init__(self, diffusion: Diffusion, mean: float, std: float) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def normal(shape: tuple[int, ...], seed: int = 0) -> Callable[[], Tensor]:
 
 
 def own(eta: float) -> dict[str, float]:
-    """Return ddim's option where it is not the default."""
+    """Return ddim's eta option if it is not the default."""
     return {"eta": eta} if eta else {}
 
 
@@ -154,7 +154,7 @@ def test_even_times_are_even(timesteps: int, data: st.DataObject) -> None:
 @pytest.mark.parametrize(("spacing", "power"), [("log-snr", None), ("karras", 1 / 7)])
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_snr_spacings_are_even_in_their_variable(name: str, spacing: str, power: float | None) -> None:
-    # So many t that rounding to a whole one moves the times little.
+    # Many t, so that rounding changes the times little.
     schedule = schedule_of(name, 10_000)
     times = sampler_times("dpm++2m", spacing, schedule, 10)[1:-1]
     sigma = np.exp(-schedule.log_snr[times] / 2)
@@ -180,7 +180,7 @@ def test_auto_is_every_t_for_ddpm_and_few_steps_for_the_others() -> None:
 
 
 class TwoMinds(nn.Module):
-    """Gives one answer where labels are shown and another where none are; counts the images that it sees."""
+    """Returns different outputs with and without labels; counts its images."""
 
     def __init__(self, conditional: Tensor, unconditional: Tensor) -> None:
         super().__init__()
@@ -240,7 +240,7 @@ def schedulers() -> ModuleType:
 
 
 def wave(x_t: Tensor, t: int) -> Tensor:
-    """A smooth network output that depends on the place, the image and t, in x_t's own precision."""
+    """A smooth network output that depends on the position, the image and t, in x_t's precision."""
     place = torch.linspace(0, 6, 64, dtype=x_t.dtype).view(1, 1, 8, 8)
     return 0.9 * x_t + 0.3 * torch.sin(3 * x_t + place + t / 7)
 

@@ -1,4 +1,4 @@
-"""The noise schedules against their formulas, in float64, and what holds for every one of them."""
+"""Noise schedules: their formulas in float64, and common properties."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intervals, verdicts and choices: closed forms, and simulations in which the truth is known."""
+"""Intervals, contrasts and selection: closed forms, and simulations with known truth."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_more_training_seeds_are_advised_if_their_variance_dominates() -> None:
 
 @dataclass(frozen=True)
 class World:
-    """Conditions of differing difficulty, arms that find some of them easier than others, images with luck of their own.
+    """Simulated conditions of different difficulty, with effects of arms, seeds and images.
 
     Attributes:
         effect: by which the logits of the first arm exceed the second's.
@@ -191,7 +191,7 @@ class World:
     seeds: float = 0.0
 
     def chances(self, rng: np.random.Generator, arms: int, repeats: int, replicates: int, conditions: int) -> np.ndarray:
-        """Return the chance of each label: (arms, replicates, conditions, repeats)."""
+        """Return the hit probability of each label: (arms, replicates, conditions, repeats)."""
         logit = self.ease + self.difficulty * rng.normal(size=(1, 1, conditions, 1)) + self.taste * rng.normal(size=(arms, 1, conditions, 1))
         logit = logit + self.effect * (np.arange(arms) == 0).reshape(-1, 1, 1, 1) + self.seeds * rng.normal(size=(arms, replicates, 1, 1))
         return 1 / (1 + np.exp(-(logit + self.luck * rng.normal(size=(arms, replicates, conditions, repeats)))))
@@ -209,7 +209,7 @@ class World:
 
 
 def with_difference(points: float, **settings: float) -> World:
-    """Return the world in which the first arm is better by so much."""
+    """Return the world in which the first arm is better by ``points``."""
     low, high = 0.0, 3.0
     while high - low > 1e-3:
         middle = (low + high) / 2
@@ -234,7 +234,7 @@ def test_the_familywise_error_rate_of_three_arms_is_at_most_6_percent() -> None:
 
 
 def test_ten_points_are_detected_with_the_advised_repeats() -> None:
-    """Three images a condition are made first; the advice drawn from them is followed."""
+    """Start with three images per condition, then follow the advice."""
     world, rng, found, advised = with_difference(0.10, taste=0.3, luck=2.5, conditions=48), np.random.default_rng(12), [], []
     for _ in range(1000):
         labels = rng.integers(1, 4, size=world.conditions)

@@ -1,4 +1,4 @@
-"""What a sound folder in the lab's layout becomes."""
+"""Loading of valid folders in the lab's layout."""
 
 from __future__ import annotations
 

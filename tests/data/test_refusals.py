@@ -1,4 +1,4 @@
-"""Folders and files that are refused, by name and in one line."""
+"""Invalid folders and files are refused by name and in one line."""
 
 from __future__ import annotations
 

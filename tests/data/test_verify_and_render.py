@@ -1,4 +1,4 @@
-"""verify and render: what they promise, on real files."""
+"""``data verify`` and ``data render`` on real files."""
 
 from __future__ import annotations
 

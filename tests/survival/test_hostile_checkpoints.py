@@ -1,4 +1,4 @@
-"""Checkpoints from strangers, and damaged ones: each is refused in one line, or loads exactly what was saved."""
+"""Untrusted and damaged checkpoints are refused in one line, or load exactly what was saved."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..test_cli_errors import refused
 
 @pytest.fixture(scope="module")
 def sound(run: Path) -> bytes:
-    """The bytes of a checkpoint as training writes it."""
+    """The bytes of a checkpoint written by training."""
     return next((run / "checkpoints").glob("epoch2_*.pth")).read_bytes()
 
 
@@ -61,9 +61,9 @@ def lists_of_lists(depth: int) -> bytes:
 
 
 def swollen(sound: bytes) -> bytes:
-    """A tensor that declares more numbers than lie in the file: torch would read beyond its memory."""
+    """A tensor that declares more values than the file has: torch would read beyond its memory."""
     pickled = archive_of(sound)["archive/data.pkl"]
-    # The first storage's count and the tensor's shape stand there as whole numbers; the bias of eight becomes one of 200.
+    # The first storage's count and the tensor's shape are stored as integers; the bias of 8 values becomes one of 200.
     at = pickled.index(b"K\x08tq")
     return with_pickle(sound, pickled[:at] + b"K\xc8tq" + pickled[at + 4 :])
 
@@ -162,7 +162,7 @@ def test_special_files_do_not_block(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_hostile_file_needs_little_memory(sound: bytes, tmp_path: Path) -> None:
-    """With an address space of 6 GB, and in bounded time, for those that ask for much."""
+    """Files that declare much memory, with an address space of 6 GB and a time limit."""
     for name, kind in enumerate(("a terabyte in one opcode", "an index of four thousand million", "lists of lists of lists", "a compressed bomb")):
         (tmp_path / f"{name}.pth").write_bytes(HOSTILE[kind](sound))
     code = (
@@ -178,7 +178,7 @@ def test_a_hostile_file_needs_little_memory(sound: bytes, tmp_path: Path) -> Non
 
 
 def test_every_flipped_bit_is_detected_or_harmless(sound: bytes, tmp_path: Path) -> None:
-    """A thousand single bits anywhere in the file, and the bytes of its directory one by one."""
+    """A thousand random bits of the file, and every byte of its directory."""
     file = tmp_path / "flipped.pth"
     file.write_bytes(sound)
     whole = load_checkpoint(file)

@@ -1,4 +1,4 @@
-"""Data folders from strangers, through the real command line: pictures, names and JSON; and a cache whose builders are killed."""
+"""Untrusted data folders on the command line: images, names and JSON; and caches of killed processes."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "an animated GIF": lambda: encoded(make_image("P"), "GIF", save_all=True, append_images=[make_image("P", seed=1)]),
     "a TIFF": lambda: encoded(make_image(), "TIFF"),
     "a BMP": lambda: encoded(make_image(), "BMP"),
-    "an EPS, which Pillow would hand to another program": lambda: encoded(make_image(), "EPS"),
+    "an EPS, for which Pillow would start another program": lambda: encoded(make_image(), "EPS"),
     "a WebP": lambda: encoded(make_image(), "WEBP"),
 }
 
@@ -200,7 +200,7 @@ def files_in(cache: Path) -> list[str]:
 
 @posix
 def test_a_cache_of_a_killed_process_is_rebuilt(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed while rendering, and (with what is on disk then set up by hand) between the writing of an entry's two files."""
+    """The process is killed while rendering, or (simulated) between writing the two files of an entry."""
     cache = tmp_path / "cache"
     monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(cache))
     command = [*PYTHON, "train", *TINY, "--epochs", "1", "--scenes", "200", "--runs-dir", str(tmp_path / "runs")]
@@ -236,9 +236,9 @@ def test_two_commands_can_build_the_same_cache(tmp_path: Path) -> None:
     environment = {**os.environ, "DDPMCTL_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     command = [*PYTHON, "train", *TINY, "--epochs", "1", "--scenes", "40", "--runs-dir", str(tmp_path / "runs")]
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment) for _ in range(2)]
-    told = [process.communicate(timeout=120)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], told
-    assert all("cache" not in text for text in told)
+    messages = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], messages
+    assert all("cache" not in text for text in messages)
     assert [name.rpartition(".")[2] for name in files_in(tmp_path / "cache") if name.endswith((".npy", ".tmp"))] == ["npy"]
     one, other = sorted((tmp_path / "runs").iterdir())
     assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
