@@ -1,4 +1,4 @@
-"""Settings as TOML, out and in; what is written can be fed back."""
+"""Settings written as TOML and read back."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 from ddpmctl.config import Config, Value, settings
 from ddpmctl.errors import DataError, UsageError
 
-OLD_SECTIONS = {"machine": "device"}  # names of 0.2, which are still read
+OLD_SECTIONS = {"machine": "device"}  # section names of version 0.2
 
 
 def dump_toml(config: Config, origins: Mapping[str, str] | None = None) -> str:
-    """Return the settings as TOML, each with its origin as a comment where origins are given."""
+    """Return the settings as TOML, with the origin of each as a comment if ``origins`` is given."""
     flat, section = config.flat(), ""
     lines: list[str] = []
     for setting in settings():
@@ -31,17 +31,17 @@ def _toml(value: Value) -> str:
     if value is None:
         return '"none"'  # TOML has no null
     if isinstance(value, str):
-        # A JSON string is a TOML basic string, but for surrogate pairs and DEL.
+        # A JSON string is a TOML basic string, except for surrogate pairs and DEL.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)
 
 
 def load_toml(path: Path) -> dict[str, Any]:
-    """Return the settings of a TOML file as {flat name: value}; sections are optional but must be right.
+    """Return the settings of a TOML file as {flat name: value}; sections are optional but must be correct.
 
     Raises:
-        UsageError: there is no such file, or it names an unknown setting.
-        DataError: the file is no TOML.
+        UsageError: the file cannot be read, or has an unknown setting.
+        DataError: the file is not valid TOML.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))

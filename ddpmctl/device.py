@@ -1,4 +1,4 @@
-"""Where the arithmetic happens: device, precision, threads."""
+"""The compute device: device, precision and threads."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from ddpmctl.errors import UsageError
 
 @dataclass(frozen=True)
 class ComputeDevice:
-    """A device and the precision in which networks run on it; weights are always float32."""
+    """A device and the autocast precision on it; weights are always float32."""
 
     device: torch.device
     precision: str
     compile_mode: str = "none"
 
     def compiled(self, net: nn.Module) -> Callable[..., Tensor]:
-        """Return the network as a function to train through, compiled where the machine is told to."""
+        """Return the network for training, compiled if the settings ask for it."""
         if self.compile_mode == "none":
             return net
         return torch.compile(net, mode=None if self.compile_mode == "default" else self.compile_mode)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Return the context in which a network is called."""
+        """Return the autocast context for network calls."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def describe(self) -> str:
-        """Return the device in words."""
+        """Return the device as text for messages."""
         if self.device.type == "cuda":
             return f"{self.device} ({torch.cuda.get_device_name(self.device)})"
         if self.device.type == "cpu":
@@ -45,14 +45,10 @@ class ComputeDevice:
 
 
 def make_compute_device(config: DeviceConfig, local: int = 0) -> ComputeDevice:
-    """Return the machine that a config names; ``auto`` is decided here.
-
-    Args:
-        config: device, precision, threads.
-        local: this process's number among those of its job on this machine: it takes the GPU of that number.
+    """Return the device of a config and resolve ``auto``; ``local``, the local rank, selects the GPU.
 
     Raises:
-        UsageError: the device is not there, or all processes were to share one GPU.
+        UsageError: the device is not available, or all processes would share one GPU.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -62,16 +58,16 @@ def make_compute_device(config: DeviceConfig, local: int = 0) -> ComputeDevice:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that the device, or the CPU's own memory, has no room for an operation."""
+    """Return whether an error means that GPU or CPU memory is exhausted."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in ("can't allocate memory", "not enough memory", "out of memory"))
 
 
-def release_memory(machine: ComputeDevice) -> None:
-    """Give back what a failed attempt left allocated and nobody uses."""
+def release_memory(compute: ComputeDevice) -> None:
+    """Free unused memory after an out-of-memory error."""
     gc.collect()
-    if machine.device.type == "cuda":
+    if compute.device.type == "cuda":
         torch.cuda.empty_cache()
 
 
@@ -79,21 +75,21 @@ def _device(name: str, local: int) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda":
-        name = f"cuda:{local}"  # never without a number: torch sets and wraps devices by number only
+        name = f"cuda:{local}"  # torch.cuda.set_device and DDP need an index
     elif local > 0 and name.startswith("cuda:"):
-        raise UsageError(f"--device: {name!r} is one GPU, and each process takes one of its own; give --device cuda")
+        raise UsageError(f"--device: {name!r} is one GPU, but each process needs its own; give --device cuda")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError):
         raise UsageError(f"--device: {name!r} is not here; --device auto takes what is") from None
     if device.type not in ("cpu", "cuda", "mps"):
-        raise UsageError(f"--device: {name!r} holds no data; use cpu, cuda or mps")
+        raise UsageError(f"--device: {name!r} is not supported; use cpu, cuda or mps")
     return device
 
 
 def _bf16_is_faster(device: torch.device) -> bool:
-    """Decide by measuring where hardware names say little: CPUs emulate bf16 slowly unless they have units for it."""
+    """Return whether bf16 is faster; on a CPU, measure it, because CPUs without bf16 units emulate it slowly."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":

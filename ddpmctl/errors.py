@@ -1,8 +1,8 @@
-"""The errors that a person can cause, each with the exit code that the command line gives it."""
+"""Errors caused by the user's input or environment, each with its exit code."""
 
 
 class DdpmctlError(Exception):
-    """A problem to be told in one line: what is wrong, where, and what to do."""
+    """Base class; the message is one line: where, what is wrong, and what to do."""
 
     exit_code = 1
 
@@ -20,24 +20,24 @@ class DataError(DdpmctlError):
 
 
 class DivergedError(DdpmctlError):
-    """Training whose numbers are no longer finite."""
+    """Training diverged: the loss or the weights are not finite."""
 
     exit_code = 4
 
 
 class PeerError(DdpmctlError):
-    """Another process of the job failed, or cannot be reached any more."""
+    """Another process of the job failed or cannot be reached."""
 
     exit_code = 5
 
 
 def show(value: object) -> str:
-    """Return a value as it may stand in a one-line message: escaped, and cut when long."""
+    """Return a value for a one-line message: escaped, and shortened if long."""
     text = repr(value[:80]) if isinstance(value, str) else repr(value) if isinstance(value, (int, float)) else json_kind(value)
     return text if len(text) <= 100 else f"{text[:90]}..."
 
 
 def json_kind(value: object) -> str:
-    """Return what JSON calls a value's type, with its article."""
+    """Return the JSON name of a value's type, with its article."""
     kinds = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return kinds.get(type(value), "a number")

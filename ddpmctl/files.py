@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic, verified writing, room on the disk, and content hashes (standard library only)."""
+"""Atomic and verified file writing, free disk space, and file hashes (standard library only)."""
 
 from __future__ import annotations
 
@@ -13,24 +13,22 @@ from pathlib import Path
 
 from ddpmctl.errors import DataError, UsageError
 
-# What a full or read-only disk answers in the middle of a write: the person's to mend, unlike any other OSError of the body.
+# A full or read-only disk. The user can fix these; any other OSError is a bug.
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EROFS, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
-
-
-SPARE_BYTES = 2**20  # left free beside every write: for logs, and for a file system's own needs
+SPARE_BYTES = 2**20  # free space kept for logs and for the file system
 
 
 def cannot_write(folder: Path, error: OSError) -> UsageError:
-    """Return the error that tells a person that ``folder`` cannot be written to, and why."""
+    """Return the error for a folder that cannot be written to."""
     return UsageError(f"{folder}: cannot write here ({error.strerror or error}); choose another folder or make room")
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that takes its place, fsync'd, when the body ends without an error.
+    """Yield a temporary path in the same folder; on success, fsync it and rename it to ``path``.
 
-    A reader sees the old file or the new one, never a part. After an error or Ctrl-C ``path`` is untouched and the temporary
-    file is gone. The temporary name ends in ``.tmp``, so that no pattern such as ``*.pth`` finds it.
+    A reader sees the old file or the new file, never a part. After an error or Ctrl-C ``path`` is unchanged and the temporary
+    file is removed. The temporary name ends in ``.tmp``, so patterns such as ``*.pth`` do not match it.
 
     Raises:
         UsageError: the folder is missing, read-only or full; the message names it.
@@ -43,7 +41,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         try:
-            with open(temporary, "r+b") as file:  # a handle that may write: Windows flushes no other
+            with open(temporary, "r+b") as file:  # Windows can only flush a writable handle
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except OSError as error:
@@ -59,11 +57,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_verified(path: Path, data: bytes | memoryview) -> str:
-    """Write bytes to a file that appears whole or not at all, after they were read back from the disk; return their SHA-256 in hex.
+    """Write bytes atomically, after reading them back from the disk; return their SHA-256 in hex.
 
     Raises:
-        UsageError: the folder cannot be written to, or has no room.
-        DataError: the disk gives back other bytes than it was given; the earlier file is untouched.
+        UsageError: the folder cannot be written to, or the disk is full.
+        DataError: the bytes read back differ; the old file is unchanged.
     """
     need_room(path.parent, len(data))
     digest = hashlib.sha256(data).hexdigest()
@@ -72,10 +70,10 @@ def write_verified(path: Path, data: bytes | memoryview) -> str:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-            if hasattr(os, "posix_fadvise"):  # else the bytes would be read back from memory and not from the disk
+            if hasattr(os, "posix_fadvise"):  # drop the page cache, so that the bytes are read from the disk
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         if temporary.stat().st_size != len(data) or sha256_file(temporary) != digest:
-            raise DataError(f"{path}: the disk gave back other bytes than were written; the earlier file is untouched, but do not trust this disk")
+            raise DataError(f"{path}: the bytes read back from the disk differ from the bytes written; the old file is unchanged, the disk may be defective")
     return digest
 
 
@@ -95,12 +93,7 @@ def prepare_folder(folder: Path, flag: str) -> None:
 
 
 def need_room(folder: Path, size: int, purpose: str = "") -> None:
-    """Refuse to begin what would not fit.
-
-    Args:
-        folder: an existing folder on the disk in question.
-        size: bytes that are going to be written.
-        purpose: what they are for, as the beginning of the message.
+    """Check that ``size`` bytes fit on the disk of ``folder``; ``purpose`` is put in front of the error message.
 
     Raises:
         UsageError: fewer bytes are free.
@@ -112,7 +105,7 @@ def need_room(folder: Path, size: int, purpose: str = "") -> None:
 
 
 def in_bytes(size: int) -> str:
-    """Return a number of bytes in words."""
+    """Return a number of bytes as text, with its unit."""
     value = float(size)
     for unit in ("bytes", "kB", "MB"):
         if value < 1000:
@@ -122,14 +115,14 @@ def in_bytes(size: int) -> str:
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Remove the temporary files that killed writers of ``folder`` left; the caller sees to it that nobody is writing there."""
+    """Remove temporary files of killed processes; the caller ensures that no process is writing to ``folder``."""
     for left in folder.glob(".*.tmp"):
         with suppress(OSError):
             left.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut; Windows and some network file systems have no such call, and go without."""
+    """Make a rename survive a power failure; Windows and some network file systems do not support this."""
     if os.name != "posix":
         return
     with suppress(OSError):
@@ -141,10 +134,6 @@ def _sync_folder(folder: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes in hex, read in pieces.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """Return the SHA-256 of a file in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

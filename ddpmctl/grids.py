@@ -1,4 +1,4 @@
-"""Contact sheets: pictures in rows and columns, with what was asked for written beside them."""
+"""Image grids with captions and titles, as PNG and GIF."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ddpmctl.files import atomic_write
 
 ImageArray = npt.NDArray[np.uint8]
 
-SCALE = 2  # 64-pixel pictures are shown twice as large: captions must fit under them
+SCALE = 2  # images are enlarged, so that captions fit under them
 PAD = 6
 FONT_SIZE = 13
 LINE = 16
@@ -22,21 +22,14 @@ INK, PAPER = (30, 30, 30), (255, 255, 255)
 
 
 class ImageBatch(Protocol):
-    """Anything that becomes uint8 pictures (N, 3, H, W) through numpy, such as a tensor on the CPU."""
+    """uint8 images (N, 3, H, W) that numpy can convert, such as a CPU tensor."""
 
     def __array__(self, dtype: None = None, /) -> npt.NDArray[np.uint8]:
-        """Return the pictures."""
+        """Return the images."""
 
 
 def save_grid(path: Path, images: ImageBatch, captions: Sequence[str], *, columns: int = 8) -> Path:
-    """Write pictures as one PNG, each with its caption under it, a comma beginning a new line.
-
-    Args:
-        path: the PNG file.
-        pictures: uint8, (N, 3, H, W).
-        captions: one a picture.
-        columns: pictures in a row.
-    """
+    """Write images, uint8 (N, 3, H, W), as one PNG with a caption under each; a comma in a caption starts a new line."""
     cells = _images(images)
     columns = min(columns, len(cells))
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
@@ -52,7 +45,7 @@ def save_sheet(
     row_titles: Sequence[str] | None = None,
     column_titles: Sequence[str] | None = None,
 ) -> Path:
-    """Write rows of pictures (H, W, 3) as one PNG, with texts under each, left of each row or above each column."""
+    """Write rows of images (H, W, 3) as one PNG, with captions under images and titles of rows and columns."""
     with atomic_write(path) as temporary:
         draw_sheet(rows, captions=captions, row_titles=row_titles, column_titles=column_titles).save(temporary, "PNG")
     return path
@@ -65,7 +58,7 @@ def draw_sheet(
     row_titles: Sequence[str] | None = None,
     column_titles: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Return what ``save_sheet`` writes."""
+    """Return the image that ``save_sheet`` writes."""
     font = ImageFont.load_default(FONT_SIZE)
     height, width = (SCALE * side for side in rows[0][0].shape[:2])
     text_left = max((_width(line, font) for title in row_titles or () for line in _lines(title)), default=-PAD) + PAD
@@ -92,7 +85,7 @@ def draw_sheet(
 
 
 def save_gif(path: Path, frames: Sequence[Image.Image], *, milliseconds: int = 120) -> Path:
-    """Write frames as an endless GIF that rests on its last one."""
+    """Write frames as an endless GIF that shows the last frame for two seconds."""
     durations = [milliseconds] * (len(frames) - 1) + [2000]
     with atomic_write(path) as temporary:
         frames[0].save(temporary, "GIF", save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)
@@ -100,7 +93,7 @@ def save_gif(path: Path, frames: Sequence[Image.Image], *, milliseconds: int = 1
 
 
 def save_images(folder: Path, images: ImageBatch, names: Sequence[str]) -> list[Path]:
-    """Write each picture, uint8 (3, H, W), as a PNG of its own size; return the files."""
+    """Write each image, uint8 (3, H, W), as a PNG; return the paths."""
     paths = []
     for image, name in zip(_images(images), names, strict=True):
         with atomic_write(folder / name) as temporary:

@@ -1,4 +1,4 @@
-"""The 24 object classes of i-CLEVR, in the lab's order, and the multi-hot vectors made of them."""
+"""The 24 object classes of i-CLEVR, in the lab's order, and their multi-hot encoding."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ COLOURS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
 CLASSES: tuple[str, ...] = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
 INDEX: dict[str, int] = {name: index for index, name in enumerate(CLASSES)}
 
-
 LabelSet = tuple[str, ...]
-"""The objects of one image, in the order asked for."""
+"""The requested objects of one image."""
 
 
 def class_index(name: str) -> int:
     """Return the class number (0-23) of a label such as ``"red cube"``.
 
     Raises:
-        UsageError: the label is not one of the 24; the message names the nearest ones.
+        UsageError: the label is unknown; the message suggests similar ones.
     """
     key = " ".join(name.lower().split())
     if key not in INDEX:
@@ -36,8 +35,8 @@ def class_index(name: str) -> int:
 
 
 def multi_hot(label_sets: Sequence[Sequence[str]]) -> np.ndarray:
-    """Return the label sets as a uint8 array of zeros and ones, (N, 24)."""
-    import numpy as np  # not at the top: --help must not wait for it
+    """Return label sets as multi-hot vectors, uint8 (N, 24)."""
+    import numpy as np  # imported here to keep --help fast
 
     out = np.zeros((len(label_sets), len(CLASSES)), dtype=np.uint8)
     for row, names in zip(out, label_sets, strict=True):

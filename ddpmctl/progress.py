@@ -1,4 +1,4 @@
-"""The two kinds of event that every long task yields, whatever it does."""
+"""Events that every long task yields."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of a long task; ``stage`` names what is being done, such as "decoding" or "sampling"."""
+    """Progress of one stage of a task, such as "decoding" or "sampling"."""
 
     stage: str
     done: int
@@ -16,6 +16,6 @@ class Progress:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something the user should know that stops nothing, such as a cache folder that cannot be written."""
+    """A warning that does not stop the task, such as a read-only cache folder."""
 
     text: str

@@ -1,7 +1,7 @@
-"""Name -> entry registries: one decorated function or class is one schedule, sampler, network, ...
+"""Registries of schedules, samplers, networks and so on: name -> decorated function or class.
 
-The names are read from the source files without importing them, so that ``--help`` and error
-texts know every entry while torch stays unloaded; an entry is imported when it is first used.
+Names are read from the source files without importing them, so that ``--help`` and error messages
+list every entry without loading torch. An entry is imported on first use.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @functools.cache
 def _declared(package: str) -> dict[str, dict[str, str]]:
-    """Return {registry variable: {entry name: first docstring line}} as written in a package's files."""
+    """Return {registry variable: {entry name: first docstring line}}, parsed from a package's files."""
     spec = importlib.util.find_spec(package)
     assert spec is not None
     assert spec.submodule_search_locations
@@ -44,18 +44,18 @@ class Registry(Generic[T]):
     """The entries of one kind, e.g. every sampler.
 
     Args:
-        variable: the name under which the registry stands in this module.
-        kind: what an entry is called in messages, e.g. ``"sampler"``.
+        variable: the registry's variable name in this module.
+        kind: the word for an entry in messages, e.g. ``"sampler"``.
         package: the package whose files declare entries.
     """
 
     def __init__(self, variable: str, kind: str, package: str) -> None:
-        """Make an empty registry; entries come with the first use."""
+        """Create an empty registry; entries are imported on first use."""
         self.variable, self.kind, self.package = variable, kind, package
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Return the decorator that enters a function or class under ``name``."""
+        """Return a decorator that registers a function or class as ``name``."""
 
         def enter(entry: T) -> T:
             if name in self._entries:
@@ -66,18 +66,18 @@ class Registry(Generic[T]):
         return enter
 
     def summaries(self) -> dict[str, str]:
-        """Return {name: one-line description} of every entry, without importing any."""
+        """Return {name: one-line description} of every entry, without importing it."""
         return dict(_declared(self.package).get(self.variable, {}))
 
     def names(self) -> tuple[str, ...]:
-        """Return the names of every entry, without importing any."""
+        """Return the name of every entry, without importing it."""
         return tuple(self.summaries() | dict.fromkeys(self._entries, ""))
 
     def check(self, name: str) -> str:
-        """Return ``name`` if it is an entry's.
+        """Return ``name`` if it is registered.
 
         Raises:
-            UsageError: it is not; the message names the nearest entries and all of them.
+            UsageError: unknown name; the message suggests a similar one and lists all.
         """
         if name not in self.names():
             near = difflib.get_close_matches(name.lower(), self.names(), n=1)
@@ -86,10 +86,10 @@ class Registry(Generic[T]):
         return name
 
     def get(self, name: str) -> T:
-        """Return the entry called ``name``, importing the package's files on first use.
+        """Return an entry, importing the package's files on first use.
 
         Raises:
-            UsageError: there is no such entry.
+            UsageError: unknown name.
         """
         self.check(name)
         if name not in self._entries:

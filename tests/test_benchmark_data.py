@@ -1,4 +1,4 @@
-"""The embedded benchmark: what it promises about labels, scenes and pixels."""
+"""The embedded benchmark: labels, scenes and pixels."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def sets_of(label_lists) -> set[frozenset[str]]:
 
 
 def silhouettes(scenes: Scenes) -> np.ndarray:
-    """How far each object is along each pixel's ray at 64x64 by brute force, infinite where missed: (N, 3, 64, 64).
+    """Distance of each object along each pixel's ray at 64x64 by brute force, infinite where missed: (N, 3, 64, 64).
 
     Independent of the renderer's geometry: rays are marched through the solids' definitions in small steps.
     """
@@ -117,7 +117,7 @@ def test_lab_conditions_are_the_labs_files() -> None:
         assert sum(map(len, sets)) == objects
 
 
-def test_any_triple_includes_what_training_lacks() -> None:
+def test_any_triple_includes_triples_that_training_does_not_have() -> None:
     classes = np.sort(draw_scenes(2200, triples="any").classes, axis=1)
     assert len(np.unique(classes, axis=0)) == 2024
 
@@ -131,7 +131,7 @@ def test_smaller_benchmark_is_a_prefix_in_labels_and_pixels(images: np.ndarray) 
     assert np.array_equal(np.concatenate(list(embedded.render_benchmark(7))), images[:7].reshape(-1, 64, 64, 3))
 
 
-def test_scene_does_not_depend_on_where_the_drawing_starts() -> None:
+def test_a_scene_does_not_depend_on_the_start_index() -> None:
     whole = draw_scenes(600)
     for start, count in ((0, 1), (255, 3), (511, 89)):
         part = draw_scenes(count, start=start)
@@ -161,10 +161,10 @@ def test_seeds_differ(scenes: Scenes) -> None:
     assert embedded.fingerprint(12) == embedded.fingerprint(12, seed=0)
 
 
-# Pictures
+# Images
 
 
-def test_images_are_uint8_and_neither_dark_nor_burnt(images: np.ndarray) -> None:
+def test_images_are_uint8_and_well_exposed(images: np.ndarray) -> None:
     assert images.dtype == np.uint8
     assert images.shape == (N, 3, 64, 64, 3)
     assert 95 < images[:, :, :12].mean() < 115  # the real frames' dark top: 105
@@ -184,7 +184,7 @@ def test_objects_do_not_touch(scenes: Scenes) -> None:
         assert (np.linalg.norm(scenes.positions[:, a] - scenes.positions[:, b], axis=-1) > 2 * 0.58).all()
 
 
-def test_every_object_is_visible_enough_and_in_the_picture() -> None:
+def test_every_object_is_visible_and_in_view() -> None:
     scenes = draw_scenes(300)[np.arange(0, 300, 25)]
     depth = silhouettes(scenes)
     alone = np.isfinite(depth)
@@ -196,7 +196,7 @@ def test_every_object_is_visible_enough_and_in_the_picture() -> None:
     assert not alone[..., [0, -1]].any()
 
 
-def test_a_frame_adds_its_object_and_leaves_the_rest(scenes: Scenes, images: np.ndarray) -> None:
+def test_a_frame_only_changes_where_its_object_is(scenes: Scenes, images: np.ndarray) -> None:
     some = np.arange(0, N, 8)
     alone = np.isfinite(silhouettes(scenes[some]))
     for frame in (1, 2):
@@ -221,7 +221,7 @@ def dilate(mask: np.ndarray, steps: int) -> np.ndarray:
     return mask
 
 
-def test_mean_colour_tells_the_eight_colours_apart() -> None:
+def test_the_eight_colours_have_different_mean_colours() -> None:
     scenes = draw_scenes(240, seed=3)
     images = draw(scenes, frames=(0,))[:, 0].astype(float)
     mask = np.isfinite(depth_maps(scenes, 64, 64)[:, 0])
@@ -233,7 +233,7 @@ def test_mean_colour_tells_the_eight_colours_apart() -> None:
     assert (nearest == scenes.classes[:, 0] % len(COLOURS)).mean() > 0.99
 
 
-def test_outline_tells_the_three_shapes_apart() -> None:
+def test_the_three_shapes_have_different_outlines() -> None:
     scenes = draw_scenes(240, seed=3)
     mask = np.isfinite(depth_maps(scenes, 320, 240)[:, 0])
     height, width = mask.any(2).sum(1), mask.any(1).sum(1)

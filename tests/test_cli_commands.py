@@ -52,7 +52,7 @@ def test_all_five_commands_on_a_rendered_folder(tmp_path: Path) -> None:
 
 
 class TestSample:
-    def test_pictures_and_a_captioned_grid(self, run: Path, tmp_path: Path) -> None:
+    def test_images_and_a_captioned_grid(self, run: Path, tmp_path: Path) -> None:
         options = ("--labels", "red cube,blue sphere", "--labels", "Gray  Cylinder", "-n", 2, "--sampler", "dpm++2m", "--steps", 3, "--guidance", 2)
         result = ddpmctl("sample", checkpoint_of(run), *options, "-o", tmp_path / "out")
         assert result.exit_code == 0, result.output
@@ -63,16 +63,16 @@ class TestSample:
         ]  # fmt: skip
         assert pixels(tmp_path / "out" / names[0]).shape == (64, 64, 3)
         assert sorted(result.stdout.split()) == sorted(str(tmp_path / "out" / name) for name in names)
-        assert "dpm++2m, 3 steps, guidance 2: 6 network calls an image" in result.stderr
+        assert "dpm++2m, 3 steps, guidance 2: 6 network calls per image" in result.stderr
 
-    def test_the_seed_decides_and_the_count_does_not(self, run: Path, tmp_path: Path) -> None:
+    def test_images_depend_on_the_seed_and_not_on_the_count(self, run: Path, tmp_path: Path) -> None:
         for name, options in {"a": ("-n", 1), "b": ("-n", 3), "c": ("-n", 1, "--seed", 1)}.items():
             assert ddpmctl("sample", run, "--labels", "red cube", "-o", tmp_path / name, *options).exit_code == 0
         a, b = (pixels(tmp_path / name / "000-red-cube-seed0-000.png").astype(int) for name in "ab")
         assert np.abs(a - b).max() <= 1  # rounding to 8 bits may tip where float32 differs in its last digits
         assert np.abs(a - pixels(tmp_path / "c" / "000-red-cube-seed1-000.png")).max() > 20
 
-    def test_the_newest_runs_best_is_taken_and_named(self, run: Path, tmp_path: Path) -> None:
+    def test_the_default_is_the_best_checkpoint_of_the_newest_run(self, run: Path, tmp_path: Path) -> None:
         result = ddpmctl("sample", "--runs-dir", run.parent, "--labels", "red cube", "-o", tmp_path)
         assert result.exit_code == 0, result.output
         best = json.loads((run / "best.json").read_text())["checkpoint"]
@@ -108,7 +108,7 @@ class TestEvaluate:
         assert content["evaluator"]["sha256"][:12] in result.stdout
         assert "best by pooled accuracy" in result.stdout
 
-    def test_what_auto_came_to_is_told_and_is_part_of_the_question(self, run: Path) -> None:
+    def test_the_actual_number_of_steps_is_shown_and_in_the_cache_key(self, run: Path) -> None:
         asked = ("evaluate", checkpoint_of(run), "--sampler", "ddim", "--seed", 11)
         (row,) = json.loads(ddpmctl(*asked, "--steps", "auto", "--json", "-").stdout)["checkpoints"]
         assert row["sampling"]["steps"] == 3  # all of this model's T, being fewer than ddim's own choice
@@ -120,8 +120,8 @@ class TestEvaluate:
 
     def test_a_guidance_interval_saves_network_calls(self, run: Path, tmp_path: Path) -> None:
         asked = ("sample", run, "--labels", "red cube", "--sampler", "ddim", "--guidance", 2, "-o", tmp_path)
-        assert "6 network calls an image" in ddpmctl(*asked).stderr
-        assert "4 network calls an image" in ddpmctl(*asked, "--guidance-from", 0.5, "--guidance-to", 0.9).stderr  # t = 2 of 3
+        assert "6 network calls per image" in ddpmctl(*asked).stderr
+        assert "4 network calls per image" in ddpmctl(*asked, "--guidance-from", 0.5, "--guidance-to", 0.9).stderr  # t = 2 of 3
 
     def test_scores_agree_with_those_recorded_in_training(self, run: Path) -> None:
         result = ddpmctl("evaluate", checkpoint_of(run), "--precision", "fp32", "--json", "-")
@@ -130,7 +130,7 @@ class TestEvaluate:
             assert row["scores"][name]["accuracy"] == row["recorded"][name]
         assert checkpoint_of(run).stem.split("_")[1:] == [str(row["recorded"][name]) for name in ("test", "new_test")]
 
-    def test_kept_results_answer_a_second_call_and_not_another_question(self, run: Path, tmp_path: Path) -> None:
+    def test_cached_results_are_used_only_for_the_same_evaluation(self, run: Path, tmp_path: Path) -> None:
         copy = tmp_path / "copy.pth"
         shutil.copy(checkpoint_of(run), copy)
         ask = ("evaluate", copy, "--seed", 7)
@@ -144,21 +144,21 @@ class TestEvaluate:
         torch.save(content, copy)
         assert "0 of 1 from kept results" in ddpmctl(*ask).stdout
 
-    def test_more_repeats_are_added_to_those_that_are_kept(self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_more_repeats_are_added_to_cached_results(self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ask = ("evaluate", checkpoint_of(run), "--seed", 21, "--precision", "fp32", "--json")
         for count, kept in ((1, "0 of 1"), (3, "0 of 1"), (2, "1 of 1"), (3, "1 of 1")):
             result = ddpmctl(*ask, tmp_path / f"{count}.json", "--repeats", count)
             assert f"{kept} from kept results" in result.stdout
         monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(tmp_path / "cache"))
-        ddpmctl(*ask, tmp_path / "anew.json", "--repeats", 3)
-        grown, anew = (json.loads((tmp_path / f"{name}.json").read_text())["checkpoints"][0]["scores"] for name in ("3", "anew"))
-        assert grown == anew
+        ddpmctl(*ask, tmp_path / "new.json", "--repeats", 3)
+        grown, new = (json.loads((tmp_path / f"{name}.json").read_text())["checkpoints"][0]["scores"] for name in ("3", "new"))
+        assert grown == new
         (kept_file, *_) = (tmp_path / "cache" / "results").glob("*.npz")
         kept_file.write_bytes(kept_file.read_bytes()[:-100])
         assert "0 of 1 from kept results" in ddpmctl(*ask, tmp_path / "again.json", "--repeats", 3).stdout
-        assert json.loads((tmp_path / "again.json").read_text())["checkpoints"][0]["scores"] == anew
+        assert json.loads((tmp_path / "again.json").read_text())["checkpoints"][0]["scores"] == new
 
-    def test_the_best_is_scored_on_noise_that_had_no_part_in_the_choice(self, run: Path, tmp_path: Path) -> None:
+    def test_the_best_is_scored_again_on_new_noise(self, run: Path, tmp_path: Path) -> None:
         result = ddpmctl("evaluate", run, "--json", tmp_path / "r.json", "--repeats", 2)
         content = json.loads((tmp_path / "r.json").read_text())
         pooled = {
@@ -172,7 +172,7 @@ class TestEvaluate:
         alone = ddpmctl("evaluate", run, "--no-confirm", "--repeats", 2, "--json", "-")
         assert json.loads(alone.stdout)["selection"] is None
 
-    def test_intervals_breakdown_and_what_training_showed(self, run: Path, tmp_path: Path) -> None:
+    def test_intervals_breakdown_and_label_sets_in_training(self, run: Path, tmp_path: Path) -> None:
         result = ddpmctl("evaluate", checkpoint_of(run), "--breakdown", "--json", tmp_path / "r.json")
         content = json.loads((tmp_path / "r.json").read_text())
         assert content["conditions"]["heldout"] == {"count": 32, "in_training": 0}
@@ -225,12 +225,12 @@ class TestEvaluate:
         result = ddpmctl("evaluate", tmp_path, "--json", tmp_path / "r.json")
         assert result.exit_code == 3
         assert "good.pth" in result.stdout
-        assert re.search(r"skipped .*broken\.pth: is no checkpoint", result.stderr)
+        assert re.search(r"skipped .*broken\.pth: is not a checkpoint", result.stderr)
         content = json.loads((tmp_path / "r.json").read_text())
         assert [Path(row["path"]).name for row in content["checkpoints"]] == ["good.pth"]
         assert [Path(row["path"]).name for row in content["failed"]] == ["broken.pth"]
 
-    def test_checkpoints_of_one_name_keep_their_grids_apart(self, run: Path, tmp_path: Path) -> None:
+    def test_checkpoints_with_the_same_name_have_separate_grids(self, run: Path, tmp_path: Path) -> None:
         for folder in ("a", "b"):
             (tmp_path / folder).mkdir()
             shutil.copy(checkpoint_of(run), tmp_path / folder / "same.pth")
@@ -240,7 +240,7 @@ class TestEvaluate:
         assert made == {f"{folder}-same_{name}.png" for folder in "ab" for name in ("test", "new_test", "heldout")}
         assert "a-same" in result.stdout
 
-    def test_conditions_of_ones_own(self, run: Path, tmp_path: Path) -> None:
+    def test_user_conditions(self, run: Path, tmp_path: Path) -> None:
         (tmp_path / "mine.json").write_text(json.dumps([["red cube"], ["blue sphere", "gray cylinder"]]))
         result = ddpmctl("evaluate", checkpoint_of(run), "--conditions", tmp_path / "mine.json", "--json", "-")
         assert result.exit_code == 0, result.output
@@ -257,11 +257,11 @@ class TestDenoiseGrid:
             sizes[name] = size(tmp_path / f"{name}.png")
         row = 128 + 6
         assert sizes["two"][1] == sizes["x0"][1] == sizes["one"][1] + row
-        assert sizes["one"][0] == sizes["few"][0] + 2 * row  # 4 moments of 3 steps against 2
+        assert sizes["one"][0] == sizes["few"][0] + 2 * row  # 4 frames of 3 steps, and 2
         with Image.open(tmp_path / "a.gif") as gif:
             assert gif.n_frames == 4
 
-    def test_it_goes_from_noise_to_what_sample_makes(self, run: Path, tmp_path: Path) -> None:
+    def test_it_starts_from_noise_and_ends_with_the_image_of_sample(self, run: Path, tmp_path: Path) -> None:
         common = ("--labels", "red cube", "--precision", "fp32")
         assert ddpmctl("denoise-grid", run, *common, "--columns", 2, "--no-confidence", "-o", tmp_path / "g.png").exit_code == 0
         assert ddpmctl("sample", run, *common, "-o", tmp_path / "out").exit_code == 0
@@ -272,8 +272,8 @@ class TestDenoiseGrid:
         assert 60 < first.std() < 110  # unit normal noise on the scale of 127.5, clipped
 
 
-    def test_confidence_stands_under_every_frame(self, run: Path, tmp_path: Path) -> None:
-        """One line of text for each label, blank only where there is nothing but noise."""
+    def test_confidence_is_written_under_every_frame(self, run: Path, tmp_path: Path) -> None:
+        """One line of text per label, blank only for pure noise."""
         for name, options in {"with": (), "without": ("--no-confidence",)}.items():
             labels = ("--labels", "red cube,blue sphere", "--labels", "gray cylinder")
             assert ddpmctl("denoise-grid", run, *labels, "--columns", 3, "-o", tmp_path / f"{name}.png", *options).exit_code == 0
@@ -292,7 +292,7 @@ class TestDenoiseGrid:
         upper, lower = sheet[-268:-140, -268:], sheet[-134:-6, -268:]
         assert np.array_equal(upper[:, :128], lower[:, :128])
         assert not np.array_equal(upper[:, 134:262], lower[:, 134:262])
-        for arguments, reason in (((run, "--checkpoints", both), "names the checkpoints"), (("--checkpoints", both, "--gif", tmp_path / "a.gif"), "--gif")):
+        for arguments, reason in (((run, "--checkpoints", both), "cannot be combined"), (("--checkpoints", both, "--gif", tmp_path / "a.gif"), "--gif")):
             refused = ddpmctl("denoise-grid", *arguments, "--labels", "red cube", "-o", tmp_path / "no.png")
             assert refused.exit_code == 2
             assert reason in refused.stderr

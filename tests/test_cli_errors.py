@@ -1,4 +1,4 @@
-"""Bad input, through the real command line: one clear line, exit code 2 or 3, nothing half-written."""
+"""Invalid input on the command line: one line, exit code 2 or 3, no incomplete files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def refused(code: int, *arguments: object) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A whole little folder in the lab's layout."""
+    """A small, complete folder in the lab's layout."""
     data = tmp_path / "data"
     (data / "iclevr").mkdir(parents=True)
     labels = {"CLEVR_train_000000_0.png": ["red cube"], "CLEVR_train_000000_1.png": ["red cube", "blue sphere"]}
@@ -44,7 +44,7 @@ def train_on(data: Path, tmp_path: Path) -> tuple[object, ...]:
     return ("train", *TINY, "--epochs", 1, "--data", data, "--runs-dir", tmp_path / "runs")
 
 
-def test_the_little_folder_is_good(folder: Path, tmp_path: Path) -> None:
+def test_the_small_folder_is_valid(folder: Path, tmp_path: Path) -> None:
     assert ddpmctl(*train_on(folder, tmp_path)).exit_code == 0
 
 
@@ -78,7 +78,7 @@ def test_a_truncated_image_is_named(folder: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "runs").glob("*"))
 
 
-def test_a_label_that_is_no_object_is_named(folder: Path, tmp_path: Path) -> None:
+def test_an_unknown_label_is_named(folder: Path, tmp_path: Path) -> None:
     (folder / "train.json").write_text(json.dumps({"CLEVR_train_000000_0.png": ["pink cube"]}))
     line = refused(3, *train_on(folder, tmp_path))
     assert "pink cube" in line
@@ -91,13 +91,13 @@ def test_no_data_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 torn"])
 @pytest.mark.parametrize("command", [("sample", "--labels", "red cube"), ("denoise-grid", "--labels", "red cube"), ("evaluate",)])
-def test_a_file_that_is_no_checkpoint(command: tuple[str, ...], content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_checkpoint(command: tuple[str, ...], content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "broken.pth"
     file.write_bytes(content)
     result = ddpmctl(*command, file)
     assert result.exit_code == 3, result.output
     assert "broken.pth" in result.stderr
-    assert "is no checkpoint, or a damaged one" in result.stderr
+    assert "is not a checkpoint, or is damaged" in result.stderr
 
 
 def test_a_checkpoint_of_another_network(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_checkpoint_of_another_network(tmp_path: Path) -> None:
     torch.save({"encoder.weight": torch.zeros(3, 3)}, file)
     line = refused(3, "sample", file, "--labels", "red cube", "-o", tmp_path / "out")
     assert "other.pth" in line
-    assert "report's names" in line
+    assert "report's network" in line
 
 
 def test_a_checkpoint_whose_weights_do_not_fit_its_settings(run: Path, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_missing_checkpoint(tmp_path: Path) -> None:
     assert "nowhere.pth" in refused(2, "sample", tmp_path / "nowhere.pth", "--labels", "red cube", "-o", tmp_path / "out")
 
 
-def test_no_run_to_take_a_checkpoint_from(tmp_path: Path) -> None:
+def test_there_is_no_run(tmp_path: Path) -> None:
     assert "train first" in refused(2, "evaluate", "--runs-dir", tmp_path)
 
 
@@ -139,7 +139,7 @@ def test_runs_below_a_file_cannot_be_written(tmp_path: Path) -> None:
     assert "--runs-dir" in refused(2, "train", *TINY, "--epochs", 1, "--scenes", 1, "--runs-dir", tmp_path / "file")
 
 
-def test_resume_on_a_folder_that_is_no_run(tmp_path: Path) -> None:
+def test_resume_on_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
     assert "is no run" in refused(2, "train", "--resume", tmp_path)
     assert "there is no such run folder" in refused(2, "train", "--resume", tmp_path / "nowhere")
 
@@ -171,7 +171,7 @@ def test_more_steps_than_the_model_has(run: Path, tmp_path: Path) -> None:
     assert "7 is more than the model's 3 timesteps" in line
 
 
-def test_text_from_files_is_no_markup(tmp_path: Path) -> None:
+def test_text_from_files_is_not_markup(tmp_path: Path) -> None:
     file = tmp_path / "[red]x[bold].pth"
     file.write_bytes(b"no checkpoint")
     assert "[red]x[bold].pth" in refused(3, "sample", file, "--labels", "red cube", "-o", tmp_path / "out")
@@ -187,7 +187,7 @@ def test_resume_with_another_evaluator(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", ["8x8", "320", "\u00b2x9", "1e3x2", "99999x99999"])
-def test_sizes_that_are_none(size: str, tmp_path: Path) -> None:
+def test_invalid_sizes(size: str, tmp_path: Path) -> None:
     assert "--size" in refused(2, "data", "render", tmp_path / "d", "--size", size)
     assert not (tmp_path / "d").exists()
 

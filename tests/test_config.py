@@ -1,4 +1,4 @@
-"""The settings: where a value comes from, what is permitted, and that each is declared once."""
+"""Settings: sources, ranges and declarations."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def config_of(toml: str) -> Config:
     return Config.from_flat({name: value for section in tomllib.loads(toml).values() for name, value in section.items()})
 
 
-def test_steps_have_a_word_for_the_samplers_own_choice() -> None:
+def test_steps_can_be_auto() -> None:
     assert Config().replace(steps="auto").sampling.steps is None
     assert Config().replace(steps="none").sampling.steps is None
 
@@ -75,7 +75,7 @@ def test_names_are_unique_and_sections_complete() -> None:
     assert all(s.help.endswith(".") for s in SETTINGS.values())
 
 
-def test_a_config_cannot_be_changed() -> None:
+def test_a_config_is_immutable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().training.lr = 1.0  # type: ignore[misc]
 
@@ -108,7 +108,7 @@ def configs(draw: st.DrawFn) -> Config:
 
 
 @given(config=configs())
-def test_every_config_survives_each_way_out_and_in(config: Config) -> None:
+def test_every_config_survives_each_round_trip(config: Config) -> None:
     assert Config.from_flat(config.flat()) == config
     assert Config.from_flat(json.loads(json.dumps(config.flat()))) == config
     assert config_of(dump_toml(config)) == config
@@ -149,7 +149,7 @@ def test_the_command_line_follows_the_same_order(tmp_path: Path, strongest: int)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_every_setting_is_read_from_its_variable(name: str) -> None:
+def test_every_setting_is_read_from_its_environment_variable(name: str) -> None:
     setting = SETTINGS[name]
     values = {
         "epochs": "7", "minutes": "7.5", "width": "64", "steps": "3", "beta_2": "0.5", "guidance_to": "0.5",
@@ -168,7 +168,7 @@ def test_every_setting_is_read_from_its_variable(name: str) -> None:
     assert resolved.origins[name] == "environment"
 
 
-def test_the_variables_that_are_no_settings_reach_train_too(tmp_path: Path) -> None:
+def test_other_environment_variables_reach_train(tmp_path: Path) -> None:
     file = written(tmp_path, "width = 8\n")
     config = config_of(printed(DDPMCTL_PRESET="quick", DDPMCTL_CONFIG=str(file)))
     assert (config.model.net, config.model.width) == ("unet", 8)
@@ -186,7 +186,7 @@ def test_the_variables_that_are_no_settings_reach_train_too(tmp_path: Path) -> N
         ({"epochs": "3", "minutes": "none"}, {}, "", "quick", (3, None)),
     ],
 )
-def test_a_stronger_budget_removes_a_weaker_one(
+def test_a_budget_of_higher_priority_removes_a_lower_one(
     tmp_path: Path, flags: dict[str, str], environ: dict[str, str], toml: str, preset: str, budget: tuple[int | None, float | None]
 ) -> None:
     resolved = resolve(flags, written(tmp_path, toml) if toml else None, preset, environ)
@@ -214,16 +214,16 @@ def test_assumptions_are_settings() -> None:
             assumed([wrong])
 
 
-# Print and feed back
+# Print and read back
 
 
 @pytest.mark.parametrize(
     "arguments",
     [[], ["--preset", "quick"], ["--lr", "1e-5", "--ema", "0.9999", "--device", 'a "b" \\ # c'], ["--minutes", "0.25", "--steps", "7", "--threads", "3"]],
 )
-def test_print_config_can_be_fed_back(tmp_path: Path, arguments: list[str]) -> None:
+def test_print_config_can_be_read_back(tmp_path: Path, arguments: list[str]) -> None:
     text = printed(*arguments)
-    folder = tmp_path / ("long folder [x] " * 12)  # the origin stands in a comment and must not break the line
+    folder = tmp_path / ("long folder [x] " * 12)  # the origin is in a comment and must not break the line
     folder.mkdir()
     file = written(folder, text)
     assert set(tomllib.loads(text)) == set(SECTIONS)
@@ -231,11 +231,11 @@ def test_print_config_can_be_fed_back(tmp_path: Path, arguments: list[str]) -> N
     assert load_toml(file).keys() == SETTINGS.keys()
 
 
-def test_what_is_printed_is_not_decorated() -> None:
+def test_printed_settings_have_no_colour() -> None:
     assert config_of(printed("--device", ":cat:")).device.device == ":cat:"
 
 
-def test_print_config_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_print_config_creates_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     printed("--preset", "quick")
     assert list(tmp_path.iterdir()) == []
@@ -277,7 +277,7 @@ def test_help_names_every_flag_and_every_choice() -> None:
 
 
 @pytest.mark.parametrize("registry", [NETWORKS, ACTIVATIONS, SCHEDULES, OBJECTIVES, OPTIMIZERS, SAMPLERS, TIME_SAMPLINGS], ids=lambda r: r.variable)
-def test_every_entry_that_is_named_is_there_and_described(registry: Registry) -> None:
+def test_every_registered_name_has_an_entry_and_a_description(registry: Registry) -> None:
     assert len(registry.names()) >= 2
     for name, summary in registry.summaries().items():
         assert summary, name
@@ -286,7 +286,7 @@ def test_every_entry_that_is_named_is_there_and_described(registry: Registry) ->
         registry.get("nothing of the sort")
 
 
-def test_a_name_is_given_once() -> None:
+def test_duplicate_names_are_refused() -> None:
     registry: Registry = Registry("PLANTED", "planted thing", "ddpmctl.nets")
     registry.register("one")(object())
     assert registry.names() == ("one",)

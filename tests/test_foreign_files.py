@@ -1,4 +1,4 @@
-"""Checkpoint files that are none: refused by name, and nothing in them is executed."""
+"""Invalid checkpoint files are refused by name, and nothing in them is executed."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ WRONG_WEIGHTS: dict[str, Callable[[dict[str, Tensor]], object]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG_WEIGHTS.values(), ids=WRONG_WEIGHTS.keys())
-def test_weights_of_something_else_are_refused_by_name(tmp_path: Path, wrong: Callable[[dict[str, Tensor]], object]) -> None:
+def test_weights_of_another_network_are_refused_by_name(tmp_path: Path, wrong: Callable[[dict[str, Tensor]], object]) -> None:
     path = saved(tmp_path, wrong(report_net().state_dict()))
     with pytest.raises(DataError, match=r"weights\.pth"):
         load_checkpoint(path).network()
 
 
 @pytest.mark.parametrize("n_feat", [12, 4])
-def test_a_width_that_cannot_be_used_is_the_files_fault(tmp_path: Path, n_feat: int) -> None:
+def test_an_invalid_width_is_a_data_error(tmp_path: Path, n_feat: int) -> None:
     kernel = torch.zeros(n_feat, 3, 3, 3)
     with pytest.raises(DataError, match=r"weights\.pth"):
         load_checkpoint(saved(tmp_path, {"init_conv.conv1.0.weight": kernel}))
 
 
-def test_an_assumption_that_cannot_be_used_is_the_persons_fault(tmp_path: Path) -> None:
+def test_an_invalid_assumption_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="act"):
         load_checkpoint(saved(tmp_path, report_net().state_dict()), {"act": "gellu"})
 
@@ -72,7 +72,7 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path, damage: Callable[[byt
         load_checkpoint(path)
 
 
-def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
+def test_errors_of_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere"):
         load_checkpoint(tmp_path / "nowhere.pth")
     with pytest.raises(DataError, match=tmp_path.name):

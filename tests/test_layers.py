@@ -1,4 +1,4 @@
-"""The layer table of the design, held against the code's own imports."""
+"""Imports must follow the layer table of the design."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import ddpmctl
 
 ROOT = Path(ddpmctl.__file__).parent
-# From the bottom up; a part imports its own row and those before it. docs/architecture.md gives the reasons.
+# From the bottom up; a part may import its own row and earlier rows. docs/architecture.md gives the reasons.
 ORDER = (
     ("__init__", "config", "config_toml", "config_sources", "registry", "errors", "files", "labels", "progress", "grids"),
     ("diffusion", "nets", "statistics", "device", "distributed"),
@@ -34,7 +34,7 @@ TOP = len(ORDER) - 1
 PURE = {"diffusion", "nets", "statistics"}  # maths: no files
 FILE_MODULES = {"os", "io", "pathlib", "shutil", "tempfile", "zipfile", "pickle", "ddpmctl.files"}
 TERMINAL_MODULES = {"rich", "typer", "click"}
-# Heavy enough to be felt in `ddpmctl --help`.
+# Slow imports, which `ddpmctl --help` must not load.
 SLOW_MODULES = {"torch", "torchvision", "matplotlib", "numpy", "PIL", "jinja2"}
 
 
@@ -45,7 +45,7 @@ class Import(NamedTuple):
 
 
 def imports(tree: ast.Module, package: str) -> Iterator[Import]:
-    """Yield every module that a file imports, wherever the import stands; ``package`` resolves relative ones."""
+    """Yield every module that a file imports, also inside functions; ``package`` resolves relative imports."""
     at_top = {id(node) for node in tree.body}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -72,7 +72,7 @@ def row_of(module: str) -> int:
 
 
 def violations(root: Path) -> list[str]:
-    """Return every broken rule as ``file:line: what``."""
+    """Return every violation as ``file:line: what``."""
     found = []
     for file in sorted(root.rglob("*.py")):
         place = file.relative_to(root)
@@ -109,11 +109,11 @@ def _never(place: Path, part: str, row: int, *, top: bool) -> set[str]:
     return never
 
 
-def test_the_code_keeps_to_the_table() -> None:
+def test_imports_follow_the_layer_table() -> None:
     assert violations(ROOT) == []
 
 
-def test_the_table_names_every_part() -> None:
+def test_every_module_is_in_the_layer_table() -> None:
     parts = {path.name.removesuffix(".py") for path in ROOT.iterdir() if path.suffix == ".py" or (path.is_dir() and any(path.glob("*.py")))}
     assert parts == set(ROWS)
 
@@ -152,7 +152,7 @@ def planted(root: Path, place: str, text: str) -> list[str]:
         ("helpers/x.py", "", 1),
     ],
 )
-def test_a_broken_rule_is_found_with_file_and_line(tmp_path: Path, place: str, text: str, line: int) -> None:
+def test_violations_are_reported_with_file_and_line(tmp_path: Path, place: str, text: str, line: int) -> None:
     (found,) = planted(tmp_path, place, text)
     assert found.startswith(f"{place}:{line}: ")
 
@@ -167,12 +167,12 @@ def test_a_broken_rule_is_found_with_file_and_line(tmp_path: Path, place: str, t
         ("cli/train.py", "import typer\nfrom ddpmctl import __version__\n\ndef f():\n    import torch\n"),
     ],
 )
-def test_what_the_table_permits_is_left_alone(tmp_path: Path, place: str, text: str) -> None:
+def test_allowed_imports_are_not_reported(tmp_path: Path, place: str, text: str) -> None:
     assert planted(tmp_path, place, text) == []
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["sample", "--help"], ["--version"]])
-def test_help_does_not_wait_for_torch(arguments: list[str]) -> None:
+def test_help_does_not_import_torch(arguments: list[str]) -> None:
     code = (
         "import sys\nsys.argv[0] = 'ddpmctl'\nfrom ddpmctl.cli.app import main\ntry:\n    main()\n"
         f"finally:\n    print(sorted({SLOW_MODULES} & set(sys.modules)), file=sys.stderr)"

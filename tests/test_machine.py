@@ -1,4 +1,4 @@
-"""Where it computes: what --compile and the machine's settings change, and what they must not."""
+"""Compute device: --compile and its effect on training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The account of what became of objects that a picture does not show, on answers with known bindings."""
+"""Error types of missing objects, and scores by class and by number of objects."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def split(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("case", KNOWN)
-def test_known_bindings(case: str) -> None:
+def test_error_types_of_known_cases(case: str) -> None:
     requested, shown, expected = KNOWN[case]
     assert account(split(requested), split(shown)) == expected
     outputs = torch.from_numpy(multi_hot([tuple(split(shown))])).float() * 0.9
     assert account_for(outputs, [split(requested)]) == expected
 
 
-def test_accounts_of_pictures_add_up() -> None:
+def test_counts_of_images_add_up() -> None:
     cases = list(KNOWN.values())
     outputs = torch.from_numpy(multi_hot([tuple(split(shown)) for _, shown, _ in cases])).float()
     total = account_for(outputs, [split(requested) for requested, _, _ in cases])
@@ -51,13 +51,13 @@ def test_accounts_of_pictures_add_up() -> None:
 
 
 @given(st.sets(st.sampled_from(CLASSES), min_size=1), st.sets(st.sampled_from(CLASSES)))
-def test_every_object_is_accounted_for_once(requested: set[str], shown: set[str]) -> None:
+def test_every_object_is_counted_once(requested: set[str], shown: set[str]) -> None:
     found = account(requested, shown)
     assert found.missed == len(requested - shown)
     assert found.missed - found.absent + found.extra == len(shown - requested)
 
 
-def test_hits_are_counted_by_class_colour_and_shape_as_the_lab_counts_them() -> None:
+def test_recall_by_class_colour_and_shape_equals_the_labs_count() -> None:
     outputs = torch.zeros(2, 24)
     outputs[0, CLASSES.index("red cube")] = 0.3  # among the two highest, though below one half
     outputs[0, CLASSES.index("gray cylinder")] = 0.9
@@ -68,7 +68,7 @@ def test_hits_are_counted_by_class_colour_and_shape_as_the_lab_counts_them() -> 
     assert counts["shape"] == {"cube": (1, 1), "sphere": (1, 2)}
 
 
-def test_scores_are_told_apart_by_number_of_objects_and_shared_colours() -> None:
+def test_breakdown_by_number_of_objects_and_shared_colours() -> None:
     requests = [("red cube",), ("red cube", "red sphere"), ("red cube", "blue sphere")]
     outputs = torch.from_numpy(multi_hot([("red cube",), ("red cube",), ("red cube", "blue sphere")])).float()
     parts = breakdown(outputs, requests)
@@ -76,7 +76,7 @@ def test_scores_are_told_apart_by_number_of_objects_and_shared_colours() -> None
     assert {name: (s.images, s.exact) for name, s in parts["colours"].items()} == {"all differ": (2, 2), "one shared": (1, 0)}
 
 
-def test_a_second_requested_object_is_no_confusion() -> None:
+def test_other_requested_objects_are_not_in_the_confusion() -> None:
     outputs = torch.from_numpy(multi_hot([("red cube", "blue sphere"), ("gray cube",)])).float()
     table = confusion(outputs, [("red cube", "blue sphere"), ("red cube",)])
     row = table[CLASSES.index("red cube")]

@@ -1,4 +1,4 @@
-"""The networks: invariants over every registered one, and the parts of ours by hand."""
+"""Networks: invariants of every registered one, and the layers of ours."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WIDTH = 16
 
 
 def network(name: str, act: str, width: int = WIDTH) -> nn.Module:
-    """Return a network in evaluation mode without a layer at zero, where nothing would pass."""
+    """Return a network in evaluation mode without zero-initialised layers."""
     net = make_network(Config().replace(net=name, act=act, width=width)).eval()
     rng = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -35,7 +35,7 @@ every_act = pytest.mark.parametrize("act", ACTIVATIONS.names())
 
 @every_network
 @every_act
-def test_an_image_goes_in_and_one_comes_out_and_every_weight_is_trained(name: str, act: str) -> None:
+def test_output_shape_and_gradients_of_every_weight(name: str, act: str) -> None:
     net, (x_t, labels, time) = network(name, act), batch()
     out = net(x_t, labels, time)
     assert out.shape == x_t.shape
@@ -60,7 +60,7 @@ def test_image_labels_time_and_activation_matter(name: str, act: str) -> None:
 
 
 @every_network
-def test_images_of_a_batch_do_not_look_at_each_other(name: str) -> None:
+def test_outputs_do_not_depend_on_the_other_images_of_a_batch(name: str) -> None:
     net, (x_t, labels, time) = network(name, "gelu"), batch(3)
     with torch.no_grad():
         together = net(x_t, labels, time)
@@ -68,19 +68,19 @@ def test_images_of_a_batch_do_not_look_at_each_other(name: str) -> None:
             torch.testing.assert_close(net(x_t[i : i + 1], labels[i : i + 1], time[i : i + 1])[0], together[i], rtol=1e-4, atol=1e-5)
 
 
-def test_unet_looks_only_at_the_tokens_of_requested_objects() -> None:
+def test_unet_attends_only_to_tokens_of_requested_objects() -> None:
     net, (x_t, labels, time) = network("unet", "gelu"), batch(1)
     with torch.no_grad():
         before = net(x_t, labels, time)
         for shown, changes in ((0, False), (1, True)):
-            which = 1 + (labels[0] == shown).nonzero().flatten()  # token 0 stands for "no object"
+            which = 1 + (labels[0] == shown).nonzero().flatten()  # token 0 means "no object"
             tokens = net.tokens.clone()
             net.tokens[which] += 3 * torch.randn(net.tokens[which].shape, generator=torch.Generator().manual_seed(4))
             assert ((net(x_t, labels, time) - before).abs().max() > 1e-4).item() is changes
             net.tokens.copy_(tokens)
 
 
-def test_bands_of_detail_add_up_to_the_image_and_each_has_its_own_width() -> None:
+def test_frequency_bands_add_up_to_the_image() -> None:
     detail = Detail()
     x_t = batch(2)[0]
     torch.testing.assert_close(sum(detail(x_t)), x_t, rtol=1e-5, atol=1e-6)
@@ -95,8 +95,8 @@ def test_bands_of_detail_add_up_to_the_image_and_each_has_its_own_width() -> Non
     assert detail(point)[2][0, 0].count_nonzero() == 49, "the second blur reaches two pixels further"
 
 
-def test_unet_with_open_gates_gives_its_input_back() -> None:
-    """However little its layers know: what is good in the image need not go through them."""
+def test_unet_with_all_gates_open_returns_its_input() -> None:
+    """Details of the image reach the output without passing the layers."""
     net = make_network(Config().replace(net="unet", width=8))
     given = batch(2)
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_unet_with_open_gates_gives_its_input_back() -> None:
 
 
 def test_attention_both_ways_by_hand() -> None:
-    """Of two heads one divides each position among the visible objects, one each object among the positions."""
+    """One head has its softmax over the visible objects, the other over the positions."""
     rng = torch.Generator().manual_seed(0)
     query, key_value = torch.randn((1, 5, 4), generator=rng), torch.randn((1, 3, 8), generator=rng)
     visible = torch.tensor([[True, False, True]])
@@ -136,7 +136,7 @@ def test_one_training_step_lowers_the_error(name: str) -> None:
 
 @every_network
 @pytest.mark.parametrize("width", [8, 24])
-def test_every_width_that_is_a_multiple_of_8_builds(name: str, width: int) -> None:
+def test_networks_accept_every_multiple_of_8_as_width(name: str, width: int) -> None:
     x_t, labels, time = batch(1)
     with torch.no_grad():
         assert network(name, "relu", width)(x_t, labels, time).shape == x_t.shape

@@ -1,4 +1,4 @@
-"""What the network predicts, and the training loss: targets, times and dropped labels."""
+"""Objectives and the training loss: targets, times and label dropout."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def scales(config: DiffusionConfig) -> list[tuple[float, float]]:
 
 @pytest.mark.parametrize("schedule", SCHEDULES.names())
 @pytest.mark.parametrize("objective", OBJECTIVES.names())
-def test_the_target_gives_both_ends_back_at_every_noise_level(objective: str, schedule: str) -> None:
+def test_the_exact_target_gives_x0_and_eps_at_every_noise_level(objective: str, schedule: str) -> None:
     entry, (x0, eps) = OBJECTIVES.get(objective), pair()
     for signal, noise in scales(DiffusionConfig(schedule=schedule, timesteps=200)):
         x_t = signal * x0 + noise * eps
@@ -44,7 +44,7 @@ def test_the_target_gives_both_ends_back_at_every_noise_level(objective: str, sc
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES.names())
-def test_a_wrong_output_is_never_blown_up_without_bound(objective: str) -> None:
+def test_errors_of_the_output_have_a_bounded_gain(objective: str) -> None:
     x0, eps = pair()
     for signal, noise in [(0.0, 1.0), (1e-9, 1.0), (1.0, 1e-9), (1.0, 0.0)]:
         out = OBJECTIVES.get(objective).prediction(x0, eps, signal, noise)
@@ -53,8 +53,8 @@ def test_a_wrong_output_is_never_blown_up_without_bound(objective: str) -> None:
 
 
 @pytest.mark.parametrize("signal", [0.999, 0.6, 0.05])
-def test_all_objectives_agree_on_a_wrong_guess_too(signal: float) -> None:
-    """A guess (x0, eps) that fits x_t is the same guess under every parametrisation."""
+def test_objectives_agree_on_inexact_predictions(signal: float) -> None:
+    """A prediction (x0, eps) that is consistent with x_t is the same under every objective."""
     noise, (x_t, x0) = math.sqrt(1 - signal**2), pair()
     eps = (x_t - signal * x0) / noise
     for name in OBJECTIVES.names():
@@ -68,7 +68,7 @@ def test_all_objectives_agree_on_a_wrong_guess_too(signal: float) -> None:
     ("name", "target"),
     [("eps", lambda x0, eps, a, b: eps), ("x0", lambda x0, eps, a, b: x0), ("v", lambda x0, eps, a, b: a * eps - b * x0)],
 )
-def test_targets(name: str, target: Callable[..., Tensor]) -> None:
+def test_targets_equal_their_formulas(name: str, target: Callable[..., Tensor]) -> None:
     x0, eps = pair()
     signal, noise = (torch.tensor(s, dtype=x0.dtype) for s in (0.8, 0.6))
     torch.testing.assert_close(OBJECTIVES.get(name).target(x0, eps, signal, noise), target(x0, eps, 0.8, 0.6))
@@ -81,7 +81,7 @@ def test_edms_target_has_unit_variance_for_data_of_the_stated_mean_and_deviation
     eps = torch.randn(200_000, generator=rng, dtype=torch.float64)
     for signal, noise in scales(DiffusionConfig(schedule=schedule, timesteps=200))[::25]:
         target = OBJECTIVES.get("edm").target(x0, eps, torch.tensor(signal), torch.tensor(noise))
-        # And nothing of x_t is left in it: a network that knows nothing does best to answer 0, as it does at its start.
+        # The target is uncorrelated with x_t, so 0, the initial output, is the best output without knowledge.
         x_t = signal * x0 + noise * eps
         assert target.mean().item() == pytest.approx(0, abs=0.01)
         assert target.std().item() == pytest.approx(1, abs=0.01)
@@ -98,7 +98,7 @@ def test_the_stated_mean_and_deviation_are_those_of_the_embedded_benchmark() -> 
 
 
 class Watcher(nn.Module):
-    """Remembers what it was called with and answers by a function of it."""
+    """A network that records its inputs and returns a function of them."""
 
     def __init__(self, answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ def steps_of(net: Watcher, diffusion: Diffusion) -> Tensor:
 
 @pytest.mark.parametrize("time_sampling", TIME_SAMPLINGS.names())
 @pytest.mark.parametrize("objective", OBJECTIVES.names())
-def test_the_exact_target_has_no_loss(objective: str, time_sampling: str) -> None:
+def test_the_exact_target_has_zero_loss(objective: str, time_sampling: str) -> None:
     loss, diffusion = loss_of(objective=objective, time_sampling=time_sampling)
     x0, _ = pair((16, 3, 8, 8), torch.float32)
 
@@ -138,7 +138,7 @@ def test_the_exact_target_has_no_loss(objective: str, time_sampling: str) -> Non
     assert loss(Watcher(lambda *given: answer(*given) + 0.5), batch).item() == pytest.approx(0.25, rel=1e-4)
 
 
-def test_the_reports_loss_on_a_batch_by_hand() -> None:
+def test_the_reports_loss_equals_a_manual_computation() -> None:
     loss, diffusion = loss_of()
     x0, _ = pair((6, 3, 8, 8), torch.float32)
     labels = torch.eye(6, 24)
@@ -169,7 +169,7 @@ def test_the_loss_is_a_pure_function_of_the_generators_seed() -> None:
 
 
 def test_x0_weighted_by_snr_plus_one_is_the_loss_of_v() -> None:
-    """The same guess has the same loss as v, where the weight's limit is out of reach."""
+    """Equal predictions have the same loss as v if the weights are below the limit."""
     rng = torch.Generator().manual_seed(5)
     guess = torch.rand((6, 3, 8, 8), generator=rng)
     x0, _ = pair((6, 3, 8, 8), torch.float32)
@@ -187,7 +187,7 @@ def test_x0_weighted_by_snr_plus_one_is_the_loss_of_v() -> None:
 
 
 @pytest.mark.parametrize("name", LOSS_WEIGHTS.names())
-def test_no_weight_is_below_one_or_above_its_limit(name: str) -> None:
+def test_loss_weights_are_between_one_and_the_limit(name: str) -> None:
     config = Config().replace(weight_limit=7.0).training
     noise = torch.linspace(0.01, 1, 100)
     weight = LOSS_WEIGHTS.get(name)(noise, config)
@@ -207,14 +207,14 @@ def times(count: int, **settings: object) -> Tensor:
 @pytest.mark.parametrize("timesteps", [2, 400])
 @pytest.mark.parametrize("mean", [-10.0, 0.0, 10.0])
 @pytest.mark.parametrize("name", TIME_SAMPLINGS.names())
-def test_times_stay_between_1_and_the_last(name: str, mean: float, timesteps: int) -> None:
+def test_times_are_between_1_and_T(name: str, mean: float, timesteps: int) -> None:
     t = times(5_000, time_sampling=name, time_mean=mean, time_std=5.0, timesteps=timesteps)
     assert t.shape == (5_000,)
     assert t.dtype == torch.int64
     assert (t.min().item(), t.max().item()) == (1, timesteps)
 
 
-def test_uniform_times_cover_1_to_the_last_evenly() -> None:
+def test_uniform_times_are_uniform_on_1_to_T() -> None:
     counts = torch.bincount(times(100_000, timesteps=10), minlength=11)
     assert counts[0] == 0
     # Each count is binomial with mean 10,000 and standard deviation 95.
@@ -233,7 +233,7 @@ def test_logit_normal_times(mean: float, std: float) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
-def test_label_dropout_hides_that_share_of_the_label_sets(share: float) -> None:
+def test_label_dropout_drops_the_given_fraction(share: float) -> None:
     loss, _ = loss_of(label_dropout=share)
     labels = torch.zeros(4_000, 24)
     labels[:, :3] = 1
@@ -245,7 +245,7 @@ def test_label_dropout_hides_that_share_of_the_label_sets(share: float) -> None:
     assert (kept == 0).float().mean().item() == pytest.approx(share, abs=5 * math.sqrt(share * (1 - share) / 4_000))
 
 
-def test_dropped_labels_are_drawn_apart_from_noise_and_times() -> None:
+def test_label_dropout_does_not_change_noise_and_times() -> None:
     """The same seed gives the same x_t and t with and without dropout, so recipes can be compared."""
     seen = []
     for share in (0.0, 0.5):
@@ -256,7 +256,7 @@ def test_dropped_labels_are_drawn_apart_from_noise_and_times() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 
 
-def test_dropout_of_the_report_is_none() -> None:
+def test_the_report_has_no_label_dropout() -> None:
     assert TrainingConfig().label_dropout == 0
 
 
@@ -264,7 +264,7 @@ def test_dropout_of_the_report_is_none() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_that_share_of_the_images_is_mirrored_left_to_right(share: float) -> None:
+def test_the_given_fraction_of_images_is_mirrored(share: float) -> None:
     """An x0-prediction of the image as it was is right for all but the mirrored ones."""
     count = 2_000
     loss, _ = loss_of(objective="x0", mirror=share)
@@ -274,7 +274,7 @@ def test_that_share_of_the_images_is_mirrored_left_to_right(share: float) -> Non
     assert 2 * value == pytest.approx(share, abs=5 * math.sqrt(share * (1 - share) / count))
 
 
-def test_mirroring_is_drawn_apart_from_noise_times_and_dropped_labels() -> None:
+def test_mirroring_does_not_change_noise_times_and_label_dropout() -> None:
     seen = []
     for share in (0.0, 1.0):
         net = Watcher(lambda x_t, labels, time: x_t)

@@ -1,4 +1,4 @@
-"""The optimizers, the learning rate over a run, and the average of the weights."""
+"""Optimizers, learning rate schedules and EMA."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def optimizers_of(net: nn.Module, name: str) -> list[torch.optim.Optimizer]:
 
 @LAYOUTS
 @pytest.mark.parametrize("name", OPTIMIZERS.names())
-def test_every_optimizer_lowers_the_loss_and_moves_every_weight(name: str, layout: torch.memory_format) -> None:
+def test_every_optimizer_lowers_the_loss_and_updates_every_weight(name: str, layout: torch.memory_format) -> None:
     net = tiny(layout)
     before, optimizers = copy.deepcopy(net.state_dict()), optimizers_of(net, name)
     losses = [step(net, optimizers) for _ in range(25)]
@@ -75,7 +75,7 @@ def test_every_optimizer_lowers_the_loss_and_moves_every_weight(name: str, layou
 def test_every_weight_has_exactly_one_optimizer(name: str) -> None:
     net = tiny()
     optimizers = optimizers_of(net, name)
-    # Muon holds matrix views of its kernels: what they share with the network is their memory.
+    # Muon has matrix views of its kernels, which share memory with the network.
     locked = [p.data_ptr() for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     assert sorted(locked) == sorted(p.data_ptr() for p in net.parameters())
 
@@ -107,7 +107,7 @@ def test_muon_updates_each_kernel_as_one_matrix(layout: torch.memory_format) -> 
     net = tiny(layout)
     matrices, reference = by_hand(net, LR["muon"])
     optimizers = optimizers_of(net, "muon")
-    # Newton-Schulz runs in bfloat16: another order of columns rounds otherwise.
+    # Newton-Schulz runs in bfloat16, so another order of columns gives other rounding.
     tolerance = {"rtol": 0, "atol": 0} if layout is torch.contiguous_format else {"rtol": 0, "atol": 0.02 * LR["muon"]}
     start = {name: matrix.detach().clone() for name, matrix in matrices.items()}
     for seed in range(2):
@@ -123,7 +123,7 @@ def test_muon_updates_each_kernel_as_one_matrix(layout: torch.memory_format) -> 
     assert net.body[1].weight.is_contiguous(memory_format=layout)
 
 
-def test_muon_leaves_the_ends_and_vectors_to_adamw() -> None:
+def test_adamw_updates_first_and_last_layer_and_vectors() -> None:
     net, theirs = tiny(), tiny()
     muon, beside = optimizers_of(net, "muon")
     assert isinstance(muon, MatrixMuon)
@@ -136,11 +136,11 @@ def test_muon_leaves_the_ends_and_vectors_to_adamw() -> None:
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_muon_on_a_net_too_small_for_matrices_is_adamw_alone() -> None:
+def test_muon_without_matrices_is_adamw() -> None:
     assert [type(optimizer) for optimizer in optimizers_of(nn.Linear(3, 1), "muon")] == [torch.optim.AdamW]
 
 
-def test_muon_refuses_memory_that_is_no_matrix() -> None:
+def test_muon_refuses_layouts_that_are_not_a_matrix() -> None:
     strange = nn.Parameter(torch.zeros(3, 40, 40, 3).permute(1, 0, 3, 2))
     with pytest.raises(ValueError, match="channels_last"):
         MatrixMuon([strange], lr=0.1)
@@ -148,7 +148,7 @@ def test_muon_refuses_memory_that_is_no_matrix() -> None:
 
 @LAYOUTS
 @pytest.mark.parametrize("name", OPTIMIZERS.names())
-def test_a_restored_optimizer_goes_on_as_if_never_stopped(name: str, layout: torch.memory_format) -> None:
+def test_a_restored_optimizer_continues_exactly(name: str, layout: torch.memory_format) -> None:
     straight = tiny(layout)
     optimizers = optimizers_of(straight, name)
     for seed in range(3):
@@ -189,21 +189,21 @@ def rates(count: int, fraction: Callable[[int], float], **settings: object) -> l
     return returned
 
 
-def test_the_learning_rate_stays_without_decay() -> None:
+def test_the_learning_rate_is_constant_without_decay() -> None:
     assert rates(5, lambda step: step / 5, lr=0.1) == [0.1] * 5
 
 
-def test_linear_decay_is_lr_times_the_budget_that_is_left() -> None:
+def test_linear_decay_is_lr_times_the_remaining_budget() -> None:
     assert rates(5, lambda step: step / 4, lr=0.1, lr_decay="linear") == pytest.approx([0.1, 0.075, 0.05, 0.025, 0.0])
     assert rates(1, lambda step: 1.5, lr=0.1, lr_decay="linear") == [0.0], "never below zero when the clock overruns"
 
 
-def test_warm_up_rises_evenly_to_the_full_rate() -> None:
+def test_warm_up_is_linear() -> None:
     assert rates(6, lambda step: 0.0, lr=0.1, warmup=4) == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
     assert rates(4, lambda step: step / 4, lr=0.1, warmup=2, lr_decay="linear") == pytest.approx([0.05, 0.075, 0.05, 0.025])
 
 
-def test_every_group_keeps_its_own_peak() -> None:
+def test_every_parameter_group_keeps_its_own_learning_rate() -> None:
     config = Config().replace(optimizer="muon", lr=0.1, lr_decay="linear").training
     muon, beside = make_optimizers(tiny(), config)
     for _ in range(2):  # a second call starts from the peak and not from the first one's rate
@@ -214,11 +214,11 @@ def test_every_group_keeps_its_own_peak() -> None:
 def trainer_of(**settings: object) -> Trainer:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (4, 3, 64, 64), dtype=np.uint8)
-    data = Dataset("four pictures", "", images, np.eye(4, 24, dtype=np.uint8), {}, None)
+    data = Dataset("four images", "", images, np.eye(4, 24, dtype=np.uint8), {}, None)
     return Trainer(Config().replace(**{"width": 8, "batch_size": 2, **settings}), ComputeDevice(torch.device("cpu"), "fp32"), data)
 
 
-def test_a_run_decays_by_whole_epochs_as_in_the_report() -> None:
+def test_a_run_decays_per_epoch_as_in_the_report() -> None:
     trainer = trainer_of(epochs=4, lr=1e-3, lr_decay="linear")
     used = []
     while not trainer.done:
@@ -229,11 +229,11 @@ def test_a_run_decays_by_whole_epochs_as_in_the_report() -> None:
     assert used == pytest.approx([1e-3 * (1 - epoch / 4) for epoch in range(4) for _ in range(2)])
 
 
-# The average
+# EMA
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 80, 10_000])
-def test_the_decay_of_the_average_rises_to_its_value(count: int) -> None:
+def test_ema_decay_warms_up_to_its_value(count: int) -> None:
     averaged = [torch.zeros(3), torch.full((2, 2), 4.0)]
     ema_average(0.95)(averaged, [torch.ones(3), torch.zeros(2, 2)], count)
     decay = min(0.95, (1 + count) / (10 + count))
@@ -250,7 +250,7 @@ def averaged_by_hand(states: list[dict[str, Tensor]], decay: float) -> dict[str,
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.99])
 @pytest.mark.parametrize("net", ["unet", "context-unet"])
-def test_the_average_of_a_run_is_the_one_made_by_hand(net: str, decay: float) -> None:
+def test_ema_of_a_run_equals_a_manual_computation(net: str, decay: float) -> None:
     trainer, states = trainer_of(net=net, ema=decay, lr=1e-2, batch_size=4), []
     for _ in range(4):
         trainer.step()
@@ -266,7 +266,7 @@ def test_the_average_of_a_run_is_the_one_made_by_hand(net: str, decay: float) ->
     assert trainer.sampling_network() is trainer.average.module
 
 
-def test_without_an_average_the_weights_are_the_networks() -> None:
+def test_without_ema_the_weights_are_the_networks() -> None:
     trainer = trainer_of()
     trainer.step()
     assert trainer.average is None

@@ -1,4 +1,4 @@
-"""The page: everything in one file, nothing from elsewhere, every text escaped, and what it shows is what was measured."""
+"""The HTML page: self-contained, escaped, and equal to the results."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def evaluated(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str,
     return (folder / "page.html").read_text(encoding="utf-8"), json.loads((folder / "r.json").read_text())
 
 
-def test_nothing_is_loaded_from_elsewhere(evaluated: tuple[str, dict[str, object]]) -> None:
+def test_the_page_loads_no_external_resources(evaluated: tuple[str, dict[str, object]]) -> None:
     page = Reader(evaluated[0])
     addresses = [value for _, attrs in page.tags for name, value in attrs.items() if name in ("src", "href", "action", "data")]
     assert addresses
@@ -55,14 +55,14 @@ def test_nothing_is_loaded_from_elsewhere(evaluated: tuple[str, dict[str, object
     assert not re.search(r"@import|url\(\s*['\"]?http", evaluated[0])
 
 
-def test_a_files_name_is_text_and_nothing_else(evaluated: tuple[str, dict[str, object]]) -> None:
+def test_file_names_are_escaped(evaluated: tuple[str, dict[str, object]]) -> None:
     page = Reader(evaluated[0])
     assert not any("onerror" in attrs for _, attrs in page.tags)
     assert any(HOSTILE in text for text in page.texts)
     assert "49" not in {text for text in page.texts if "alert" in text}
 
 
-def test_hits_and_misses_are_those_that_were_measured(evaluated: tuple[str, dict[str, object]]) -> None:
+def test_hits_and_misses_equal_the_results(evaluated: tuple[str, dict[str, object]]) -> None:
     text, content = evaluated
     scores = content["checkpoints"][0]["scores"]  # type: ignore[index]
     page = Reader(text)
@@ -73,7 +73,7 @@ def test_hits_and_misses_are_those_that_were_measured(evaluated: tuple[str, dict
     assert page.having("li", "hit") == 72 + 84 + 96 - missed
 
 
-def test_settings_and_hashes_stand_on_the_page(evaluated: tuple[str, dict[str, object]]) -> None:
+def test_settings_and_hashes_are_on_the_page(evaluated: tuple[str, dict[str, object]]) -> None:
     text, content = evaluated
     texts = Reader(text).texts
     assert content["checkpoints"][0]["sha256"] in texts  # type: ignore[index]
@@ -81,7 +81,7 @@ def test_settings_and_hashes_stand_on_the_page(evaluated: tuple[str, dict[str, o
     assert texts[texts.index("diffusion.timesteps") + 1] == "3"
 
 
-def test_latex_does_not_read_text_as_commands(tmp_path: Path) -> None:
+def test_latex_special_characters_are_escaped(tmp_path: Path) -> None:
     write_latex(tmp_path / "t.tex", [Table("50 % & more", ["a_b", "#"], [[r"\input{x}", "$1^2~"]])])
     text = (tmp_path / "t.tex").read_text()
     assert r"50 \% \& more" in text

@@ -53,7 +53,7 @@ def page(request: pytest.FixtureRequest, browser: Any, page_file: Path) -> Itera
     context.close()
 
 
-def test_a_click_on_a_heading_sorts_and_a_second_one_turns_it_round(page: Any) -> None:
+def test_a_click_on_a_heading_sorts_and_a_second_click_reverses(page: Any) -> None:
     table = page.locator("table").nth(0)
     head, cells = table.locator("th button").nth(2), table.locator("tbody tr td:nth-child(3)")
     for direction in (1, -1):
@@ -64,7 +64,7 @@ def test_a_click_on_a_heading_sorts_and_a_second_one_turns_it_round(page: Any) -
     assert table.locator("th").nth(2).get_attribute("aria-sort") == "descending"
 
 
-def test_the_box_leaves_only_pictures_with_a_fault(page: Any) -> None:
+def test_the_checkbox_hides_correct_images(page: Any) -> None:
     right, wrong = page.locator("details[open] .card.right"), page.locator("details[open] .card:not(.right)")
     before = wrong.count()
     page.locator("#only-wrong").check()
@@ -73,14 +73,14 @@ def test_the_box_leaves_only_pictures_with_a_fault(page: Any) -> None:
     assert all(wrong.nth(index).is_visible() for index in range(before))
 
 
-def test_every_picture_is_drawn_and_nothing_runs_off_the_window(page: Any) -> None:
+def test_every_image_is_drawn_and_nothing_overflows_the_window(page: Any) -> None:
     page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
     assert page.evaluate("[...document.images].length") > 100
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
-def test_text_can_be_read_on_its_ground(page: Any) -> None:
+def test_text_has_enough_contrast(page: Any) -> None:
     """Contrast of at least 4.5 to 1 (WCAG 2.1, AA) for the text and for hits and misses."""
     script = """selector => {
       const rgb = text => text.match(/[\\d.]+/g).slice(0, 3).map(Number);

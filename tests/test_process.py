@@ -1,4 +1,4 @@
-"""What only a process of its own can show: exit codes, signals, start-up, streams."""
+"""Tests in a separate process: exit codes, signals, start-up and streams."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PYTHON = [sys.executable, "-m", "ddpmctl"]
 
 
 def help_and_modules(*arguments: str) -> tuple[str, set[str]]:
-    """Return what a help text says, unfolded, and the modules that were loaded to say it."""
+    """Return a help text without line breaks, and the loaded modules."""
     lines = [
         f"import sys; sys.argv = ['ddpmctl', *{arguments!r}]", "from ddpmctl.cli.app import main", "try: main()", "except SystemExit: pass",
         "print('loaded:', *sorted(sys.modules))",
@@ -47,14 +47,14 @@ def test_help_of_train_names_every_registered_entry_without_loading_torch() -> N
                 assert name in out, name
 
 
-def test_results_go_to_stdout_and_narration_to_stderr(run: Path, tmp_path: Path) -> None:
+def test_results_go_to_stdout_and_messages_to_stderr(run: Path, tmp_path: Path) -> None:
     done = subprocess.run([*PYTHON, "sample", run, "-l", "red cube", "-o", tmp_path], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(tmp_path / "000-red-cube-seed0-000.png"), str(tmp_path / "grid.png")]
     assert "ddpm, 3 steps" in done.stderr
 
 
 @pytest.mark.parametrize(("environment", "coloured"), [({"NO_COLOR": "1", "FORCE_COLOR": "1"}, False), ({"FORCE_COLOR": "1"}, True)])
-def test_no_color_is_respected_and_forced_colour_brings_no_live_bars(environment: dict[str, str], coloured: bool, tmp_path: Path) -> None:
+def test_no_color_is_respected_and_force_color_enables_no_progress_bars(environment: dict[str, str], coloured: bool, tmp_path: Path) -> None:
     done = subprocess.run([*PYTHON, "sample", tmp_path / "x", "-l", "red cube"], capture_output=True, text=True, check=False, env={**os.environ, **environment})
     assert done.returncode == 2
     assert ("\x1b[" in done.stderr and "31m" in done.stderr) == coloured
@@ -62,7 +62,7 @@ def test_no_color_is_respected_and_forced_colour_brings_no_live_bars(environment
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGINT to a child is POSIX")
-def test_ctrl_c_keeps_what_is_done_and_resume_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_saves_the_run_and_resume_continues(tmp_path: Path) -> None:
     start = [*PYTHON, "train", *TINY, "--epochs", "100000", "--save-every", "100000", "--scenes", "64", "--runs-dir", tmp_path, "--name", "r"]
     with subprocess.Popen(start, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -89,7 +89,7 @@ def test_ctrl_c_keeps_what_is_done_and_resume_goes_on(tmp_path: Path) -> None:
     assert epochs[0] >= 3
 
 
-def test_a_reader_that_goes_away_is_no_error(run: Path, tmp_path: Path) -> None:
+def test_a_closed_pipe_is_not_an_error(run: Path, tmp_path: Path) -> None:
     with subprocess.Popen([*PYTHON, "evaluate", run, "--steps", "1", "--json", "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -1,4 +1,4 @@
-"""Noise is a pure function of (seed, purpose, index), and pictures do not depend on their batch."""
+"""Noise is a pure function of (seed, purpose, index), and images do not depend on their batch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_noise_differs_between_images_and_between_draws() -> None:
 
 
 @given(one=uses, other=uses)
-def test_only_equal_uses_share_a_seed(one: tuple, other: tuple) -> None:
+def test_different_uses_have_different_seeds(one: tuple, other: tuple) -> None:
     seeds = [derived_seed(seed, purpose, *index) for seed, purpose, index in (one, other)]
     assert (seeds[0] == seeds[1]) == (one == other)
     assert all(0 <= seed < 2**63 for seed in seeds)
@@ -56,11 +56,11 @@ def test_only_equal_uses_share_a_seed(one: tuple, other: tuple) -> None:
     ("one", "other"),
     [((0, "image", "a/b"), (0, "image", "a", "b")), ((0, "image", "1"), (0, "image", 1)), ((0, "image", 1, "2/3"), (0, "image", 1, 2, 3))],
 )
-def test_uses_that_only_look_alike_as_text_share_no_seed(one: tuple, other: tuple) -> None:
+def test_uses_with_the_same_joined_text_have_different_seeds(one: tuple, other: tuple) -> None:
     assert derived_seed(*one) != derived_seed(*other)
 
 
-def test_streams_are_fresh_and_leave_the_global_one_alone() -> None:
+def test_generators_are_new_and_do_not_change_the_global_state() -> None:
     state = torch.get_rng_state()
     first, second = (torch.randn(8, generator=generator(4, "step", 7)) for _ in range(2))
     assert torch.equal(first, second)
@@ -78,7 +78,7 @@ def test_initial_weights_are_a_function_of_the_seed() -> None:
     assert not torch.equal(nets[0]["out.3.weight"], nets[2]["out.3.weight"])
 
 
-# Pictures
+# Images
 
 
 def painter_of(net: str = "context-unet", **settings: object) -> SamplingPipeline:
@@ -101,7 +101,7 @@ def images(made: SamplingPipeline, requests: list[ImageRequest], batch_size: int
 
 @pytest.mark.parametrize("net", NETWORKS.names())
 @pytest.mark.parametrize(("sampler", "eta"), [*((name, 0.0) for name in SAMPLERS.names()), ("ddim", 1.0)])
-def test_pictures_do_not_depend_on_their_batch(sampler: str, eta: float, net: str) -> None:
+def test_images_do_not_depend_on_their_batch(sampler: str, eta: float, net: str) -> None:
     made = painter_of(net, sampler=sampler, eta=eta, guidance=1.0)
     requests = requests_for("test", CONDITIONS, seed=3)
     together, apart = images(made, requests, 5), images(made, requests, 2)
@@ -115,7 +115,7 @@ def starts(made: SamplingPipeline, requests: list[ImageRequest], batch_size: int
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.names())
-def test_the_noise_at_the_start_is_identical_in_any_batch_and_for_any_sampler(sampler: str) -> None:
+def test_initial_noise_is_equal_in_any_batch_and_for_any_sampler(sampler: str) -> None:
     requests = requests_for("test", CONDITIONS, seed=3)
     made = painter_of(sampler=sampler)
     together, *none = starts(made, requests, 64)
@@ -126,7 +126,7 @@ def test_the_noise_at_the_start_is_identical_in_any_batch_and_for_any_sampler(sa
     assert torch.equal(together.x_t, ImageNoise([request.key for request in requests], (3, 64, 64), CPU)())
 
 
-def test_a_seed_a_file_an_index_and_a_copy_name_one_picture() -> None:
+def test_noise_depends_on_seed_file_condition_and_repeat() -> None:
     test, new_test, copies = (requests_for(name, CONDITIONS, seed=0, repeats=n) for name, n in (("test", 1), ("new_test", 1), ("test", 2)))
     keys = [request.key for request in test + new_test]
     assert len(set(keys)) == 10
@@ -146,7 +146,7 @@ class Counting(nn.Module):
 
 
 @pytest.mark.parametrize(("guidance", "nfe"), [(0.0, 4), (1.5, 8)])
-def test_nfe_is_what_the_network_was_called_for_each_image(guidance: float, nfe: int) -> None:
+def test_nfe_equals_the_network_calls_per_image(guidance: float, nfe: int) -> None:
     config, net = Config().replace(timesteps=20, steps=4, guidance=guidance), Counting()
     made = SamplingPipeline(net, Diffusion.of(config.diffusion), config.sampling, ComputeDevice(CPU, "fp32"))
     images(made, requests_for("test", CONDITIONS, seed=0), 2)
@@ -154,7 +154,7 @@ def test_nfe_is_what_the_network_was_called_for_each_image(guidance: float, nfe:
     assert f"{nfe} network calls" in made.describe()
 
 
-def test_the_pictures_are_the_last_frames_as_bytes() -> None:
+def test_images_are_the_last_frames_as_uint8() -> None:
     made, requests = painter_of(), requests_for("test", CONDITIONS, seed=3)
     spec = sample_images(made, requests, 2)
     progress = []

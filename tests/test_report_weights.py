@@ -1,4 +1,4 @@
-"""The report's weights in our network: same names, same eps, and what a file says of itself."""
+"""The report's weights in our network: same names, same eps, and file metadata."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_wrong_activation_gives_another_eps(tmp_path: Path) -> None:
 @pytest.mark.parametrize("buffer", ["alphabar_t", "alpha_bar_t"])
 @pytest.mark.parametrize("timesteps", [400, 1000])
 @pytest.mark.parametrize(("schedule", "betas"), [("linear", linear_betas), ("cosine-periodic", periodic_betas)])
-def test_the_schedule_is_known_by_its_buffer(tmp_path: Path, schedule: str, betas: Callable[[int], Tensor], timesteps: int, buffer: str) -> None:
+def test_the_schedule_is_detected_from_its_buffer(tmp_path: Path, schedule: str, betas: Callable[[int], Tensor], timesteps: int, buffer: str) -> None:
     buffers = schedule_buffers(betas(timesteps))
     buffers[buffer] = buffers.pop("alphabar_t")
     weights = {f"nn_model.{name}": value for name, value in report_net().state_dict().items()}
@@ -72,20 +72,20 @@ def test_the_schedule_is_known_by_its_buffer(tmp_path: Path, schedule: str, beta
     assert (diffusion.schedule, diffusion.timesteps) == (schedule, timesteps)
 
 
-def test_settings_that_are_assumed_win_over_the_reports(tmp_path: Path) -> None:
+def test_assumed_settings_override_the_reports(tmp_path: Path) -> None:
     path = saved(tmp_path, report_net().state_dict())
     assert load_checkpoint(path).config == Config().replace(width=WIDTH)
     assumed = {"schedule": "cosine-periodic", "timesteps": 300, "period": 25.0}
     assert load_checkpoint(path, assumed).config == Config().replace(width=WIDTH, **assumed)
 
 
-def test_what_the_reports_file_names_say_is_read(tmp_path: Path) -> None:
+def test_the_reports_file_names_are_parsed(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(saved(tmp_path, report_net().state_dict(), "epoch315_0.625_0.6190476190476191.pth"))
     assert checkpoint.epoch == 315
     assert checkpoint.recorded == {"test": 0.625, "new_test": 0.6190476190476191}
 
 
-def test_our_checkpoint_carries_its_settings_and_nothing_can_be_assumed_over_them(tmp_path: Path) -> None:
+def test_assumptions_do_not_override_the_settings_of_our_checkpoints(tmp_path: Path) -> None:
     config = Config().replace(net="unet", act="silu", width=8, schedule="cosine", objective="v", epochs=None, minutes=3.5, seed=2**63 - 1)
     net, given = make_network(config).eval(), batch()
     save_checkpoint(tmp_path / "own.pth", config, net.state_dict(), epoch=7, loss=0.25, scores={"test": {"accuracy": 0.5}})

@@ -1,4 +1,4 @@
-"""The samplers: on data whose best denoiser is known in closed form, and step by step against diffusers."""
+"""Samplers on data with a known optimal denoiser, and compared with diffusers step by step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def diffusion_of(schedule: str = "linear", **settings: object) -> Diffusion:
 
 
 class Gaussian(nn.Module):
-    """The best possible network for data drawn from N(mean, std^2), pixel by pixel."""
+    """The optimal network for pixels with the distribution N(mean, std^2)."""
 
     def __init__(self, diffusion: Diffusion, mean: float, std: float) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def normal(shape: tuple[int, ...], seed: int = 0) -> Callable[[], Tensor]:
 
 
 def own(eta: float) -> dict[str, float]:
-    """Return ddim's option where it is not the default."""
+    """Return ddim's eta option if it is not the default."""
     return {"eta": eta} if eta else {}
 
 
@@ -86,7 +86,7 @@ def sample(diffusion: Diffusion, net: nn.Module, sampler: str, eta: float, *, st
 
 @pytest.mark.parametrize("objective", OBJECTIVES.names())
 @pytest.mark.parametrize(("sampler", "eta"), SAMPLINGS)
-def test_a_gaussian_comes_out_as_it_is(sampler: str, eta: float, objective: str) -> None:
+def test_samples_of_gaussian_data_are_gaussian(sampler: str, eta: float, objective: str) -> None:
     diffusion = diffusion_of(timesteps=400, objective=objective)
     images = sample(diffusion, Gaussian(diffusion, 0.3, 0.5), sampler, eta, steps=None)
     # 24,576 numbers: the mean's standard error is 0.003 and the deviation's 0.002; the rest is the steps' length
@@ -96,7 +96,7 @@ def test_a_gaussian_comes_out_as_it_is(sampler: str, eta: float, objective: str)
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize(("sampler", "steps"), [("ddim", 50), ("dpm++2m", 20)])
-def test_few_steps_suffice_without_ancestral_noise(sampler: str, steps: int, schedule: str) -> None:
+def test_few_steps_are_enough_without_ancestral_noise(sampler: str, steps: int, schedule: str) -> None:
     diffusion = diffusion_of(schedule, timesteps=400, objective="v")
     images = sample(diffusion, Gaussian(diffusion, 0.3, 0.5), sampler, 0.0, steps=steps)
     assert images.mean().item() == pytest.approx(0.3, abs=0.02)
@@ -106,7 +106,7 @@ def test_few_steps_suffice_without_ancestral_noise(sampler: str, steps: int, sch
 @pytest.mark.parametrize("objective", OBJECTIVES.names())
 @pytest.mark.parametrize("steps", [None, 10])
 @pytest.mark.parametrize(("sampler", "eta"), SAMPLINGS)
-def test_a_single_point_comes_out_exactly(sampler: str, eta: float, steps: int | None, objective: str) -> None:
+def test_samples_of_a_single_point_are_exact(sampler: str, eta: float, steps: int | None, objective: str) -> None:
     diffusion = diffusion_of("cosine", timesteps=200, objective=objective)
     images = sample(diffusion, Gaussian(diffusion, 0.3, 0.0), sampler, eta, steps=steps, count=2)
     torch.testing.assert_close(images, torch.full_like(images, 0.3), rtol=0, atol=2e-5)
@@ -119,7 +119,7 @@ def test_the_reports_sampler_leaves_the_noise_of_its_beta_0() -> None:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.names())
-def test_x0_hat_and_not_only_x_t_is_shown(sampler: str) -> None:
+def test_frames_contain_x0_hat(sampler: str) -> None:
     diffusion = diffusion_of(timesteps=40, beta_2=0.4)
     noise = normal((2, 3, 8, 8))
     denoise = diffusion.denoiser(Gaussian(diffusion, 0.3, 0.0), torch.ones(2, 24))
@@ -135,7 +135,7 @@ def schedule_of(name: str, timesteps: int) -> Schedule:
 
 
 @given(name=st.sampled_from(SCHEDULES.names()), spacing=st.sampled_from(SPACINGS.names()), timesteps=st.integers(2, 1_000), data=st.data())
-def test_every_spacing_falls_from_the_last_time_to_clean_and_visits_none_twice(name: str, spacing: str, timesteps: int, data: st.DataObject) -> None:
+def test_every_spacing_strictly_decreases_from_T_to_0(name: str, spacing: str, timesteps: int, data: st.DataObject) -> None:
     steps = data.draw(st.integers(1, min(timesteps, 300)))
     times = sampler_times("dpm++2m", spacing, schedule_of(name, timesteps), steps)
     assert len(times) == steps + 1
@@ -153,8 +153,8 @@ def test_even_times_are_even(timesteps: int, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize(("spacing", "power"), [("log-snr", None), ("karras", 1 / 7)])
 @pytest.mark.parametrize("name", ["linear", "cosine"])
-def test_spacings_by_snr_are_even_in_what_they_say(name: str, spacing: str, power: float | None) -> None:
-    # So many t that rounding to a whole one moves the times little.
+def test_snr_spacings_are_even_in_their_variable(name: str, spacing: str, power: float | None) -> None:
+    # Many t, so that rounding changes the times little.
     schedule = schedule_of(name, 10_000)
     times = sampler_times("dpm++2m", spacing, schedule, 10)[1:-1]
     sigma = np.exp(-schedule.log_snr[times] / 2)
@@ -164,12 +164,12 @@ def test_spacings_by_snr_are_even_in_what_they_say(name: str, spacing: str, powe
 
 
 @given(timesteps=st.integers(2, 1_000), more=st.integers(0, 100), spacing=st.sampled_from(SPACINGS.names()))
-def test_t_steps_or_more_walk_through_every_t(timesteps: int, more: int, spacing: str) -> None:
+def test_T_steps_or_more_visit_every_t(timesteps: int, more: int, spacing: str) -> None:
     schedule = schedule_of("linear", timesteps)
     assert sampler_times("dpm++2m", spacing, schedule, timesteps + more) == list(range(timesteps, -1, -1))
 
 
-def test_auto_is_every_t_for_the_reports_sampler_and_few_for_the_others() -> None:
+def test_auto_is_every_t_for_ddpm_and_few_steps_for_the_others() -> None:
     schedule = schedule_of("linear", 400)
     counts = {name: len(sampler_times(name, "even", schedule, None)) - 1 for name in SAMPLERS.names()}
     assert counts.pop("ddpm") == 400
@@ -180,7 +180,7 @@ def test_auto_is_every_t_for_the_reports_sampler_and_few_for_the_others() -> Non
 
 
 class TwoMinds(nn.Module):
-    """Gives one answer where labels are shown and another where none are; counts the images that it sees."""
+    """Returns different outputs with and without labels; counts its images."""
 
     def __init__(self, conditional: Tensor, unconditional: Tensor) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ def test_guidance_is_eq_6_of_ho_and_salimans(w: float, objective: str) -> None:
 
 
 @pytest.mark.parametrize(("time", "guided"), [(249, False), (250, True), (300, True), (350, True), (351, False)])
-def test_guidance_acts_in_its_interval_alone(time: int, guided: bool) -> None:
+def test_guidance_is_applied_only_in_its_interval(time: int, guided: bool) -> None:
     diffusion, labels = diffusion_of(timesteps=1000), torch.eye(2, 24)
     net = TwoMinds(torch.ones(3, 8, 8), torch.zeros(3, 8, 8))
     found = diffusion.denoiser(net, labels, Guidance(2.0, 0.25, 0.35))(torch.zeros(2, 3, 8, 8), time)
@@ -240,7 +240,7 @@ def schedulers() -> ModuleType:
 
 
 def wave(x_t: Tensor, t: int) -> Tensor:
-    """A smooth network output that depends on the place, the image and t, in x_t's own precision."""
+    """A smooth network output that depends on the position, the image and t, in x_t's precision."""
     place = torch.linspace(0, 6, 64, dtype=x_t.dtype).view(1, 1, 8, 8)
     return 0.9 * x_t + 0.3 * torch.sin(3 * x_t + place + t / 7)
 

@@ -1,4 +1,4 @@
-"""The noise schedules against their formulas, in float64, and what holds for every one of them."""
+"""Noise schedules: their formulas in float64, and common properties."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_every_schedule_is_a_forward_process(name: str, timesteps: int) -> None:
 
 
 @pytest.mark.parametrize("name", SCHEDULES.names())
-def test_snr_is_one_quantity_under_all_its_names(name: str) -> None:
+def test_snr_and_log_snr_are_consistent(name: str) -> None:
     schedule = schedule_of(name)
     assert schedule.terminal_snr == pytest.approx(schedule.alpha_bar[-1] / (1 - schedule.alpha_bar[-1]))
     assert math.log(schedule.terminal_snr) == pytest.approx(schedule.log_snr[-1])
@@ -94,6 +94,6 @@ def test_snr_is_one_quantity_under_all_its_names(name: str) -> None:
     assert np.all(np.diff(schedule.log_snr) < 0)
 
 
-def test_only_the_cosine_schedules_start_of_sampling_was_seen_in_training() -> None:
+def test_only_the_cosine_schedule_ends_in_pure_noise() -> None:
     assert schedule_of("cosine").terminal_snr < 1e-6
     assert schedule_of("linear").terminal_snr == pytest.approx(0.132**2 / (1 - 0.132**2), rel=0.01)

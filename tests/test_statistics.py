@@ -1,4 +1,4 @@
-"""Intervals, verdicts and choices: closed forms, and simulations in which the truth is known."""
+"""Intervals, contrasts and selection: closed forms, and simulations with known truth."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_t_quantiles_agree_with_tables(df: float, value: float) -> None:
     assert t_quantile(0.975, df) == pytest.approx(value, abs=1e-8)
 
 
-def test_t_is_centred_and_symmetric() -> None:
+def test_t_distribution_is_symmetric_around_zero() -> None:
     assert t_quantile(0.5, 7) == 0
     assert t_cdf(0.0, 7) == pytest.approx(0.5)
     assert t_cdf(-1.3, 7) + t_cdf(1.3, 7) == pytest.approx(1)
@@ -61,7 +61,7 @@ def test_accuracy_pools_labels_and_joins_files() -> None:
 
 
 @pytest.mark.parametrize("hits", [[[2], [1]], [[-1], [1]], [[1, 1]], np.zeros((2, 0), dtype=int)])
-def test_a_tally_that_cannot_be_is_refused(hits: list[list[int]]) -> None:
+def test_an_impossible_tally_is_refused(hits: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="hits"):
         Tally(np.array(hits), np.array([1, 1]))
 
@@ -69,7 +69,7 @@ def test_a_tally_that_cannot_be_is_refused(hits: list[list[int]]) -> None:
 # Intervals and tests against closed forms
 
 
-def test_an_interval_is_the_same_each_time_and_contains_its_estimate() -> None:
+def test_an_interval_is_deterministic_and_contains_its_estimate() -> None:
     tally = World(seed=5).tallies(np.random.default_rng(0), arms=1, repeats=3)[0][0]
     first, again, other = (accuracy_interval(tally, seed=s) for s in (3, 3, 4))
     assert first == again
@@ -77,19 +77,19 @@ def test_an_interval_is_the_same_each_time_and_contains_its_estimate() -> None:
     assert first.low < first.estimate < first.high
 
 
-def test_one_condition_tells_nothing_of_the_others() -> None:
+def test_one_condition_gives_an_infinite_interval() -> None:
     interval = accuracy_interval(Tally(np.array([[1, 2, 1]]), np.array([2])))
     assert (interval.low, interval.high) == (0, 1)
 
 
 @pytest.mark.parametrize("value", [0, 1])
-def test_where_every_condition_is_alike_the_limit_is_the_exact_binomial_one(value: int) -> None:
+def test_at_accuracy_0_and_1_the_limit_is_the_exact_binomial_one(value: int) -> None:
     interval = accuracy_interval(Tally(np.full((20, 4), value), np.ones(20, dtype=int)))
     far = 0.025 ** (1 / 20)
     assert (interval.low, interval.high) == pytest.approx((far, 1) if value else (0, 1 - far))
 
 
-def test_a_wide_bootstrap_agrees_with_the_t_interval_of_many_equal_clusters() -> None:
+def test_the_widened_bootstrap_agrees_with_the_t_interval() -> None:
     rng = np.random.default_rng(1)
     hits = rng.binomial(3, 0.5, size=(400, 2))
     interval, rates = accuracy_interval(Tally(hits, np.full(400, 3))), hits.mean(axis=1) / 3
@@ -107,7 +107,7 @@ def test_the_p_value_is_that_of_all_sign_flips() -> None:
     assert contrast([[first], [second]], [1, -1]).p == pytest.approx(exact, abs=0.008)  # 10,000 of the flips
 
 
-def test_arms_that_answer_alike_differ_by_nothing() -> None:
+def test_equal_arms_have_no_difference() -> None:
     tally = World(seed=5).tallies(np.random.default_rng(0), arms=1, repeats=3)[0][0]
     same = contrast([[tally], [tally]], [1, -1])
     assert (same.estimate, same.interval.low, same.interval.high, same.p) == (0, 0, 0, 1)
@@ -125,7 +125,7 @@ def test_an_interaction_is_the_difference_of_differences() -> None:
     assert contrast(cells, [1, -1, -1, 1]).estimate == pytest.approx((0.9 - 0.5) - (0.6 - 0.4))
 
 
-def test_arms_judged_unlike_are_refused() -> None:
+def test_arms_with_different_conditions_are_refused() -> None:
     labels = np.array([1, 2])
     one, more = Tally(np.array([[1], [2]]), labels), Tally(np.array([[1, 1], [2, 2]]), labels)
     with pytest.raises(ValueError, match="same conditions"):
@@ -134,7 +134,7 @@ def test_arms_judged_unlike_are_refused() -> None:
         contrast([[one], [one]], [1, 1])
 
 
-def test_only_images_and_seeds_that_are_there_twice_are_told_apart() -> None:
+def test_variance_components_need_at_least_two_images_or_seeds() -> None:
     world, rng = World(seed=7, seeds=0.05), np.random.default_rng(2)
     single = contrast(world.tallies(rng, arms=2, repeats=1), [1, -1]).spread
     assert math.isnan(single.images)
@@ -146,7 +146,7 @@ def test_only_images_and_seeds_that_are_there_twice_are_told_apart() -> None:
     assert several.error() ** 2 == pytest.approx(several.conditions + several.images + several.seeds)
 
 
-def test_more_repeats_are_advised_for_smaller_differences_and_none_where_none_help() -> None:
+def test_smaller_differences_need_more_repeats_or_are_undetectable() -> None:
     spread = contrast(World(seed=3).tallies(np.random.default_rng(4), arms=2, repeats=4), [1, -1]).spread
     large, small = spread.repeats_for(0.2), spread.repeats_for(0.12)
     assert large is not None
@@ -156,7 +156,7 @@ def test_more_repeats_are_advised_for_smaller_differences_and_none_where_none_he
     assert spread.repeats_for(0.001) is None
 
 
-def test_more_training_seeds_are_advised_where_their_spread_is_what_hides_a_difference() -> None:
+def test_more_training_seeds_are_advised_if_their_variance_dominates() -> None:
     labels = np.full(60, 20)
     arms = [[Tally(np.full((60, 2), hits), labels) for hits in arm] for arm in ((12, 13, 14), (12,))]  # 0.60, 0.65, 0.70 against 0.60
     spread = contrast(arms, [1, -1]).spread
@@ -174,7 +174,7 @@ def test_more_training_seeds_are_advised_where_their_spread_is_what_hides_a_diff
 
 @dataclass(frozen=True)
 class World:
-    """Conditions of differing difficulty, arms that find some of them easier than others, images with luck of their own.
+    """Simulated conditions of different difficulty, with effects of arms, seeds and images.
 
     Attributes:
         effect: by which the logits of the first arm exceed the second's.
@@ -191,7 +191,7 @@ class World:
     seeds: float = 0.0
 
     def chances(self, rng: np.random.Generator, arms: int, repeats: int, replicates: int, conditions: int) -> np.ndarray:
-        """Return the chance of each label: (arms, replicates, conditions, repeats)."""
+        """Return the hit probability of each label: (arms, replicates, conditions, repeats)."""
         logit = self.ease + self.difficulty * rng.normal(size=(1, 1, conditions, 1)) + self.taste * rng.normal(size=(arms, 1, conditions, 1))
         logit = logit + self.effect * (np.arange(arms) == 0).reshape(-1, 1, 1, 1) + self.seeds * rng.normal(size=(arms, replicates, 1, 1))
         return 1 / (1 + np.exp(-(logit + self.luck * rng.normal(size=(arms, replicates, conditions, repeats)))))
@@ -209,7 +209,7 @@ class World:
 
 
 def with_difference(points: float, **settings: float) -> World:
-    """Return the world in which the first arm is better by so much."""
+    """Return the world in which the first arm is better by ``points``."""
     low, high = 0.0, 3.0
     while high - low > 1e-3:
         middle = (low + high) / 2
@@ -219,13 +219,13 @@ def with_difference(points: float, **settings: float) -> World:
 
 
 @pytest.mark.parametrize("replicates", [1, 3])
-def test_where_there_is_no_difference_one_is_called_in_at_most_six_of_a_hundred(replicates: int) -> None:
+def test_the_false_positive_rate_is_at_most_6_percent(replicates: int) -> None:
     world, rng = World(seeds=0.2 if replicates > 1 else 0.0), np.random.default_rng(10)
     called = [contrast(world.tallies(rng, arms=2, repeats=2, replicates=replicates), [1, -1]).p < 0.05 for _ in range(2000)]
     assert np.mean(called) <= 0.06
 
 
-def test_of_three_equal_arms_some_pair_is_called_in_at_most_six_of_a_hundred() -> None:
+def test_the_familywise_error_rate_of_three_arms_is_at_most_6_percent() -> None:
     world, rng, called = World(), np.random.default_rng(11), 0
     for _ in range(1000):
         arms = world.tallies(rng, arms=3, repeats=2)
@@ -233,8 +233,8 @@ def test_of_three_equal_arms_some_pair_is_called_in_at_most_six_of_a_hundred() -
     assert called / 1000 <= 0.06
 
 
-def test_ten_points_are_found_with_as_many_repeats_as_were_advised() -> None:
-    """Three images a condition are made first; the advice drawn from them is followed."""
+def test_ten_points_are_detected_with_the_advised_repeats() -> None:
+    """Start with three images per condition, then follow the advice."""
     world, rng, found, advised = with_difference(0.10, taste=0.3, luck=2.5, conditions=48), np.random.default_rng(12), [], []
     for _ in range(1000):
         labels = rng.integers(1, 4, size=world.conditions)
@@ -249,7 +249,7 @@ def test_ten_points_are_found_with_as_many_repeats_as_were_advised() -> None:
 
 
 @pytest.mark.parametrize(("ease", "repeats"), [(0.9, 1), (0.9, 4), (2.5, 4)])
-def test_intervals_of_an_accuracy_cover_the_truth_as_often_as_they_say(ease: float, repeats: int) -> None:
+def test_intervals_of_an_accuracy_have_their_nominal_coverage(ease: float, repeats: int) -> None:
     world, rng = World(ease=ease), np.random.default_rng(13)
     truth = float(world.truth()[0])
     covered = [truth in accuracy_interval(world.tallies(rng, arms=1, repeats=repeats)[0][0]) for _ in range(2000)]
@@ -257,14 +257,14 @@ def test_intervals_of_an_accuracy_cover_the_truth_as_often_as_they_say(ease: flo
 
 
 @pytest.mark.parametrize("replicates", [1, 3])
-def test_intervals_of_a_difference_cover_the_truth_as_often_as_they_say(replicates: int) -> None:
+def test_intervals_of_a_difference_have_their_nominal_coverage(replicates: int) -> None:
     world, rng = World(effect=0.6, seeds=0.25 if replicates > 1 else 0.0), np.random.default_rng(14)
     better, worse = world.truth()
     covered = [better - worse in contrast(world.tallies(rng, arms=2, repeats=2, replicates=replicates), [1, -1]).interval for _ in range(2000)]
     assert 0.93 <= np.mean(covered) <= 0.97
 
 
-def test_the_best_of_sixty_equals_is_reported_without_the_luck_that_chose_it() -> None:
+def test_the_confirmed_score_of_the_best_of_sixty_is_unbiased() -> None:
     world, rng = World(taste=0.0), np.random.default_rng(15)
     truth, naive, reported = float(world.truth()[0]), [], []
     for _ in range(300):

@@ -1,1 +1,1 @@
-"""The embedded benchmark: scenes drawn and rendered on the spot, in the layout of the i-CLEVR folder."""
+"""The embedded benchmark: random scenes, rendered in the style of i-CLEVR."""

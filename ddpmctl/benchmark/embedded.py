@@ -1,7 +1,7 @@
-"""The embedded benchmark: a stand-in for the lab's training set, drawn by the program itself.
+"""The embedded benchmark: rendered images that replace the lab's training set, which may not be redistributed.
 
-Names, label sets, conditions and images are a pure function of (seed, scenes), and a smaller benchmark is the beginning of a
-larger one. The real images are not free to be handed out; these share their statistics of labels and look much alike.
+Names, label sets, conditions and images are a pure function of (seed, scenes). A smaller benchmark is a prefix of a larger one.
+The label statistics are those of the lab's data.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ddpmctl.labels import CLASSES
 
 SCENES = 6003
 IMAGES_PER_SCENE = 3
-RENDERER_VERSION = 1  # raise it whenever a pixel or a label changes
+RENDERER_VERSION = 1  # increase it when a pixel or a label changes
 
 
 def conditions() -> dict[str, list[list[str]]]:
-    """Return the label sets to sample: the lab's ``test`` and ``new_test``, and ``heldout``, which training never shows."""
+    """Return the conditions: the lab's ``test`` and ``new_test``, and ``heldout``, which is not in the training data."""
     return {
         "test": lab_conditions("test"),
         "new_test": lab_conditions("new_test"),
@@ -31,19 +31,19 @@ def conditions() -> dict[str, list[list[str]]]:
 
 
 def image_names(scenes: int) -> list[str]:
-    """Return the file names of the images, three to a scene, in order."""
+    """Return the file names of the images in order, three per scene."""
     return [f"CLEVR_train_{scene:06d}_{frame}.png" for scene in range(scenes) for frame in range(IMAGES_PER_SCENE)]
 
 
 def train_labels(scenes: int, *, seed: int = 0) -> dict[str, list[str]]:
-    """Return the labels of each image by file name, in order; frame f of a scene has its first f + 1 objects."""
+    """Return {file name: labels} in order; frame f of a scene shows its first f + 1 objects."""
     classes = draw_classes(scenes, seed=seed)
     sets = ([CLASSES[index] for index in row[: frame + 1]] for row in classes for frame in range(IMAGES_PER_SCENE))
     return dict(zip(image_names(scenes), sets, strict=True))
 
 
 def render_benchmark(scenes: int = SCENES, *, seed: int = 0, width: int = 64, height: int = 64) -> Iterator[np.ndarray]:
-    """Yield the images in the order of :func:`image_names`, a few at a time: uint8, (m, height, width, 3)."""
+    """Yield the images in the order of :func:`image_names`, in chunks: uint8 (m, height, width, 3)."""
     from ddpmctl.benchmark.raycast import render
 
     for images in render(draw_scenes(scenes, seed=seed), width=width, height=height):
@@ -51,12 +51,12 @@ def render_benchmark(scenes: int = SCENES, *, seed: int = 0, width: int = 64, he
 
 
 def fingerprint(scenes: int, *, seed: int = 0) -> str:
-    """Return a short hexadecimal key of a benchmark's contents, for caches."""
+    """Return a short hexadecimal cache key of a benchmark."""
     return hashlib.sha256(f"{RENDERER_VERSION}/{seed}/{scenes}".encode()).hexdigest()[:16]
 
 
 def scene_count(scenes: int | None) -> int:
-    """Return the number of scenes asked for, all of them for None.
+    """Return the number of scenes; None means all.
 
     Raises:
         UsageError: out of range.

@@ -1,9 +1,9 @@
-"""The camera and the three solids: where a ray meets them.
+"""The camera, the three solids, and ray intersection.
 
 Units are Blender's, as in CLEVR: the floor is z = 0, objects are about one unit across. Image coordinates (u, v) are in image
 widths from the centre, u to the right and v up; the view is 4:3, so u is in [-1/2, 1/2] and v in [-3/8, 3/8].
-A solid is met in its own frame: base at the origin, turned so that a cube's faces look along the axes.
-Only +, -, *, / and sqrt act on pixels, so that a pixel's value does not depend on what is computed beside it.
+Intersections are computed in the solid's frame: base at the origin, a cube's faces along the axes.
+Pixels use only +, -, *, / and sqrt, whose results do not depend on the other elements of an array.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 CUBE, SPHERE, CYLINDER = range(3)  # class number // 8, see labels.SHAPES
-RADIUS = 0.58  # of sphere and cylinder, and of the circle around a cube's base
+RADIUS = 0.58  # of sphere and cylinder, and of a cube base's circumscribed circle
 HALF_SIDE = np.float32(RADIUS / 2**0.5)
 HALF_HEIGHT = np.array([HALF_SIDE, RADIUS, RADIUS], dtype=np.float32)  # by shape
-FOCAL = 35 / 32  # Blender's default lens and sensor: 49.1 degrees across
+FOCAL = 35 / 32  # Blender's default lens and sensor: 49.1 degrees horizontally
 ASPECT = 3 / 4
-WINDOW = 0.25  # image widths: the nearest solids are 0.22 across
+WINDOW = 0.25  # image widths; the nearest solids are 0.22 wide
 
-Vector = tuple[np.ndarray, np.ndarray, np.ndarray]  # x, y and z of many points, arrays of one shape
+Vector = tuple[np.ndarray, np.ndarray, np.ndarray]  # x, y and z of many points, of equal shapes
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Camera:
         return cls(*(axis.astype(np.float32) for axis in (eye, forward, right, up)))
 
     def __getitem__(self, index: np.ndarray) -> Camera:
-        """Return the cameras of these indices; repeats are allowed."""
+        """Return the cameras at these indices; repeats are allowed."""
         return Camera(self.eye[index], self.forward[index], self.right[index], self.up[index])
 
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -52,7 +52,7 @@ class Camera:
         return FOCAL * (offset * self.right).sum(-1) / depth, FOCAL * (offset * self.up).sum(-1) / depth, depth
 
     def turned(self, position: np.ndarray, rotation: np.ndarray) -> Camera:
-        """Return the cameras as seen from objects at `position` (m, 2), turned by `rotation` (m,) radians about z."""
+        """Return the cameras in the frames of objects at `position` (m, 2), rotated by `rotation` (m,) radians about z."""
         cos, sin = np.cos(rotation)[:, None], np.sin(rotation)[:, None]
 
         def turn(vector: np.ndarray) -> np.ndarray:
@@ -63,7 +63,7 @@ class Camera:
         return Camera(turn(self.eye - shift), turn(self.forward), turn(self.right), turn(self.up))
 
     def rays(self, u: np.ndarray, v: np.ndarray) -> Vector:
-        """Return the directions through columns `u` (m, w) and rows `v` (m, h): x, y and z, (m, h, w) each."""
+        """Return the ray directions through columns `u` (m, w) and rows `v` (m, h): x, y and z, (m, h, w) each."""
         down = [self.forward[:, i, None] + v / FOCAL * self.up[:, i, None] for i in range(3)]
         across = [u / FOCAL * self.right[:, i, None] for i in range(3)]
         x, y, z = ((row[:, :, None] + column[:, None, :]).astype(np.float32) for row, column in zip(down, across, strict=True))
@@ -72,32 +72,32 @@ class Camera:
 
 @dataclass(frozen=True)
 class Solids:
-    """Objects that stand on the floor, one to a lane."""
+    """Objects on the floor, one per lane."""
 
     shapes: np.ndarray  # (m,) int64: CUBE, SPHERE or CYLINDER
-    positions: np.ndarray  # (m, 2), x and y of the middle of the base
+    positions: np.ndarray  # (m, 2), x and y of the base's centre
     rotations: np.ndarray  # (m,) radians about z
 
 
 @dataclass(frozen=True)
 class Windows:
-    """For each lane the part of the image that its solid can be in, and where the rays through it meet the solid."""
+    """For each lane, the image window that contains its solid, and the ray distances in it."""
 
     left: np.ndarray  # (m,) int64, first column
     top: np.ndarray  # (m,) int64, first row
     eye: Vector  # (m, 1, 1) each, in the solid's frame
-    ray: Vector  # (m, rows, columns) each, in the solid's frame, through the centres of the samples
-    distance: np.ndarray  # (m, rows, columns) float32 ray lengths, infinite where the solid is missed
+    ray: Vector  # (m, rows, columns) each, in the solid's frame, through the sample centres
+    distance: np.ndarray  # (m, rows, columns) float32, in ray lengths; infinite where the ray misses the solid
 
     def pixels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the index arrays that pick the windows out of an image array (m, height, width), if one sample is one pixel."""
+        """Return the index arrays of the windows in an image array (m, height, width), for one sample per pixel."""
         lanes, rows, columns = self.distance.shape
         down, across = self.top[:, None] + np.arange(rows), self.left[:, None] + np.arange(columns)
         return np.arange(lanes)[:, None, None], down[:, :, None], across[:, None, :]
 
 
 def cast_windows(camera: Camera, solids: Solids, *, width: int, height: int, supersample: int = 1) -> Windows:
-    """Cast `supersample` squared rays per pixel through a window around each solid; camera and solids have m lanes."""
+    """Cast `supersample`^2 rays per pixel through a window around each solid; camera and solids have m lanes."""
     columns, rows = window_size(width, height)
     middle = np.concatenate([solids.positions, HALF_HEIGHT[solids.shapes, None]], axis=1)
     u, v, _ = camera.project(middle)
@@ -117,7 +117,7 @@ def cast_windows(camera: Camera, solids: Solids, *, width: int, height: int, sup
 
 
 def window_size(width: int, height: int) -> tuple[int, int]:
-    """Return columns and rows that hold any one solid within the benchmark's reach, in pixels."""
+    """Return the columns and rows, in pixels, that are enough for any solid of the benchmark."""
     return min(width, int(np.ceil(WINDOW * width)) + 1), min(height, int(np.ceil(WINDOW / ASPECT * height)) + 1)
 
 
@@ -136,7 +136,7 @@ def pixel_rows(first: np.ndarray, count: int, height: int) -> np.ndarray:
 
 
 def hit_distance(shape: int, eye: Vector, ray: Vector) -> np.ndarray:
-    """Return how many ray lengths away the solid is met from outside and above, infinite where it is missed."""
+    """Return the distance to the solid in ray lengths; infinite where the ray misses it."""
     half = HALF_HEIGHT[shape]
     spans = {
         CUBE: lambda: [_slab_span(eye[0], ray[0], HALF_SIDE), _slab_span(eye[1], ray[1], HALF_SIDE), _slab_span(eye[2] - half, ray[2], half)],
@@ -150,7 +150,7 @@ def hit_distance(shape: int, eye: Vector, ray: Vector) -> np.ndarray:
 
 
 def surface_normal(shape: int, point: Vector) -> Vector:
-    """Return the outward unit normal at points of the solid's surface, in the solid's own frame."""
+    """Return the outward unit normal at surface points, in the solid's frame."""
     x, y, z = point
     if shape == SPHERE:
         return x / RADIUS, y / RADIUS, z / RADIUS - 1
@@ -182,7 +182,7 @@ def _sphere_span(eye: Vector, ray: Vector) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _roots(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Solve a t^2 - 2 b t + c = 0; where there is no root the span is empty."""
+    """Solve a t^2 - 2 b t + c = 0; return an empty span if there is no real root."""
     square = b * b - a * c
     root = np.sqrt(np.maximum(square, 0))
     return (b - root) / a, np.where(square > 0, (b + root) / a, -np.float32(np.inf))

@@ -1,8 +1,7 @@
-"""Which sets of objects the benchmark shows in training, and which it keeps back.
+"""The label sets in the benchmark's training data, and the held-out ones.
 
-The counts are those of the lab's train.json: every class alone, every pair, and 1,888 of the 2,024 triples. The lab does not
-say how its 136 missing triples came about; here 32 of them are chosen as a test of new combinations.
-Hashes, not a random generator, order the sets, so that the choice is the same on every machine and version.
+The counts are those of the lab's train.json: every class alone, every pair, and 1,888 of the 2,024 triples. Of the 136 missing
+triples, 32 are the held-out conditions. Sets are ordered by hashes, so that the choice is the same on every machine and version.
 """
 
 from __future__ import annotations
@@ -19,15 +18,16 @@ from ddpmctl.labels import CLASSES
 ABSENT_TRIPLES = 136
 HELD_OUT_ROUNDS = 4  # each round uses every class once: 4 rounds of 8 triples
 
+
 def lab_conditions(name: str) -> list[list[str]]:
-    """Return the label sets of one of the lab's files, ``"test"`` or ``"new_test"``, in its order."""
+    """Return the label sets of the lab's ``"test"`` or ``"new_test"`` file."""
     text = resources.files("ddpmctl.benchmark").joinpath("assets", f"{name}.json").read_text(encoding="utf-8")
     return [list(labels) for labels in json.loads(text)]
 
 
 @functools.cache
 def held_out_triples() -> tuple[tuple[str, ...], ...]:
-    """Return the 32 conditions of three objects that training never shows; every class stands in exactly four."""
+    """Return the 32 held-out conditions of three objects; every class is in exactly four."""
     taken = _lab_sets()
     chosen: list[tuple[str, ...]] = []
     for round_ in range(HELD_OUT_ROUNDS):
@@ -43,7 +43,7 @@ def held_out_triples() -> tuple[tuple[str, ...], ...]:
 
 @functools.cache
 def absent_triples() -> frozenset[frozenset[str]]:
-    """Return the 136 triples that never occur in training: the held-out ones, the lab's single one, and 103 more."""
+    """Return the 136 triples that are not in the training data: the held-out ones, the lab's single one, and 103 more."""
     lab = _lab_sets()
     absent = {frozenset(triple) for triple in held_out_triples()} | {frozenset(("cyan cube", "green cylinder", "blue cube"))}
     for triple in sorted(_all_triples(), key=lambda names: _digest("/".join(names))):
@@ -56,7 +56,7 @@ def absent_triples() -> frozenset[frozenset[str]]:
 
 @functools.cache
 def training_triples() -> tuple[tuple[str, ...], ...]:
-    """Return the 1,888 triples that training shows, in the order of the class numbers."""
+    """Return the 1,888 triples of the training data, in the order of the class numbers."""
     return tuple(triple for triple in _all_triples() if frozenset(triple) not in absent_triples())
 
 

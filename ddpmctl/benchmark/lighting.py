@@ -1,8 +1,8 @@
-"""How much light reaches a point: three lamps with soft shadows, and the surroundings.
+"""Lighting: three lamps with soft shadows, and ambient light.
 
-The lamps are CLEVR's key, fill and back lamp; strengths and ambient light were fitted to the floor of a real frame (rms error
-below two grey levels, its grain included). Light is linear and measured off a surface as white as the floor.
-Only +, -, *, / and sqrt act on points, so that the light on a point does not depend on the points beside it.
+The lamps are CLEVR's key, fill and back lamp; their strengths and the ambient light were fitted to the floor of a real frame (rms
+error below two grey levels, including its grain). Light is linear, as reflected by a surface with the floor's albedo.
+Points use only +, -, *, / and sqrt, whose results do not depend on the other elements of an array.
 """
 
 from __future__ import annotations
@@ -16,43 +16,43 @@ from ddpmctl.benchmark.geometry import CUBE, CYLINDER, HALF_HEIGHT, HALF_SIDE, R
 from ddpmctl.benchmark.scenes import OBJECTS, Scenes
 from ddpmctl.labels import COLOURS
 
-PALETTE = np.array(  # CLEVR's colours in the order of labels.COLOURS; CLEVR takes them as linear light, hence the muted look
+PALETTE = np.array(  # CLEVR's colours, in the order of labels.COLOURS; CLEVR uses them as linear light
     [[87, 87, 87], [173, 35, 35], [42, 75, 215], [29, 105, 20], [129, 74, 25], [129, 38, 192], [41, 208, 208], [255, 238, 51]]
 )
 FLOOR_ALBEDO = 0.8
-ALBEDO = (PALETTE / (255 * FLOOR_ALBEDO)).astype(np.float32)  # (8, 3), the floor's is 1
+ALBEDO = (PALETTE / (255 * FLOOR_ALBEDO)).astype(np.float32)  # (8, 3), relative to the floor
 LAMP_COLOURS = np.array([[4.38, 4.06, 3.51], [1.25, 1.36, 1.68], [2.29, 2.24, 2.30]], dtype=np.float32)
 LAMP_RADIUS = np.float32(0.4)  # makes the shadows soft
 AMBIENT = np.array([0.1355, 0.1353, 0.1346], dtype=np.float32)
-BOUNCE = np.float32(0.9)  # light that an obstacle sends instead of the surroundings that it hides
+BOUNCE = np.float32(0.9)  # light from an obstacle, relative to the ambient light that it blocks
 ONE, HALF = np.float32(1), np.float32(0.5)
 
 
 @dataclass(frozen=True)
 class Points:
-    """Points of surfaces, P to a lane; a lane belongs to one scene and to one of its objects or to the floor."""
+    """Surface points, P per lane; a lane belongs to one object of a scene, or to its floor."""
 
     at: Vector  # (lanes, P) each
     normal: Vector  # (lanes, P) or (1, 1) each
     scene: np.ndarray  # (lanes,) index into the scenes
-    owner: np.ndarray  # (lanes,) which of the scene's objects, OBJECTS for the floor
+    owner: np.ndarray  # (lanes,) object index in the scene, OBJECTS for the floor
 
 
 @dataclass(frozen=True)
 class Obstacle:
-    """For some lanes of points an object of one shape that may stand in their light."""
+    """An object of one shape that may block the light of some lanes."""
 
     rows: np.ndarray  # (r,) the lanes
     shape: int
-    place: Vector  # (r, 1) each, the middle of the object's base
+    place: Vector  # (r, 1) each, the centre of the object's base
     turn: tuple[np.ndarray, np.ndarray]  # (r, 1) each, cosine and sine of its rotation
-    offset: Vector  # (r, P) each, from the point to the middle of the object's base, but z is the point's own height
+    offset: Vector  # (r, P) each, x and y from the point to the centre of the object's base, z the point's height
     normal: Vector  # (r, P) or (1, 1) each, of the points
     albedo: np.ndarray  # (3, r, 1)
 
 
 def light(scenes: Scenes, points: Points, frames: Sequence[int]) -> np.ndarray:
-    """Return the light off the points, were they as white as the floor, in each frame: (len(frames), 3, lanes, P) float32."""
+    """Return the light reflected with the floor's albedo, in each frame: (len(frames), 3, lanes, P) float32."""
     out = np.zeros((len(frames), 3, len(points.scene), points.at[0].shape[1]), dtype=np.float32)
     obstacles = [_obstacles(scenes, points, k) for k in range(OBJECTS)]
     lamps, powers = scenes.lamps.astype(np.float32)[points.scene], scenes.powers.astype(np.float32)[points.scene]
@@ -76,7 +76,7 @@ def light(scenes: Scenes, points: Points, frames: Sequence[int]) -> np.ndarray:
 
 
 def _obstacles(scenes: Scenes, points: Points, k: int) -> list[Obstacle]:
-    """Return what object k of each scene is to the points, sorted by shape; an object is no obstacle to itself."""
+    """Return object k of each scene as obstacles by shape; an object does not block its own light."""
     shapes, colours = np.divmod(scenes.classes[:, k], len(COLOURS))
     turns = np.cos(scenes.rotations[:, k, None]).astype(np.float32), np.sin(scenes.rotations[:, k, None]).astype(np.float32)
     places = scenes.positions[:, k].astype(np.float32)
@@ -95,7 +95,7 @@ def _obstacles(scenes: Scenes, points: Points, k: int) -> list[Obstacle]:
 
 
 def _lamp_left(obstacle: Obstacle, lamp: Vector) -> np.ndarray:
-    """Return the share of a lamp's light that passes the obstacle, (r, P); the lamp is a disc, so the shadow's edge is soft."""
+    """Return the fraction of a lamp's light that passes the obstacle, (r, P); the lamp is a disc, so shadows are soft."""
     x, y, z = (part[obstacle.rows] for part in lamp)
     toward = (x - obstacle.place[0] + obstacle.offset[0], y - obstacle.place[1] + obstacle.offset[1], z - obstacle.offset[2])
     clearance, along = _CLEARANCE[obstacle.shape](obstacle, toward)
@@ -105,7 +105,7 @@ def _lamp_left(obstacle: Obstacle, lamp: Vector) -> np.ndarray:
 
 
 def _covered(obstacle: Obstacle) -> np.ndarray:
-    """Return the share of the surroundings that a ball of the obstacle's size hides, (r, P)."""
+    """Return the fraction of the ambient light that a sphere of the obstacle's size blocks, (r, P)."""
     half = HALF_HEIGHT[obstacle.shape]
     x, y, z = obstacle.offset[0], obstacle.offset[1], half - obstacle.offset[2]
     square = x * x + y * y + z * z
@@ -115,7 +115,7 @@ def _covered(obstacle: Obstacle) -> np.ndarray:
 
 
 def _from_lamp(points: Points, lamp: Vector) -> np.ndarray:
-    """Lambert's law at both ends of the way: a matte surface, and a flat lamp that faces the origin."""
+    """Lambert's law at both ends: a diffuse surface, and a flat lamp that faces the origin."""
     x, y, z = (there - here for there, here in zip(lamp, points.at, strict=True))
     square = x * x + y * y + z * z
     axis = 1 / np.sqrt(lamp[0] * lamp[0] + lamp[1] * lamp[1] + lamp[2] * lamp[2])
@@ -126,13 +126,13 @@ def _from_lamp(points: Points, lamp: Vector) -> np.ndarray:
 
 
 def _from_surroundings(points: Points) -> np.ndarray:
-    """More from above than from below, and little near the floor under an overhang."""
+    """Return the ambient light: less from below and near the floor."""
     up = points.normal[2]
     near_floor = (ONE - up) * np.maximum(HALF - points.at[2], 0)
     return np.broadcast_to(ONE - np.float32(0.5) * near_floor, np.broadcast(points.at[0], up).shape).copy()
 
 
-# How far the way from a point to the lamp passes from an obstacle (negative: through it), and where on that way that is (0 to 1).
+# Distance from an obstacle to the line from a point to the lamp (negative: blocked), and its position on that line (0 to 1).
 
 
 def _past_sphere(obstacle: Obstacle, toward: Vector) -> tuple[np.ndarray, np.ndarray]:
@@ -146,14 +146,14 @@ def _past_sphere(obstacle: Obstacle, toward: Vector) -> tuple[np.ndarray, np.nda
 def _past_cylinder(obstacle: Obstacle, toward: Vector) -> tuple[np.ndarray, np.ndarray]:
     x, y, z = obstacle.offset
     a, b, c = toward
-    over = np.clip((2 * HALF_HEIGHT[CYLINDER] - z) / c, 0, 1)  # from here on the way is above the obstacle
+    over = np.clip((2 * HALF_HEIGHT[CYLINDER] - z) / c, 0, 1)  # above the obstacle from here on
     along = np.clip((x * a + y * b) / (a * a + b * b), 0, over)
     x, y = x - along * a, y - along * b
     return np.sqrt(x * x + y * y) - np.float32(RADIUS), along
 
 
 def _past_cube(obstacle: Obstacle, toward: Vector) -> tuple[np.ndarray, np.ndarray]:
-    """Measure along the separating axes of the cube's base and of the part of the way that is below its top."""
+    """Use the separating axes of the cube's base and the part of the line below the cube's top."""
     (x, y), (a, b) = _turn(obstacle.turn, obstacle.offset), _turn(obstacle.turn, toward)
     over = np.clip((2 * HALF_HEIGHT[CUBE] - obstacle.offset[2]) / toward[2], 0, 1)
     half_a, half_b = HALF * over * a, HALF * over * b

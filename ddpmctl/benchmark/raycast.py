@@ -1,7 +1,7 @@
-"""The renderer: scenes in, i-CLEVR look-alikes out.
+"""The renderer: scenes to images in the style of i-CLEVR.
 
-Each object is cast once and shared by its scene's frames. Floor and objects are lit in linear light, objects are laid over the
-floor from back to front, and the sum is developed to sRGB with a little grain.
+Each object is ray-cast once for all frames of its scene. Light is linear; objects are composited over the floor from back to
+front, and the result is converted to sRGB with a little sensor grain.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ from ddpmctl.benchmark.lighting import ALBEDO, Points, light
 from ddpmctl.benchmark.scenes import GRAIN_TILE, OBJECTS, Scenes, scene_windows
 from ddpmctl.labels import COLOURS
 
-SUPERSAMPLE = 3  # rays per pixel and axis through objects; the floor is smooth and takes one
-CHUNK_PIXELS = 8 * 64 * 64  # of one frame: what two cores' caches hold
+SUPERSAMPLE = 3  # rays per pixel and axis for objects; the smooth floor needs one
+CHUNK_PIXELS = 8 * 64 * 64  # of one frame; fits the CPU cache
 GRAIN = 0.033  # of the grey level at 320x240, in the dark
 
 
 def render(scenes: Scenes, *, width: int = 64, height: int = 64, frames: Sequence[int] = (0, 1, 2)) -> Iterator[np.ndarray]:
-    """Yield the scenes' images in order, a few scenes at a time: uint8, (n, len(frames), height, width, 3).
+    """Yield the scenes' images in order, in chunks: uint8 (n, len(frames), height, width, 3).
 
-    Frame f shows the first f + 1 objects. The view is 4:3 whatever the size: other shapes squeeze it. A scene's pixels do not
-    depend on the scenes beside it.
+    Frame f shows the first f + 1 objects. The view is 4:3; other sizes squeeze it. Pixels do not depend on the chunks.
     """
     step = max(1, CHUNK_PIXELS // (width * height))
     parts = (scenes[first : first + step] for first in range(0, len(scenes), step))
@@ -57,7 +56,7 @@ def _floor(scenes: Scenes, width: int, height: int, frames: tuple[int, ...]) -> 
     start = np.zeros(n, dtype=np.int64)
     x, y, z = camera.rays(geometry.pixel_columns(start, width, width), geometry.pixel_rows(start, height, height))
     eye = camera.eye[:, :, None, None]
-    t = -eye[:, 2] / np.minimum(z, -0.02)  # the horizon lies above the view
+    t = -eye[:, 2] / np.minimum(z, -0.02)  # the horizon is above the view
     at = (eye[:, 0] + t * x).reshape(n, -1), (eye[:, 1] + t * y).reshape(n, -1), np.zeros((n, 1), dtype=np.float32)
     flat = np.zeros((1, 1), dtype=np.float32)
     points = Points(at, (flat, flat, flat + 1), np.arange(n), np.full(n, OBJECTS))
@@ -65,7 +64,7 @@ def _floor(scenes: Scenes, width: int, height: int, frames: tuple[int, ...]) -> 
 
 
 def _lay_objects(canvas: np.ndarray, scenes: Scenes, frames: tuple[int, ...]) -> None:
-    """Lay the objects over the floor, back to front; in place."""
+    """Composite the objects over the floor, back to front; in place."""
     height, width = canvas.shape[-2:]
     windows = scene_windows(scenes, width=width, height=height, supersample=SUPERSAMPLE)
     met = np.isfinite(windows.distance)
@@ -86,7 +85,7 @@ def _lay_objects(canvas: np.ndarray, scenes: Scenes, frames: tuple[int, ...]) ->
 
 
 def _object_light(scenes: Scenes, windows: geometry.Windows, met: np.ndarray, frames: tuple[int, ...]) -> np.ndarray:
-    """Return the light off the objects at the samples that meet them, (F, 3, samples)."""
+    """Return the reflected light at the samples that hit an object, (F, 3, samples)."""
     lane = np.nonzero(met)[0]
     scene, owner = np.divmod(lane, OBJECTS)
     distance = windows.distance[met]
@@ -108,12 +107,12 @@ def _object_light(scenes: Scenes, windows: geometry.Windows, met: np.ndarray, fr
 
 
 def _upright(vector: Vector) -> Vector:
-    """Make each point a lane of its own: (samples,) to (samples, 1)."""
+    """Make each point its own lane: (samples,) to (samples, 1)."""
     return vector[0][:, None], vector[1][:, None], vector[2][:, None]
 
 
 def _shrink(samples: np.ndarray) -> np.ndarray:
-    """Average the samples of each pixel: (..., h * s, w * s) to (..., h, w), always in the same order."""
+    """Average the samples of each pixel, (..., h * s, w * s) to (..., h, w), in a fixed order."""
     total = np.zeros_like(samples[..., ::SUPERSAMPLE, ::SUPERSAMPLE])
     for row in range(SUPERSAMPLE):
         for column in range(SUPERSAMPLE):
@@ -122,7 +121,7 @@ def _shrink(samples: np.ndarray) -> np.ndarray:
 
 
 def _develop(canvas: np.ndarray, grains: np.ndarray) -> np.ndarray:
-    """Return the sRGB picture of linear light with the sensor's grain, uint8 (n, F, height, width, 3)."""
+    """Convert linear light to sRGB with sensor grain, uint8 (n, F, height, width, 3)."""
     height, width = canvas.shape[-2:]
     pattern = _grain_pattern()
     strength = np.float32(GRAIN * (width * height / (320 * 240)) ** 0.5)
@@ -130,18 +129,18 @@ def _develop(canvas: np.ndarray, grains: np.ndarray) -> np.ndarray:
     grain = pattern[(rows % GRAIN_TILE)[:, :, None], (columns % GRAIN_TILE)[:, None, :]] * strength
     root = np.sqrt(np.minimum(canvas, 1)) * np.float32(len(_srgb_table()) - 1)
     level = _srgb_table()[root.astype(np.int32)]
-    level += level * grain[:, None, None] * (1 - 3 * np.minimum(canvas, np.float32(0.28)))  # as in the real frames: less in good light
+    level += level * grain[:, None, None] * (1 - 3 * np.minimum(canvas, np.float32(0.28)))  # less grain in bright areas, as in real frames
     return np.ascontiguousarray(np.clip(level + np.float32(0.5), 0, 255).astype(np.uint8).transpose(0, 1, 3, 4, 2))
 
 
 @functools.cache
 def _grain_pattern() -> np.ndarray:
-    """Return the one pattern of unit noise that every picture takes its grain from."""
+    """Return the pattern of unit noise that every image takes its grain from."""
     return np.random.Generator(np.random.Philox(key=0)).standard_normal((GRAIN_TILE, GRAIN_TILE)).astype(np.float32)
 
 
 @functools.cache
 def _srgb_table() -> np.ndarray:
-    """Return grey levels 0-255 by the square root of linear light (IEC 61966-2-1)."""
+    """Return grey levels 0-255, indexed by the square root of linear light (IEC 61966-2-1)."""
     linear = (np.arange(4096) / 4095) ** 2
     return (255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)).astype(np.float32)

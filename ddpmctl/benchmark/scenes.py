@@ -1,7 +1,7 @@
-"""What is in a scene and where: three objects, a camera and three lamps, drawn at random.
+"""Random scenes: three objects, a camera and three lamps.
 
-Scene i is a pure function of (seed, i). Scenes are drawn in chunks of a fixed size, each from Philox streams of its own, and a
-placement that breaks a rule is drawn again from the stream of the next attempt, for that scene alone.
+Scene i is a pure function of (seed, i). Scenes are drawn in chunks of a fixed size, each with its own Philox streams. A scene
+whose placement breaks a rule is redrawn from the stream of the next attempt.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ddpmctl.benchmark.label_sets import training_triples
 from ddpmctl.labels import CLASSES, COLOURS, INDEX
 
 OBJECTS = 3
-CHUNK = 256  # scenes to a stream; part of what a seed means
-SIDE = 64  # pixels a side of the images that the visibility rule is about
+CHUNK = 256  # scenes per stream; a change changes the scenes of every seed
+SIDE = 64  # image size in pixels for the visibility rule
 MIN_VISIBLE_PIXELS = 12
 MIN_VISIBLE_SHARE = 1 / 3
 
@@ -29,9 +29,9 @@ EYE_JITTER = 0.3
 LAMPS = np.array([[6.3, -3.0, 3.9], [-4.6, -3.7, 2.6], [-1.1, 2.4, 4.7]])
 LAMP_JITTER = 0.6
 POWER_JITTER = 0.1
-REACH = 3.0  # objects stand in the square |x|, |y| < REACH
-GAP = 0.25  # least distance between the circles around two objects' bases
-GRAIN_TILE = 512  # pixels a side of the common grain pattern
+REACH = 3.0  # objects are in the square |x|, |y| < REACH
+GAP = 0.25  # minimum distance between the circles around two objects' bases
+GRAIN_TILE = 512  # size of the common grain pattern in pixels
 
 Triples = Literal["benchmark", "any"]
 _SEQUENCES = ("benchmark", "any")
@@ -43,27 +43,27 @@ class Scenes:
     """Arrays over N scenes; lengths in scene units, angles in radians."""
 
     classes: np.ndarray  # (N, 3) int64, class numbers 0-23 in the order in which the objects are added
-    positions: np.ndarray  # (N, 3, 2) float64, x and y of the middle of the object's base
+    positions: np.ndarray  # (N, 3, 2) float64, x and y of the base's centre
     rotations: np.ndarray  # (N, 3) float64, about z
-    eyes: np.ndarray  # (N, 3) float64, the camera, which looks at the origin
+    eyes: np.ndarray  # (N, 3) float64, camera positions
     lamps: np.ndarray  # (N, 3, 3) float64, positions of key, fill and back lamp
-    powers: np.ndarray  # (N, 3) float64, the lamps' strengths around 1
-    grains: np.ndarray  # (N, 2) int64, where the scene's sensor grain starts in the common pattern
+    powers: np.ndarray  # (N, 3) float64, relative strengths of the lamps
+    grains: np.ndarray  # (N, 2) int64, offset in the common grain pattern
 
     def __len__(self) -> int:
-        """Return N."""
+        """Return the number of scenes."""
         return len(self.classes)
 
     def __getitem__(self, index: slice | np.ndarray) -> Scenes:
-        """Return some of the scenes, by a slice or an index array."""
+        """Return a subset of the scenes."""
         return Scenes(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
 
 
 def draw_scenes(count: int, *, seed: int = 0, start: int = 0, triples: Triples = "benchmark") -> Scenes:
-    """Return scenes `start` to `start + count` of the sequence that belongs to a seed.
+    """Return scenes `start` to `start + count` of a seed's sequence.
 
-    ``triples="benchmark"`` takes the 1,888 triples of the training set, each once in every 1,888 scenes; ``"any"`` takes all
-    2,024 likewise. The order of the objects within a scene is random.
+    ``triples="benchmark"`` uses the 1,888 triples of the training set, each once in every 1,888 scenes; ``"any"`` uses all
+    2,024. The order of the objects in a scene is random.
     """
     chunks = range(start // CHUNK, max(start // CHUNK + 1, -(-(start + count) // CHUNK)))
     drawn = [_draw_chunk(seed, chunk, triples) for chunk in chunks]
@@ -73,7 +73,7 @@ def draw_scenes(count: int, *, seed: int = 0, start: int = 0, triples: Triples =
 
 
 def draw_classes(count: int, *, seed: int = 0, start: int = 0, triples: Triples = "benchmark") -> np.ndarray:
-    """Return the class numbers alone of the scenes that :func:`draw_scenes` would draw, (count, 3) int64."""
+    """Return only the class numbers of the scenes of :func:`draw_scenes`, (count, 3) int64."""
     table = _triple_table(triples)
     index = np.arange(start, start + count)
     order = np.empty((count, OBJECTS))
@@ -88,7 +88,7 @@ def draw_classes(count: int, *, seed: int = 0, start: int = 0, triples: Triples 
 
 
 def visible_pixels(scenes: Scenes) -> tuple[np.ndarray, np.ndarray]:
-    """Return how many pixels of 64x64 each object shows in the last frame, and how many it would show alone, (N, 3) each."""
+    """Return each object's visible pixels in the last frame at 64x64, and its pixels without the others, (N, 3) each."""
     depth = depth_maps(scenes, SIDE, SIDE)
     alone = np.isfinite(depth)
     nearest = alone & (depth == depth.min(axis=1, keepdims=True))
@@ -96,7 +96,7 @@ def visible_pixels(scenes: Scenes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def depth_maps(scenes: Scenes, width: int, height: int) -> np.ndarray:
-    """Return how far along the pixel's ray each object is met, infinite where it is missed: (N, 3, height, width) float32."""
+    """Return each object's distance along the pixel's ray, infinite where it is missed: (N, 3, height, width) float32."""
     windows = scene_windows(scenes, width=width, height=height)
     depth = np.full((len(scenes) * OBJECTS, height, width), np.inf, dtype=np.float32)
     depth[windows.pixels()] = windows.distance
@@ -112,7 +112,7 @@ def scene_windows(scenes: Scenes, *, width: int, height: int, supersample: int =
 
 
 def _draw_chunk(seed: int, chunk: int, triples: Triples) -> Scenes:
-    """Draw the scenes of one chunk: labels, camera and lamps once, the placement until every rule holds."""
+    """Draw labels, camera and lamps of one chunk once, and the placement until every rule holds."""
     stream = _stream(seed, triples, "view", chunk)
     scenes = Scenes(
         classes=draw_classes(CHUNK, seed=seed, start=chunk * CHUNK, triples=triples),
@@ -135,7 +135,7 @@ def _draw_chunk(seed: int, chunk: int, triples: Triples) -> Scenes:
 
 
 def _placement_holds(scenes: Scenes) -> np.ndarray:
-    """Tell for each scene whether its objects are apart, wholly in view, and visible enough, (N,) bool."""
+    """Return whether a scene's objects are apart, in view, and visible enough, (N,) bool."""
     holds: np.ndarray = _apart(scenes) & _in_view(scenes)
     candidates = np.flatnonzero(holds)
     visible, alone = visible_pixels(scenes[candidates])
@@ -171,6 +171,6 @@ def _centred(stream: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 def _stream(seed: int, triples: Triples, purpose: str, block: int, attempt: int = 0) -> np.random.Generator:
-    """Return the random stream of one purpose: a counter-based generator keyed by everything that it depends on."""
+    """Return the counter-based generator of one purpose and block."""
     name = 10 * _SEQUENCES.index(triples) + _PURPOSES.index(purpose)
     return np.random.Generator(np.random.Philox(key=[seed % 2**64, name], counter=[0, 0, attempt, block]))

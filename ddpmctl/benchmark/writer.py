@@ -1,4 +1,4 @@
-"""The embedded benchmark written as a folder in the lab's layout, with real PNG files."""
+"""Write the embedded benchmark as a folder in the lab's layout, with PNG files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ddpmctl.files import atomic_write, cannot_write
 from ddpmctl.labels import INDEX
 from ddpmctl.progress import Progress
 
-IMAGES = 256  # between two progress events
-SIDES = (16, 4096)  # pixels; below, three objects are no longer to be told apart
+IMAGES = 256  # images between two progress events
+SIDES = (16, 4096)  # allowed image sizes in pixels; in smaller images, objects cannot be recognised
 
 
 def write_benchmark(folder: Path, *, scenes: int, width: int, height: int, seed: int = 0) -> Generator[Progress, None, None]:
-    """Write ``scenes`` scenes (three PNG images each, ``width`` x ``height`` pixels) into ``folder``, images in ``iclevr/``.
+    """Write ``scenes`` scenes, three PNG images each, to ``folder``.
 
-    ``train.json`` comes last, so that a folder left half-written is not taken for a whole one.
+    ``train.json`` is written last, so that an incomplete folder is not valid.
 
     Raises:
         UsageError: a setting is out of range, ``folder`` is not empty, or it cannot be written.
@@ -63,7 +63,7 @@ def _write_images(folder: Path, names: list[str], chunks: Iterator[np.ndarray]) 
 
 
 def _save(path: Path, pixels: np.ndarray) -> None:
-    Image.fromarray(pixels).save(path, format="PNG", compress_level=3)  # a third of the default's time, 5 % more bytes
+    Image.fromarray(pixels).save(path, format="PNG", compress_level=3)  # a third of the default's time, 5 % larger
 
 
 def _write_json(path: Path, value: object) -> None:

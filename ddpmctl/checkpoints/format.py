@@ -1,4 +1,4 @@
-"""Checkpoints: ours, which carry their settings, and bare state dicts under the report's names, which do not."""
+"""Checkpoint files: our format, with settings, and state dicts of the report's network, without settings."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ SCHEDULE_BUFFERS = ("alphabar_t", "alpha_bar_t", "alphas_cumprod")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights and what is known of them.
+    """Weights and metadata.
 
     Attributes:
-        weights: the network's state dict, the averaged one where the run keeps an average.
-        sha256: of the file.
-        foreign: the file carries no settings of its own; they are the report's, and what was assumed.
+        weights: the network's state dict; the EMA weights if the run has an EMA.
+        sha256: hash of the file.
+        foreign: the file has no settings; ``config`` has the report's and the assumed ones.
         recorded: accuracies by condition file, from the metadata or the file name.
     """
 
@@ -54,17 +54,17 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, config: Config, weights: Mapping[str, Tensor], **known: Any) -> None:
-    """Write a checkpoint atomically; ``known`` holds epoch, loss, scores and the like as plain values."""
+    """Write a checkpoint atomically; ``known`` is metadata such as epoch, loss and scores, as plain values."""
     save_tensors(path, {"format": FORMAT, "config": config.to_dict(), "known": known, "weights": dict(weights)})
 
 
 def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
-    """Write tensors and plain values to a file that appears whole or not at all, after it was read back from the disk.
+    """Write tensors and plain values atomically, after reading the file back from the disk.
 
     Raises:
-        UsageError: the folder cannot be written to, or has no room.
+        UsageError: the folder cannot be written to, or the disk is full.
     """
-    data = io.BytesIO()  # torch reports a disk that fills up in the middle of its writing in ways that cannot be told apart
+    data = io.BytesIO()  # torch.save does not report a full disk clearly
     torch.save(content, data)
     write_verified(path, data.getbuffer())
 
@@ -74,7 +74,7 @@ def load_tensors(path: Path) -> tuple[Any, str]:
 
     Raises:
         UsageError: there is no such file.
-        DataError: the file is damaged or is no file of tensors.
+        DataError: the file is damaged or is not a file of tensors.
     """
     with open_tensors(path) as file:
         return file.load(), file.sha256
@@ -92,26 +92,23 @@ def checked_bytes(path: Path) -> bytes:
 
 
 def load_tensor_bytes(data: bytes, name: str) -> Any:
-    """Return the content of a file that is already in memory; ``name`` is what messages call it.
+    """Return the content of a file in memory; ``name`` is used in messages.
 
     Raises:
-        DataError: it is damaged or is no file of tensors.
+        DataError: it is damaged or is not a file of tensors.
     """
     return checked(io.BytesIO(data), name).load()
 
 
 def load_checkpoint(path: Path, assume: Mapping[str, Value] | None = None) -> Checkpoint:
-    """Return a checkpoint, ours or a state dict under the report's names (bare, or with the prefix ``nn_model.``).
+    """Return a checkpoint in our format, or a state dict of the report's network (also with the prefix ``nn_model.``).
 
-    What a file says of its settings and shapes is checked before its tensors take any memory.
-
-    Args:
-        path: the file.
-        assume: settings by flat name for files that carry none, e.g. {"act": "relu"}.
+    Settings and shapes are checked before tensors are loaded. ``assume`` gives settings by flat name for files without
+    settings, e.g. {"act": "relu"}.
 
     Raises:
         UsageError: there is no such file.
-        DataError: the file is damaged, or is no checkpoint of a network known here.
+        DataError: the file is damaged, or is not a checkpoint of a known network.
     """
     with open_tensors(path) as file:
         if isinstance(file.outline, dict) and file.outline.get("format") == FORMAT:
@@ -130,26 +127,26 @@ def _own(path: Path, file: TensorFile) -> Checkpoint:
             raise TypeError("epoch or loss")
         _check_shapes(path, config, content["weights"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(f"{path}: the checkpoint lacks a part or has it in another form ({show(repr(error))})") from None
+        raise DataError(f"{path}: a part of the checkpoint is missing or invalid ({show(repr(error))})") from None
     except UsageError as error:
-        raise DataError(f"{path}: its settings cannot be used here: {error}") from None
+        raise DataError(f"{path}: its settings are invalid: {error}") from None
     weights = file.load()["weights"]
     _check_finite(path, weights)
     return Checkpoint(path, config, weights, file.sha256, foreign=False, epoch=epoch, loss=loss, recorded=recorded)
 
 
 def _foreign(path: Path, file: TensorFile, assume: Mapping[str, Value]) -> Checkpoint:
-    keys = _way_to_weights(path, file.outline)
+    keys = _state_dict_keys(path, file.outline)
     shapes = _at(file.outline, keys)
     prefixed = any(name.removeprefix("module.").startswith("nn_model.") for name in shapes)
     own = _own_names(shapes, prefixed=prefixed)
     first = own.get("init_conv.conv1.0.weight")
     if not isinstance(first, Declared) or len(first.shape) != 4:
-        raise DataError(f"{path}: holds neither a ddpmctl checkpoint nor a state dict under the report's names (init_conv, down1, ...)")
+        raise DataError(f"{path}: is neither a ddpmctl checkpoint nor a state dict of the report's network (init_conv, down1, ...)")
     try:
         config = Config.from_flat({"width": first.shape[0]})
     except UsageError as error:
-        raise DataError(f"{path}: its weights are of no network that can be built here ({error})") from None
+        raise DataError(f"{path}: no known network has these weights ({error})") from None
     _check_shapes(path, _assuming(path, config, assume), own)
     tensors = _at(file.load(), keys)
     weights = _own_names(tensors, prefixed=prefixed)
@@ -167,15 +164,15 @@ def _assuming(path: Path, config: Config, assume: Mapping[str, Value]) -> Config
         raise UsageError(f"{path}: {error}") from None
 
 
-def _way_to_weights(path: Path, outline: Any) -> list[str]:
-    """Return the keys under which training scripts put a state dict, outermost first; none for a bare one."""
+def _state_dict_keys(path: Path, outline: Any) -> list[str]:
+    """Return the nested keys of the state dict, outermost first; an empty list for a bare state dict."""
     keys = []
     for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(outline, dict) and isinstance(outline.get(key), dict):
             keys.append(key)
             outline = outline[key]
     if not isinstance(outline, dict) or not all(isinstance(name, str) for name in outline):
-        raise DataError(f"{path}: holds no state dict")
+        raise DataError(f"{path}: has no state dict")
     return keys
 
 
@@ -186,19 +183,19 @@ def _at(content: Any, keys: Sequence[str]) -> Any:
 
 
 def _own_names(content: Mapping[str, Any], *, prefixed: bool) -> dict[str, Any]:
-    """Return a state dict without the prefixes that wrappers give; where there is ``nn_model.``, what lies beside it is left out."""
+    """Return a state dict without the prefixes of wrappers; if ``prefixed``, keep only names with ``nn_model.``."""
     names = {name.removeprefix("module."): value for name, value in content.items()}
     return {name.removeprefix("nn_model."): value for name, value in names.items() if name.startswith("nn_model.") or not prefixed}
 
 
 def recorded_in_name(path: Path) -> dict[str, float]:
-    """Return epoch and accuracies that a file name such as ``epoch315_0.625_0.619.pth`` records, else nothing."""
+    """Return epoch and accuracies of a file name such as ``epoch315_0.625_0.619.pth``, else an empty dict."""
     match = FILE_NAME.fullmatch(path.name)
     return {name: float(text) for name, text in match.groupdict().items()} if match else {}
 
 
 def _schedule_of(path: Path, tensors: Mapping[str, Any]) -> dict[str, Value]:
-    """Return the settings of the schedule whose alpha_bar lies beside the weights."""
+    """Return the settings of the schedule whose alpha_bar is stored with the weights."""
     bar = next((tensors[name] for name in SCHEDULE_BUFFERS if isinstance(tensors.get(name), Tensor)), None)
     if bar is None or bar.ndim != 1 or not 3 <= len(bar) <= 10_001:
         return {}
@@ -206,13 +203,13 @@ def _schedule_of(path: Path, tensors: Mapping[str, Any]) -> dict[str, Value]:
         config = Config.from_flat({"schedule": schedule, "timesteps": len(bar) - 1})
         if np.allclose(make_schedule(config.diffusion).alpha_bar, bar.double().numpy(), atol=1e-4):
             return {"schedule": schedule, "timesteps": len(bar) - 1}
-    raise DataError(f"{path}: its schedule buffer is none of ours; name one with --assume schedule=NAME after removing the buffer")
+    raise DataError(f"{path}: its schedule is unknown; give one with --assume schedule=NAME after removing the buffer")
 
 
 def _check_shapes(path: Path, config: Config, declared: Any) -> None:
-    """Compare what a file declares with the network that its settings name, before either takes memory."""
+    """Compare the declared shapes with the network of the settings, before tensors are loaded."""
     if not isinstance(declared, dict) or not all(isinstance(value, Declared) for value in declared.values()):
-        raise DataError(f"{path}: holds other things than tensors among its weights")
+        raise DataError(f"{path}: its weights are not all tensors")
     with torch.device("meta"):
         net: nn.Module = NETWORKS.get(config.model.net)(config.model)
     expected = {name: (tuple(value.shape), value.is_floating_point()) for name, value in net.state_dict().items()}
@@ -231,5 +228,5 @@ def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return the name of the first tensor that holds an infinite number or none at all, or None."""
+    """Return the name of the first tensor with an infinite or NaN value, or None."""
     return next((name for name, value in tensors.items() if value.is_floating_point() and not torch.isfinite(value).all()), None)

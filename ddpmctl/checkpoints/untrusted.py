@@ -1,8 +1,8 @@
-"""Files of tensors, read so that a file from a stranger can neither run code nor take more memory than it has bytes.
+"""Safe loading of untrusted tensor files: no code execution, and no more memory than the file's size.
 
-``torch.load(weights_only=True)`` runs nothing, but it unpacks what is compressed, takes memory before anybody could look at shapes, and does not
-compare checksums. So before it is called, the archive is checked: no compression, no more in it than the file is long, every part's CRC32; and the
-pickle is read once by a reader that knows five names and makes no tensor, which gives shapes and sizes to compare with the parts that are there.
+``torch.load(weights_only=True)`` runs no code, but it unpacks compressed parts, allocates memory before shapes can be checked, and
+does not verify checksums. So the archive is checked first: no compression, no overlapping parts, the CRC32 of every part. A
+restricted unpickler then reads shapes and sizes without creating tensors, and compares them with the parts.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from typing import Any, BinaryIO, ClassVar, cast
 from ddpmctl.errors import DataError, UsageError
 
 MAX_PARTS = 100_000
-MAX_PICKLE_BYTES = 8 * 2**20  # 25,000 tensors take about four
+MAX_PICKLE_BYTES = 8 * 2**20  # 25,000 tensors need about 4 MiB
 MAX_PLAIN_VALUES = 1_000_000
-END = struct.Struct("<4s4H2LH")  # a zip archive's last record: signature, disks, entries, size and place of the directory, length of a comment
+END = struct.Struct("<4s4H2LH")  # zip end record: signature, disks, entries, size and offset of the directory, length of the comment
 ITEM_BYTES = {
     "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2,
     "LongStorage": 8, "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1,
@@ -36,12 +36,12 @@ ITEM_BYTES = {
 
 
 class _NoCheckpoint(Exception):
-    """Why a file cannot be read."""
+    """The file is not a valid checkpoint; the message says why."""
 
 
 @dataclass(frozen=True)
 class Declared:
-    """A tensor that a file says it holds: its storage's type as torch names it, e.g. "FloatStorage", and its shape."""
+    """The declared storage type, e.g. "FloatStorage", and shape of a tensor in a file."""
 
     kind: str
     shape: tuple[int, ...]
@@ -55,11 +55,11 @@ class _Storage:
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A file that was checked, and is open.
+    """A checked, open file.
 
     Attributes:
-        sha256: of the file's bytes, in hex.
-        outline: its content, with a ``Declared`` in each tensor's place.
+        sha256: hash of the file in hex.
+        outline: the content, with a ``Declared`` for each tensor.
     """
 
     name: str
@@ -78,22 +78,22 @@ class TensorFile:
         self._file.seek(0)
         try:
             return torch.load(self._file, map_location="cpu", weights_only=True)
-        except Exception as error:  # the unpickler raises whatever a damaged file provokes
-            raise DataError(f"{self.name}: is no checkpoint, or a damaged one ({type(error).__name__})") from None
+        except Exception as error:  # a damaged file can raise any error
+            raise DataError(f"{self.name}: is not a checkpoint, or is damaged ({type(error).__name__})") from None
 
 
 @contextmanager
 def open_tensors(path: Path) -> Iterator[TensorFile]:
-    """Yield a file of tensors, checked.
+    """Open and check a file of tensors.
 
     Raises:
         UsageError: there is no such file.
-        DataError: it cannot be read, is damaged, or is no file of tensors.
+        DataError: it cannot be read, is damaged, or is not a file of tensors.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block
             raise DataError(f"{path}: is not a regular file")
-        file = open(path, "rb")  # noqa: SIM115 - closed below, after its errors were told apart
+        file = open(path, "rb")  # noqa: SIM115 - closed below
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file") from None
     except OSError as error:
@@ -103,18 +103,18 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
 
 
 def checked(file: BinaryIO, name: str) -> TensorFile:
-    """Return an open file of tensors after looking through it; ``name`` is what messages call it.
+    """Check an open file of tensors; ``name`` is used in messages.
 
     Raises:
-        DataError: it is damaged, or is no file of tensors.
+        DataError: it is damaged, or is not a file of tensors.
     """
     try:
         size = file.seek(0, os.SEEK_END)
         end = _end(file, size)
         with zipfile.ZipFile(file) as archive:
-            # Else torch, which reads archives with other code, might see another directory; the largest numbers refer to a longer record.
+            # torch has its own zip reader, which must see the same directory; the maximum values mean a zip64 record.
             if end[0] not in (len(archive.infolist()), 0xFFFF) or end[1] not in (archive.start_dir, 0xFFFFFFFF):
-                raise _NoCheckpoint("it has two tables of its parts")
+                raise _NoCheckpoint("it has two zip directories")
             parts = _parts(archive, size)
             if (damaged := archive.testzip()) is not None:
                 raise _NoCheckpoint(f"the checksum of its part {damaged[:80]!r} is wrong")
@@ -123,28 +123,28 @@ def checked(file: BinaryIO, name: str) -> TensorFile:
         file.seek(0)
         return TensorFile(name, hashlib.file_digest(cast("Any", file), "sha256").hexdigest(), outline, file)
     except _NoCheckpoint as error:
-        raise DataError(f"{name}: is no checkpoint, or a damaged one ({error})") from None
+        raise DataError(f"{name}: is not a checkpoint, or is damaged ({error})") from None
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror})") from None
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, MemoryError) as error:
-        raise DataError(f"{name}: is no checkpoint, or a damaged one ({type(error).__name__})") from None
-    except Exception as error:  # an unpickler raises whatever a damaged file provokes; this one can call nothing of the file's choice
-        raise DataError(f"{name}: is no checkpoint, or a damaged one ({type(error).__name__})") from None
+        raise DataError(f"{name}: is not a checkpoint, or is damaged ({type(error).__name__})") from None
+    except Exception as error:  # a damaged file can raise any error in the unpickler
+        raise DataError(f"{name}: is not a checkpoint, or is damaged ({type(error).__name__})") from None
 
 
 def _end(file: BinaryIO, size: int) -> tuple[int, int]:
-    """Return the number of parts and the directory's place as the archive's last record tells them; it must be at the very end of the file."""
+    """Return the number of parts and the directory's offset from the zip end record, which must be at the end of the file."""
     if size < END.size:
         raise _NoCheckpoint("it is empty" if size == 0 else "it is too short")
     file.seek(size - END.size)
     signature, _, _, _, entries, _, place, comment = END.unpack(file.read(END.size))
     if signature != b"PK\5\6" or comment:
-        raise _NoCheckpoint("its end is missing; or torch before 1.6 wrote it: then save it again with a newer one")
+        raise _NoCheckpoint("its end is missing, or torch before 1.6 wrote it: save it again with a newer torch")
     return entries, place
 
 
 def _parts(archive: zipfile.ZipFile, size: int) -> dict[str, int]:
-    """Return the sizes of the archive's parts in bytes, none of them compressed, none overlapping another."""
+    """Return the sizes of the parts in bytes; refuse compressed or overlapping parts."""
     entries = archive.infolist()
     if len(entries) > MAX_PARTS:
         raise _NoCheckpoint(f"it has over {MAX_PARTS} parts")
@@ -159,13 +159,13 @@ def _parts(archive: zipfile.ZipFile, size: int) -> dict[str, int]:
 def _root(parts: dict[str, int]) -> str:
     roots = [name.removesuffix("/data.pkl") for name in parts if name.endswith("/data.pkl")]
     if len(roots) != 1 or "/" in roots[0] or not all(name.startswith(roots[0] + "/") for name in parts):
-        raise _NoCheckpoint("it is an archive of something else")
+        raise _NoCheckpoint("it is another kind of archive")
     if parts[f"{roots[0]}/data.pkl"] > MAX_PICKLE_BYTES:
         raise _NoCheckpoint(f"its table of contents is over {MAX_PICKLE_BYTES // 2**20} MiB")
     return roots[0]
 
 
-# The opcodes that torch writes and reads. Not among them are those with which a few bytes ask for much memory (BYTEARRAY8, LONG4).
+# The opcodes that torch uses. Opcodes that allocate much memory from a few bytes (BYTEARRAY8, LONG4) are excluded.
 OPCODES = (
     "PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "BUILD", "BINPERSID", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET",
     "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING",
@@ -173,9 +173,9 @@ OPCODES = (
 )  # fmt: skip
 
 
-# pickle's own reader in Python: that in C sets memory aside for any index that a file may name.
+# The Python unpickler: the C one allocates memory for any memo index in the file.
 class _Outline(pickle._Unpickler):
-    """A reader of the pickle that makes no tensor and can call nothing but what stands here."""
+    """An unpickler that creates no tensors and calls only the functions listed in ``_known``."""
 
     dispatch: ClassVar[dict[int, Any]] = {code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in OPCODES)}
     stack: list[Any]
@@ -195,28 +195,27 @@ class _Outline(pickle._Unpickler):
         try:
             return self._known[module, name]
         except KeyError:
-            raise _NoCheckpoint(f"it asks for {f'{module}.{name}'[:80]!r}, which is neither a tensor nor a plain value") from None
+            raise _NoCheckpoint(f"it contains {f'{module}.{name}'[:80]!r}, which is neither a tensor nor a plain value") from None
 
     def persistent_load(self, pid: Any) -> _Storage:
         word, storage, key, _, count = pid
         part = self._parts.get(f"{self._data_folder}{key}") if isinstance(key, str) else None
         if word != "storage" or not isinstance(storage, _Storage) or type(count) is not int or part is None:
-            raise _NoCheckpoint("a tensor's numbers are missing")
+            raise _NoCheckpoint("the data of a tensor is missing")
         if part != count * ITEM_BYTES[storage.kind]:
-            raise _NoCheckpoint("a tensor declares another size than it has")
+            raise _NoCheckpoint("the data of a tensor has another size than declared")
         return _Storage(storage.kind, count)
 
     def load_proto(self) -> None:
-        """Take the one protocol that torch writes: of others torch warns, on the terminal of whoever opens the file."""
+        """Accept only protocol 2, which torch writes; torch warns about others."""
         if self.read(1) != b"\2":  # type: ignore[attr-defined]
-            raise _NoCheckpoint("it is a pickle of another protocol than torch's")
-
+            raise _NoCheckpoint("it uses another pickle protocol than torch")
 
     def load_build(self) -> None:
-        """Pass over what is hung on a state dict, such as its version numbers."""
+        """Ignore attributes of a state dict, such as its version numbers."""
         self.stack.pop()
         if not isinstance(self.stack[-1], OrderedDict):
-            raise _NoCheckpoint("it changes something else than a state dict")
+            raise _NoCheckpoint("it sets attributes of an object that is not a state dict")
 
     dispatch |= {pickle.PROTO[0]: load_proto, pickle.BUILD[0]: load_build}
 
@@ -224,15 +223,15 @@ class _Outline(pickle._Unpickler):
 def _declared(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Declared:
     sizes = (offset, *shape, *stride)
     if not isinstance(storage, _Storage) or len(shape) != len(stride) or any(type(size) is not int or size < 0 for size in sizes):
-        raise _NoCheckpoint("a tensor's shape is none")
+        raise _NoCheckpoint("the shape of a tensor is invalid")
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     if math.prod(shape) > storage.count or (math.prod(shape) and last >= storage.count):
-        raise _NoCheckpoint("a tensor declares more numbers than it has")
+        raise _NoCheckpoint("the declared shape of a tensor is larger than its data")
     return Declared(storage.kind, tuple(shape))
 
 
 def _count(outline: Any) -> None:
-    """Refuse what a few bytes of pickle can unfold to: a list of itself, or a list of ten lists of ten lists ..."""
+    """Limit the number of values: a few bytes can describe a list of itself, or many nested lists."""
     waiting, seen = [outline], 0
     while waiting:
         value = waiting.pop()

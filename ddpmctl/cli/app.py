@@ -1,4 +1,4 @@
-"""The ``ddpmctl`` command: its subcommands, and nothing that is slow to import."""
+"""The ``ddpmctl`` command and its subcommands; slow imports are inside the commands."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ddpmctl.distributed.job import without_teardown
 
 app = typer.Typer(
     name="ddpmctl",
-    help="Train, sample, judge and compare small conditional diffusion models.",
+    help="Train, sample, evaluate and compare small conditional diffusion models.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def _version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
+def _version(wanted: bool) -> None:  # noqa: FBT001 - called by typer
     if wanted:
         typer.echo(f"ddpmctl {__version__}")
         raise typer.Exit
@@ -27,9 +27,9 @@ def _version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
 
 @app.callback()
 def common(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")] = False,  # noqa: FBT002
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False,  # noqa: FBT002
 ) -> None:
-    """Train, sample, judge and compare small conditional diffusion models."""
+    """Train, sample, evaluate and compare small conditional diffusion models."""
 
 
 app.command("train")(train.train)

@@ -131,7 +131,7 @@ def _conclude(terminal: Terminal, comparison: Comparison | None, arms: list[Arm]
     from ddpmctl.report.verdict_figures import save_verdict_figure
 
     found, compute = verdict(arms, pooled_files(spec.conditions)), spec.compute
-    title = f"evaluator {spec.classifier.describe()}; {spec.repeats} images a condition; {compute.device.type}, {compute.precision}"
+    title = f"classifier {spec.classifier.describe()}; {spec.repeats} images per condition; {compute.device.type}, {compute.precision}"
     tables = list(verdict_tables(found, title))
     for table in tables:
         terminal.table(table.title, table.columns, table.rows, caption=table.note)

@@ -1,4 +1,4 @@
-"""Errors that nobody foresaw: one line for the person, and a file with the traceback for whoever mends it."""
+"""Unexpected errors: a one-line message, and a file with the traceback."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ run_folder: ContextVar[Path | None] = ContextVar("run_folder", default=None)
 
 
 def report(error: BaseException) -> Path | None:
-    """Write a traceback without the values of variables, in the run's folder or else in the cache; None where neither can be written to."""
+    """Write a traceback to the run's folder, or else to the cache; return None if neither is writable."""
     content = "\n".join(
         [
             f"ddpmctl {__version__}, Python {platform.python_version()}, {platform.platform()}, torch {_version('torch')}",
@@ -47,6 +47,6 @@ def _version(module: str) -> str:
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return an error's type and the beginning of what it says."""
+    """Return an error's type and the start of its message."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -24,23 +24,23 @@ def denoise_grid(
     given: dict[str, str],
     labels: Annotated[list[str], typer.Option("--labels", "-l", help='Objects of one row, e.g. "red cube,blue sphere"; may be repeated.')],
     checkpoint: Annotated[Path | None, typer.Argument(help="A .pth file or a run; else the newest run's best.", show_default=False)] = None,
-    columns: Annotated[int, typer.Option(min=2, max=100, help="Moments to show, from pure noise to the clean image.")] = 10,
-    x0: Annotated[bool, typer.Option("--x0", help="Show under each row what the network takes for the clean image.")] = False,  # noqa: FBT002
-    confidence: Annotated[bool, typer.Option(help="Write the classifier's confidence in each label under each frame.")] = True,  # noqa: FBT002
+    columns: Annotated[int, typer.Option(min=2, max=100, help="Frames to show, from pure noise to the clean image.")] = 10,
+    x0: Annotated[bool, typer.Option("--x0", help="Show x0_hat, the predicted clean image, under each row.")] = False,  # noqa: FBT002
+    confidence: Annotated[bool, typer.Option(help="Write the classifier's probability of each label under each frame.")] = True,  # noqa: FBT002
     checkpoints: Annotated[
-        str | None, typer.Option("--checkpoints", help="Several checkpoints on the same noise, e.g. a.pth,b.pth, each in a row.", show_default=False)
+        str | None, typer.Option("--checkpoints", help="Several checkpoints on the same noise, e.g. a.pth,b.pth, one per row.", show_default=False)
     ] = None,
     evaluator: ClassifierFile = None,
-    gif: Annotated[Path | None, typer.Option(help="Write every step as a GIF too.", show_default=False)] = None,
+    gif: Annotated[Path | None, typer.Option(help="Also write every step as a GIF.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     out: Annotated[Path, typer.Option("--out", "-o", help="The PNG file.")] = OUT,
     runs_dir: RunsDir = RUNS,
     config: ConfigFile = None,
     assume: Assume = None,
 ) -> None:
-    """Show how pictures come out of the noise: rows are label sets, columns are moments.
+    """Visualise denoising: rows are label sets, columns are frames.
 
-    Under each frame stands how sure the classifier is of each object in what the network takes for the clean image.
+    The classifier's probability of each label in x0_hat, the predicted clean image, is written under each frame.
     """
     terminal = Terminal()
     label_sets = parse_labels(labels)
@@ -48,9 +48,9 @@ def denoise_grid(
     if gif:
         prepare_output(gif, "--gif", folder=False, suffix=".gif")
     if checkpoint and checkpoints:
-        raise UsageError("--checkpoints: names the checkpoints, so none goes before the options")
+        raise UsageError("--checkpoints: cannot be combined with a checkpoint argument")
     if gif and checkpoints:
-        raise UsageError("--gif: shows one checkpoint; leave out --checkpoints, or the GIF")
+        raise UsageError("--gif: cannot be combined with --checkpoints")
     named: list[Path | None] = [Path(part.strip()) for part in checkpoints.split(",")] if checkpoints else [checkpoint]
 
     from ddpmctl.report.denoising import save_denoise_gif, save_denoise_grid
@@ -63,7 +63,7 @@ def denoise_grid(
         recorded.append(terminal.finish(record(pipeline, requests_for("sample", label_sets, seed=seed))))
     times = [frame.t for frame in recorded[0]]
     if any([frame.t for frame in frames] != times for frames in recorded):
-        raise UsageError("--checkpoints: they are sampled at different moments; give all the same --sampler and --steps")
+        raise UsageError("--checkpoints: they are sampled at different times; give --sampler and --steps for all")
     classifier = _classifier(evaluator) if confidence else None
     trajectories = [
         _trajectory(", ".join([*names, *([one.name] if one and len(named) > 1 else [])]), names, row, frames, classifier)
@@ -83,7 +83,7 @@ def _classifier(evaluator: Path | None) -> Classifier:
 
 
 def _trajectory(title: str, labels: tuple[str, ...], row: int, frames: list[RecordedFrame], classifier: Classifier | None) -> Trajectory:
-    """Return one picture's way, with the classifier's confidence in each label at each moment that has an x0_hat."""
+    """Return one image's trajectory, with the classifier's probability of each label in each x0_hat."""
     from ddpmctl.sampling.trajectory import Trajectory
 
     clean = [None if frame.x0_hat is None else frame.x0_hat[row] for frame in frames]

@@ -36,27 +36,27 @@ def evaluate(
     scenes: SceneCount = None,
     evaluator: ClassifierFile = None,
     conditions: ConditionFiles = None,
-    repeats: Annotated[int, typer.Option("--repeats", "-r", min=1, max=1000, help="Images for each condition, each from noise of its own.")] = 1,
+    repeats: Annotated[int, typer.Option("--repeats", "-r", min=1, max=1000, help="Images per condition, each from different noise.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
-    breakdown: Annotated[bool, typer.Option("--breakdown", help="Tables by class, colour, shape and objects, and of the misses.")] = False,  # noqa: FBT002
-    confirm: Annotated[bool, typer.Option(help="Score the best of several checkpoints once more, on noise of its own.")] = True,  # noqa: FBT002
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the results as JSON ('-': to stdout, and no table).", show_default=False)] = None,
+    breakdown: Annotated[bool, typer.Option("--breakdown", help="Tables by class, colour, shape and number of objects, and of errors.")] = False,  # noqa: FBT002
+    confirm: Annotated[bool, typer.Option(help="Score the best of several checkpoints again, on new noise.")] = True,  # noqa: FBT002
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the results as JSON ('-': to stdout, without tables).", show_default=False)] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the results as CSV.", show_default=False)] = None,
     latex: Annotated[Path | None, typer.Option("--latex", help="Write the table as LaTeX (booktabs).", show_default=False)] = None,
-    html: Annotated[Path | None, typer.Option("--html", help="Write one page with everything, to open in a browser.", show_default=False)] = None,
-    figures: Annotated[Path | None, typer.Option("--figures", help="Folder for figures of the best one, as PNG and SVG.", show_default=False)] = None,
-    grid: Annotated[Path | None, typer.Option("--grid", help="Folder for grids of the pictures.", show_default=False)] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write all results as one HTML page.", show_default=False)] = None,
+    figures: Annotated[Path | None, typer.Option("--figures", help="Folder for figures of the best checkpoint, as PNG and SVG.", show_default=False)] = None,
+    grid: Annotated[Path | None, typer.Option("--grid", help="Folder for image grids.", show_default=False)] = None,
     sweep: Annotated[
-        str | None, typer.Option("--sweep", help="Instead: a sampling setting's values, e.g. steps=5,10,20,50 or guidance=0,1,2,4.", show_default=False)
+        str | None, typer.Option("--sweep", help="Compare values of a sampling setting, e.g. steps=5,10,20,50 or guidance=0,1,2,4.", show_default=False)
     ] = None,
     runs_dir: RunsDir = RUNS,
     config: ConfigFile = None,
     assume: Assume = None,
 ) -> None:
-    """Score checkpoints on the lab's conditions: accuracy as the lab counts it with its 95 % interval, and exact match.
+    """Score checkpoints on the lab's conditions: the lab's accuracy with its 95 % interval, and exact match.
 
-    The classifier's answers are kept by content: a second call answers at once, and more repeats are added to those that are there.
-    A broken file is listed and does not stop the rest.
+    Results are cached: a second call is fast, and more repeats only sample the missing images.
+    A broken file is listed and does not stop the others.
     """
     only_one_source(data, scenes)
     terminal = Terminal(silent=not job.is_leader)
@@ -82,7 +82,7 @@ def evaluate(
             outputs.write_values(terminal, [], failures, spec, {}, None)
     if failures:
         count = len({failure.path for failure in failures})
-        raise DataError(f"{count} of {len(checkpoints)} checkpoints could not be scored; the reasons stand above")
+        raise DataError(f"{count} of {len(checkpoints)} checkpoints could not be scored; see the reasons above")
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ class EvaluationOutputs:
 
     @property
     def only_json(self) -> bool:
-        """Whether JSON on stdout is asked for, and with it silence there otherwise."""
+        """Whether only JSON is written to stdout."""
         return str(self.json) == "-"
 
     def prepare(self) -> None:
-        """Make the folders before any work is done for them."""
+        """Create the folders and check the files before the evaluation."""
         for flag, folder in (("--grid", self.grid), ("--figures", self.figures)):
             if folder:
                 prepare_output(folder, flag, folder=True)
@@ -117,7 +117,7 @@ class EvaluationOutputs:
         trained: Mapping[str, int],
         selection: Selection | None,
     ) -> None:
-        """Write what is asked for as plain values."""
+        """Write JSON and CSV."""
         if not self.json and not self.csv:
             return
 
@@ -143,7 +143,7 @@ def _conclude(
     confirm: bool,
     breakdown: bool,
 ) -> None:
-    """Show what was found, and write it in the forms asked for."""
+    """Print the results and write the requested files."""
     from ddpmctl.evaluation.selection import best_of, confirm_best
     from ddpmctl.report.tables import breakdown_tables, evaluation_table, selection_sentence, write_latex
 
@@ -177,7 +177,7 @@ def _conclude(
 
 
 def _trained(files: Mapping[str, Sequence[LabelSet]], known: Conditions) -> dict[str, int]:
-    """Return how many conditions of each file ask for objects that some training image shows together."""
+    """Return how many conditions of each file occur in the training data."""
     return {name: sum(frozenset(labels) in known.trained_sets for labels in sets) for name, sets in files.items()}
 
 
@@ -206,17 +206,17 @@ def _collect(terminal: Terminal, checkpoints: list[Path], spec: EvaluationSpec) 
 
 
 def _titles(checkpoints: list[Path]) -> dict[Path, str]:
-    """Return names that tell the checkpoints apart, for those that share a file name: run and file."""
+    """Return unique names, from run and file, for checkpoints that share a file name."""
     names = [path.name for path in checkpoints]
     folders = {path: path.parent.parent if path.parent.name == "checkpoints" else path.parent for path in checkpoints}
     return {path: f"{folders[path].resolve().name}-{path.stem}" for path in checkpoints if names.count(path.name) > 1}
 
 
 def _varied(text: str, outputs: EvaluationOutputs, *, breakdown: bool) -> tuple[str, list[Value]]:
-    """Return the setting and the values that ``--sweep`` names; what a sweep does not make is refused."""
+    """Return the setting and the values of ``--sweep``; refuse outputs that a sweep does not write."""
     unmade = {"--json": outputs.json, "--html": outputs.html, "--grid": outputs.grid, "--breakdown": breakdown}
     if asked := [flag for flag, value in unmade.items() if value]:
-        raise UsageError(f"{', '.join(asked)}: not made by --sweep, which writes --csv, --latex and a figure in --figures")
+        raise UsageError(f"{', '.join(asked)}: cannot be combined with --sweep, which writes --csv, --latex and a figure in --figures")
     known = {setting.name: setting for setting in settings("sampling") if setting.kind in (int, float)}
     name, _, values = text.partition("=")
     name = name.strip().replace("-", "_")
@@ -226,7 +226,7 @@ def _varied(text: str, outputs: EvaluationOutputs, *, breakdown: bool) -> tuple[
 
 
 def _sweep(terminal: Terminal, checkpoints: list[Path], spec: EvaluationSpec, name: str, values: list[Value], outputs: EvaluationOutputs) -> list[Failed]:
-    """Show accuracy over the values of one setting, draw it, and return what could not be scored."""
+    """Print and plot accuracy over the values of one setting; return the failures."""
     from ddpmctl.evaluation.sweep import evaluate_sweep
     from ddpmctl.report.evaluation_figures import save_sweep
     from ddpmctl.report.tables import Table, images_per_condition, in_brackets, write_latex, write_table_csv

@@ -24,12 +24,12 @@ app = typer.Typer(help="The classifier that scores images on the embedded benchm
 def train_on_renders(
     given: dict[str, str],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path("evaluator.pt"),
-    network: Annotated[str, typer.Option(help="compact, or resnet18: the lab's network, for a second opinion.")] = "compact",
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer.")] = 2400,
-    scenes: Annotated[int, typer.Option(min=1, help="Fresh scenes to train on, three images each.")] = 12_000,
+    network: Annotated[str, typer.Option(help="compact, or resnet18: the lab's network, as a second classifier.")] = "compact",
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 2400,
+    scenes: Annotated[int, typer.Option(min=1, help="Training scenes, three images each.")] = 12_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of scenes, weights and order.")] = 0,
 ) -> None:
-    """Train the built-in classifier anew, or another, from fresh renders alone."""
+    """Train a classifier on rendered images."""
     from ddpmctl.config import Config
     from ddpmctl.device import make_compute_device
     from ddpmctl.evaluation.classifier_training import ClassifierStep, ClassifierTrained, train_classifier
@@ -48,10 +48,10 @@ def train_on_renders(
 @command()
 def check(
     evaluator: ClassifierFile = None,
-    scenes: Annotated[int, typer.Option(min=1, help="Fresh scenes; as many images with one, two and three objects.")] = 2000,
+    scenes: Annotated[int, typer.Option(min=1, help="Scenes; each gives one image with one, two and three objects.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes.")] = 0,
 ) -> None:
-    """Measure a classifier on fresh renders whose objects are known."""
+    """Score a classifier on new renders, whose objects are known."""
     from ddpmctl.evaluation.classifier_training import check_classifier
     from ddpmctl.evaluation.classifiers import load_classifier
 
@@ -65,4 +65,4 @@ def _table(terminal: Terminal, title: str, scores: Mapping[int, Score]) -> None:
 
     named = {**{str(count): score for count, score in scores.items()}, "all": pooled(list(scores.values()))}
     rows = [[name, f"{s.images}", f"{s.accuracy:.4%}", f"{s.exact_match:.2%}"] for name, s in named.items()]
-    terminal.table(f"{title} on fresh renders", ["objects", "images", "accuracy", "exact match"], rows)
+    terminal.table(f"{title} on new renders", ["objects", "images", "accuracy", "exact match"], rows)

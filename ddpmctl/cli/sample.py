@@ -13,7 +13,7 @@ from ddpmctl.cli.terminal import Terminal
 from ddpmctl.distributed.job import Job
 
 OUT = Path("out")
-LONGEST = 150  # characters of the labels in a file name: systems allow 255 in all
+LONGEST = 150  # characters of the labels in a file name, which may have 255 in all
 
 
 @command("sampling", "device")
@@ -29,7 +29,7 @@ def sample(
     config: ConfigFile = None,
     assume: Assume = None,
 ) -> None:
-    """Make pictures of the labels asked for."""
+    """Sample images of the given labels."""
     terminal = Terminal(silent=not job.is_leader)
     label_sets = parse_labels(labels)
     if job.is_leader:

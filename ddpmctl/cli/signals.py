@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one asks for an orderly end, the second one leaves at once."""
+"""Ctrl-C and SIGTERM: the first one requests a clean stop, the second one kills the process."""
 
 from __future__ import annotations
 
@@ -9,50 +9,49 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-EXIT = {signal.SIGINT: 130, signal.SIGTERM: 143}  # 128 + the signal's number, as a shell says it
+EXIT = {signal.SIGINT: 130, signal.SIGTERM: 143}  # 128 + the signal's number, as in shells
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 class Stopped(BaseException):
-    """A signal asked this process to end; like KeyboardInterrupt, no ``except Exception`` holds it up."""
+    """A signal requested a stop; like KeyboardInterrupt, ``except Exception`` does not catch it."""
 
     def __init__(self, number: int) -> None:
-        """Take the signal's number."""
+        """Create it from the signal's number."""
         super().__init__(number)
         self.exit_code = EXIT.get(signal.Signals(number), 128 + number)
         self.words = WORDS.get(signal.Signals(number), "stopped")
 
 
 class StopRequest:
-    """Whether a signal has asked for an end, and which."""
+    """The signal that requested a stop, if any."""
 
     def __init__(self) -> None:
-        """Nothing was asked yet."""
+        """Start without a request."""
         self.number: int | None = None
 
     def __bool__(self) -> bool:
-        """Return whether an end was asked for."""
+        """Return whether a stop is requested."""
         return self.number is not None
 
     def asked(self) -> int:
-        """Return the signal's number, 0 for none."""
+        """Return the signal's number, or 0."""
         return self.number or 0
 
     def obey(self) -> None:
-        """Raise Stopped if an end was asked for."""
+        """Raise Stopped if a stop is requested."""
         if self.number is not None:
             raise Stopped(self.number)
 
 
 @contextmanager
 def stop_is_raised() -> Iterator[None]:
-    """In the body, a signal raises Stopped wherever the main thread is."""
-
+    """In the body, the first signal raises Stopped in the main thread."""
     raised = False
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         nonlocal raised
-        _leave_at_once_next_time()
+        _restore_default_handlers()
         if not raised:
             raised = True
             raise Stopped(number)
@@ -63,19 +62,19 @@ def stop_is_raised() -> Iterator[None]:
 
 @contextmanager
 def stop_is_noted(request: StopRequest) -> Iterator[None]:
-    """In the body, a signal fills in the request, so that the body can end where nothing is lost."""
+    """In the body, a signal sets the request, so that the body can stop at a safe point."""
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         request.number = request.number or number
-        _leave_at_once_next_time()
+        _restore_default_handlers()
 
     with _handling(on_signal):
         yield
 
 
-def _leave_at_once_next_time() -> None:
-    # A terminal sends Ctrl-C to torchrun and to its processes, and torchrun then sends them another: that is still the first request.
-    # What does not end by itself, torchrun kills after half a minute.
+def _restore_default_handlers() -> None:
+    # A terminal sends Ctrl-C to torchrun and its processes, and torchrun sends a second signal, which must not kill them.
+    # torchrun itself kills processes that do not stop within 30 seconds.
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return
     for number in EXIT:
@@ -84,7 +83,7 @@ def _leave_at_once_next_time() -> None:
 
 @contextmanager
 def _handling(handler: object) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # where Python lets nobody handle signals
+    if threading.current_thread() is not threading.main_thread():  # Python allows signal handlers only there
         yield
         return
     before = {number: signal.signal(number, handler) for number in EXIT}  # type: ignore[arg-type]

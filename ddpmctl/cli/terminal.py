@@ -1,4 +1,4 @@
-"""What people see: the only file that knows rich. Results go to stdout, narration to stderr."""
+"""Terminal output, the only module that uses rich. Results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ PIPE_WIDTH = 200
 
 
 class Terminal:
-    """Two consoles; live bars only where a person watches."""
+    """Consoles for stdout and stderr; progress bars only on a terminal."""
 
     def __init__(self, *, silent: bool = False) -> None:
-        """Look at what stdout and stderr are connected to; a silent one says nothing, for processes that another one speaks for."""
-        # FORCE_COLOR alone would bring bars to life in CI logs.
-        plain: dict[str, Any] = {"highlight": False, "emoji": False, "quiet": silent}  # what files and people say is shown as it is
+        """Create the consoles; ``silent`` is for ranks other than 0."""
+        plain: dict[str, Any] = {"highlight": False, "emoji": False, "quiet": silent}
+        # Without force_interactive, FORCE_COLOR would enable progress bars in CI logs.
         self.err = Console(stderr=True, force_interactive=sys.stderr.isatty(), **plain)
-        # A pipe has no width; a table folded at 80 columns would be of no use to its reader.
+        # A pipe has no width, and rich would wrap tables at 80 columns.
         self.out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, **plain)
 
     def error(self, text: str) -> None:
-        """Say in one line what went wrong."""
+        """Print an error in one line on stderr."""
         self.err.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """Say in one line what a person should know."""
+        """Print a note in one line on stderr."""
         self.err.print(f"[yellow]note:[/] {escape(text)}", soft_wrap=True)
 
     def say(self, text: str) -> None:
-        """Narrate, on stderr."""
+        """Print a message on stderr."""
         self.err.print(escape(text), soft_wrap=True)
 
     def result(self, text: str) -> None:
-        """Print a result, on stdout, as it is."""
+        """Print a result on stdout, without markup."""
         self.out.print(text, markup=False, soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, marked: int | None = None, caption: str = "") -> None:
-        """Print a table on stdout; the first column is text, the others numbers; one row may be marked."""
+        """Print a table on stdout; the first column is text, the others are numbers; one row may be marked."""
         table = Table(title=escape(title), caption=escape(caption) or None, title_justify="left", caption_justify="left")
         for number, column in enumerate(columns):
             table.add_column(escape(column), justify="left" if number == 0 else "right", overflow="fold")
@@ -59,7 +59,7 @@ class Terminal:
         self.out.print(table)
 
     def plan(self, plan: Plan) -> None:
-        """Say what training will do before it begins."""
+        """Print the training plan on stderr."""
         training = plan.config.training
         budget = f"{training.minutes:g} minutes" if training.minutes is not None else f"{training.epochs} epochs, {plan.steps:,} steps"
         duration = "unknown" if plan.seconds is None else human_seconds(plan.seconds)
@@ -70,14 +70,14 @@ class Terminal:
             "schedule": f"{plan.config.diffusion.schedule}, T = {plan.config.diffusion.timesteps}, terminal SNR {plan.terminal_snr:.2g}",
             "device": f"{plan.device}, {plan.precision}",
             "budget": f"{budget} of {training.batch_size} images, {plan.steps_per_epoch} steps an epoch",
-            "estimated": f"{duration} of training, sampling for scores not counted",
+            "estimated": f"{duration} of training, without sampling for scores",
             "evaluator": plan.evaluator,
             "disk": plan.disk,
         }
         for name, text in lines.items():
             self.err.print(f"[bold]{name:>10}[/]  {escape(text)}", soft_wrap=True)
         if plan.seconds is not None and plan.seconds > DAY:
-            self.warn(f"this takes about {human_seconds(plan.seconds)} here; --preset quick is made for such a machine")
+            self.warn(f"this takes about {human_seconds(plan.seconds)} on this machine; use --preset quick for a short run")
 
     def finish(self, task: Generator[Any, None, R]) -> R:
         """Run a task that yields ``Progress`` and return its result."""
@@ -91,12 +91,12 @@ class Terminal:
         return result[0]
 
     def follow(self, events: Iterator[E]) -> Iterator[E]:
-        """Show events as they pass; kinds that are not the engine's pass in silence."""
+        """Display events and yield them; unknown events are not displayed."""
         yield from (_Live(self.err) if self.err.is_interactive else _Plain(self.err)).follow(events)
 
 
 class _Plain:
-    """Off a terminal: one line an epoch, one for each long stage."""
+    """Without a terminal: one line per epoch and per long stage."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -119,7 +119,7 @@ class _Plain:
 
 
 class _Live:
-    """On a terminal: a bar for the run, and one for the stage under way."""
+    """On a terminal: a progress bar for the run and for the current stage."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -155,14 +155,14 @@ class _Live:
 
 
 def events_of() -> ModuleType:
-    """Return the events' module, imported when the first event passes: ``--help`` must not wait for it."""
+    """Return the module of events, imported here to keep ``--help`` fast."""
     from ddpmctl.cli import events
 
     return events
 
 
-def describe(event: object) -> str:  # noqa: PLR0911 - one line an event
-    """Return an event as one line of narration, empty for those that are not worth a line."""
+def describe(event: object) -> str:  # noqa: PLR0911 - one line per event
+    """Return an event as one line of text, empty for events without a message."""
     e = events_of()
     match event:
         case e.EpochDone():
@@ -183,7 +183,7 @@ def describe(event: object) -> str:  # noqa: PLR0911 - one line an event
 
 
 def human_seconds(seconds: float) -> str:
-    """Return a duration in words of two units."""
+    """Return a duration as text."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     if seconds < 3600:

@@ -1,4 +1,4 @@
-"""Comparison of runs: what they were set to do, and how they did, side by side."""
+"""Comparison of runs by their settings and recorded scores."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from ddpmctl.errors import DataError, UsageError
 from ddpmctl.runs.folder import Run, find_checkpoints
 
 FILES = ("test", "new_test")
-IGNORED = frozenset({"seed", "device", "threads", *(setting.name for setting in settings("run"))})  # named apart, or no part of the recipe
-
+IGNORED = frozenset({"seed", "device", "threads", *(setting.name for setting in settings("run"))})  # shown separately, or no effect on the result
 SAMPLING = tuple(setting.name for setting in settings("sampling"))
 
 
 class NothingRecorded(DataError):
-    """A run or folder is sound and holds no score."""
+    """A valid run or folder without scores."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One evaluation; what a report-style file name does not record is NaN."""
+    """One evaluation; values that are not recorded are NaN."""
 
     epoch: int
     loss: float
@@ -35,12 +34,12 @@ class Point:
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """One run, or one folder of report-style checkpoints, whose only record is the file names.
+    """One run, or one folder of report-style checkpoints with scores in the file names.
 
     Attributes:
-        settings: flat settings, or None where nothing records them.
-        points: evaluations by rising epoch.
-        evaluators: hashes of the classifiers that gave the scores; empty where unknown.
+        settings: flat settings, or None if they are not recorded.
+        points: evaluations by increasing epoch.
+        evaluators: hashes of the classifiers; empty if unknown.
     """
 
     name: str
@@ -49,31 +48,31 @@ class RecordedRun:
     evaluators: frozenset[str]
 
     def at(self, epoch: int | None) -> Point | None:
-        """Return the last evaluation at or before an epoch; None where there is none, or no epoch."""
+        """Return the last evaluation at or before an epoch, or None."""
         if epoch is None:
             return None
         before = [point for point in self.points if point.epoch <= epoch]
         return before[-1] if before else None
 
     def best(self, file: str) -> Point:
-        """Return the evaluation with the highest accuracy on a condition file, the earlier one of equals."""
+        """Return the evaluation with the highest accuracy on a condition file; ties: the earliest."""
         return max(self.points, key=lambda point: (_known(point.accuracy[file]), -point.epoch))
 
     def last_mean(self, file: str, count: int) -> tuple[float, float]:
-        """Return mean and standard deviation over the last ``count`` evaluations; NaN for the latter where there is one."""
+        """Return mean and standard deviation over the last ``count`` evaluations; the latter is NaN for one evaluation."""
         values = [point.accuracy[file] for point in self.points[-count:]]
         return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms and what is common to them.
+    """The arms of a comparison.
 
     Attributes:
-        differing: {setting: one value per arm} for every setting that is not the same everywhere.
-        epoch: the common epoch at which the arms are set side by side; None where there is none.
-        last: evaluations that the mean is taken over.
-        warnings: why a difference may mean less than it seems.
+        differing: {setting: one value per arm} for every setting that differs.
+        epoch: the epoch at which the arms are compared, or None.
+        last: number of last evaluations for the mean.
+        warnings: reasons why the scores may not be comparable.
     """
 
     arms: tuple[RecordedRun, ...]
@@ -84,17 +83,17 @@ class Comparison:
 
 
 def compare_recorded(paths: Sequence[Path], *, at_epoch: int | None = None, last: int = 10) -> Comparison:
-    """Set runs, or folders of report-style checkpoints, side by side.
+    """Compare runs, or folders of report-style checkpoints.
 
     Args:
         paths: two or more folders.
-        at_epoch: the epoch to compare at; None: the last that every arm has reached.
-        last: evaluations that mean and standard deviation are taken over.
+        at_epoch: the epoch to compare at; None: the last epoch that every arm has reached.
+        last: number of last evaluations for mean and standard deviation.
 
     Raises:
-        UsageError: fewer than two paths, the same path twice, or an epoch before an arm's first evaluation.
-        NothingRecorded: a folder holds no evaluation.
-        DataError: what a folder records is damaged.
+        UsageError: fewer than two paths, duplicate paths, or an epoch before an arm's first evaluation.
+        NothingRecorded: a folder has no evaluation.
+        DataError: a record is damaged.
     """
     if len(paths) < 2:
         raise UsageError("compare: name two or more runs or folders of checkpoints")
@@ -107,39 +106,39 @@ def compare_recorded(paths: Sequence[Path], *, at_epoch: int | None = None, last
     common: int | None = min(arm.points[-1].epoch for arm in arms)
     warnings = _warnings(arms)
     if at_epoch is None and any(arm.at(common) is None for arm in arms):
-        common, warnings = None, (*warnings, "the runs were never scored at a common epoch, so there is none to compare them at")
+        common, warnings = None, (*warnings, "the runs have no common epoch with scores")
     if at_epoch is not None and (short := [arm.name for arm in arms if arm.points[-1].epoch < at_epoch]):
-        warnings = (*warnings, f"the last evaluation before epoch {at_epoch} is an earlier one in {', '.join(short)}; its epoch stands beside it")
+        warnings = (*warnings, f"no evaluation at epoch {at_epoch} in {', '.join(short)}; the last one before it is used")
     return Comparison(arms, _differing(arms), at_epoch if at_epoch is not None else common, last, warnings)
 
 
 def refuse_unlike(comparison: Comparison) -> None:
-    """Refuse recorded scores that were not taken alike.
+    """Check that recorded scores are comparable.
 
     Raises:
-        UsageError: evaluators or ways of sampling differ; names them.
+        UsageError: classifiers or sampling settings differ.
     """
     evaluators = {arm.name: sorted(digest[:12] for digest in arm.evaluators) for arm in comparison.arms if arm.evaluators}
     unlike = [f"{name} {' against '.join(map(str, comparison.differing[name]))}" for name in SAMPLING if name in comparison.differing]
     if len({tuple(found) for found in evaluators.values()}) > 1:
-        unlike.insert(0, "evaluators " + " against ".join("/".join(found) for found in evaluators.values()))
+        unlike.insert(0, "classifiers " + " against ".join("/".join(found) for found in evaluators.values()))
     if unlike:
-        raise UsageError(f"compare: the recorded scores were not taken alike ({'; '.join(unlike)}); leave out --recorded to score anew, or add --anyway")
+        raise UsageError(f"compare: the recorded scores are not comparable ({'; '.join(unlike)}); omit --recorded to score again, or add --anyway")
 
 
 def load_recorded_run(path: Path, name: str) -> RecordedRun:
-    """Return the evaluations that a run, or the file names in a folder of checkpoints, record.
+    """Return the evaluations recorded in a run or in the file names of a folder of checkpoints.
 
     Raises:
         UsageError: there is no such folder.
-        NothingRecorded: it records no evaluation.
-        DataError: what it records is damaged.
+        NothingRecorded: it has no evaluation.
+        DataError: a record is damaged.
     """
     run = Run(path)
     if run.config_file.is_file():
         rows = run.results()
-        points = [_point(path, row) for row in rows]  # checks every row
-        # A run may have scored an epoch twice (stopped and resumed): the later row stands.
+        points = [_point(path, row) for row in rows]
+        # A resumed run may have two rows for an epoch: use the later one.
         unique = {point.epoch: point for point in points}
         settings: dict[str, Value] | None = run.config().flat()
         evaluators = frozenset(row["evaluator"] for row in rows)
@@ -148,7 +147,7 @@ def load_recorded_run(path: Path, name: str) -> RecordedRun:
         named = [Point(int(r.pop("epoch")), math.nan, r, dict.fromkeys(FILES, math.nan)) for r in recorded if r]
         unique, settings, evaluators = {point.epoch: point for point in named}, None, frozenset()
     if not unique:
-        raise NothingRecorded(f"{path}: records no evaluation (neither in results.csv nor in names such as epoch315_0.625_0.619.pth)")
+        raise NothingRecorded(f"{path}: no evaluation is recorded (neither in results.csv nor in file names such as epoch315_0.625_0.619.pth)")
     return RecordedRun(name, settings, tuple(unique[epoch] for epoch in sorted(unique)), evaluators)
 
 
@@ -169,7 +168,7 @@ def _known(value: float) -> float:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """Return the folders' own names, or the paths as they were given where those are not unique."""
+    """Return the folders' names, or the given paths if the names are not unique."""
     names = [path.resolve().name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
@@ -185,7 +184,7 @@ def _differing(arms: Sequence[RecordedRun]) -> dict[str, tuple[Value, ...]]:
 def _warnings(arms: Sequence[RecordedRun]) -> tuple[str, ...]:
     warnings = []
     if len(frozenset().union(*(arm.evaluators for arm in arms))) > 1:
-        warnings.append("the scores come from different evaluators and cannot be compared")
+        warnings.append("the scores come from different classifiers and cannot be compared")
     if any(arm.settings is None for arm in arms):
-        warnings.append("scores read from file names are single draws by an unknown evaluator")
+        warnings.append("scores read from file names are single draws by an unknown classifier")
     return tuple(warnings)

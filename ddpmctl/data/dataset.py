@@ -1,4 +1,4 @@
-"""The data as the rest of the tool sees them: a lab folder or the embedded benchmark, behind one function."""
+"""Load the training data or the conditions of a lab folder or the embedded benchmark."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ __all__ = ["Conditions", "Dataset", "Notice", "Progress", "load_conditions", "lo
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training images with their labels, and the conditions to sample.
+    """Training images with labels, and the conditions.
 
-    ``key`` is a hash of what was loaded (labels and pixels), the same wherever the folder lies.
+    ``key`` is a hash of labels and pixels and does not depend on the folder's path.
     """
 
     name: str
@@ -38,28 +38,24 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Conditions:
-    """The conditions alone, for sampling and judging; ``key`` is a hash of them and of the label sets trained on."""
+    """The conditions without the images; ``key`` is a hash of the conditions and the training label sets."""
 
     name: str
     key: str
     conditions: dict[str, list[tuple[str, ...]]]
     root: Path | None
     trained_sets: frozenset[frozenset[str]]
-    images: int  # training images, whose labels these are
-
-    def seen(self, name: str) -> int:
-        """Return how many conditions of ``name`` are label sets that occur in the training data."""
-        return sum(frozenset(condition) in self.trained_sets for condition in self.conditions[name])
+    images: int  # number of training images
 
 
 def load_dataset(data: Path | None, *, scenes: int | None = None) -> Generator[Progress | Notice, None, Dataset]:
-    """Load a lab folder, or the embedded benchmark when ``data`` is None, with its images, through the cache.
+    """Load a lab folder, or the embedded benchmark if ``data`` is None, through the image cache.
 
-    ``scenes`` is the size of the embedded benchmark (three images each; None: all of it).
+    ``scenes`` is the size of the embedded benchmark; None: all scenes.
 
     Raises:
-        UsageError: ``data`` is no folder, or ``scenes`` is out of range.
-        DataError: the folder's JSON files or images cannot be used; names the first problem and counts the others.
+        UsageError: ``data`` is not a folder, or ``scenes`` is out of range.
+        DataError: the folder has a problem; names the first problem and counts the others.
     """
     if data is None:
         return (yield from _load_benchmark(scene_count(scenes)))
@@ -67,11 +63,11 @@ def load_dataset(data: Path | None, *, scenes: int | None = None) -> Generator[P
 
 
 def load_conditions(data: Path | None, *, scenes: int | None = None) -> Conditions:
-    """Load the conditions of a lab folder, or of the embedded benchmark when ``data`` is None; no image is looked at.
+    """Load the conditions of a lab folder, or of the embedded benchmark if ``data`` is None, without reading images.
 
     Raises:
-        UsageError: as ``load_dataset``.
-        DataError: the folder's JSON files cannot be used.
+        UsageError: as for ``load_dataset``.
+        DataError: the folder's JSON files have a problem.
     """
     if data is None:
         count = scene_count(scenes)
@@ -116,7 +112,7 @@ def _render(scenes: int, count: int) -> Generator[Progress, None, np.ndarray]:
 
 
 def _content_key(labels: Mapping[str, Sequence[str]], pixels: str) -> str:
-    """Hash labels in order (they are the order of training) with the pixels' own sum; file times, unlike in the cache's key, do not count."""
+    """Hash the labels, in order, and the digest of the pixels; unlike the cache key, without file times."""
     return hashlib.sha256(json.dumps([list(labels.items()), pixels]).encode()).hexdigest()
 
 

@@ -1,7 +1,6 @@
-"""The lab's folder: its JSON files, read strictly, with every problem named.
+"""Strict reading of the JSON files of a lab folder.
 
-``scan_lab`` finds all problems in one pass (``ddpmctl data verify``); ``read_lab`` raises the first of them, so that the two never
-disagree about what is wrong.
+``scan_lab`` returns all problems (``ddpmctl data verify``); ``read_lab`` raises the first of them.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from ddpmctl.errors import DataError, UsageError, json_kind, show
 from ddpmctl.labels import CLASSES, INDEX
 
 MAX_JSON_BYTES = 64 * 2**20
-MAX_PROBLEMS = 1000  # of one file: it is then surely another file, and to tell all of a million would take minutes
+MAX_PROBLEMS = 1000  # per file
 CONDITION_FILES = ("test", "new_test", "heldout")
 REQUIRED = ("objects.json", "train.json", "test.json", "new_test.json")
 LAYOUT = "a data folder holds objects.json, train.json, test.json, new_test.json, perhaps heldout.json, and the images beside them, in iclevr/ or in images/"
@@ -30,7 +29,7 @@ LAYOUT = "a data folder holds objects.json, train.json, test.json, new_test.json
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with a file: where, and what."""
+    """One problem of a file."""
 
     path: str
     what: str
@@ -38,29 +37,29 @@ class Problem:
 
 @dataclass(frozen=True)
 class Lab:
-    """What the JSON files of a lab folder say; nothing here has looked at an image."""
+    """The contents of a lab folder's JSON files; images are not read."""
 
     folder: Path
-    labels: dict[str, tuple[str, ...]]  # file name -> labels, in train.json's order; () where the labels are wrong
-    conditions: dict[str, list[tuple[str, ...]]]  # "test", "new_test" and, where present, "heldout"
-    train_digest: str  # sha256 of train.json's bytes, hex; "" where it could not be read
+    labels: dict[str, tuple[str, ...]]  # file name -> labels, in the order of train.json; () if the labels are invalid
+    conditions: dict[str, list[tuple[str, ...]]]  # "test", "new_test" and, if present, "heldout"
+    train_digest: str  # sha256 of train.json in hex; "" if it cannot be read
 
 
 def read_json(path: Path) -> object:
-    """Return the value in a JSON file, read strictly.
+    """Return the value of a JSON file, read strictly.
 
     Raises:
-        DataError: not a regular file, unreadable, over 64 MiB, not UTF-8, no JSON, a key twice in one object, NaN or an infinite
-            number, or nested too deeply. One line that names the file.
+        DataError: not a regular file, unreadable, over 64 MiB, not UTF-8, not JSON, a duplicate key, NaN or an infinite
+            number, or nested too deeply.
     """
     return _parse(_read_bytes(path), path)
 
 
 def scan_lab(folder: Path) -> tuple[Lab, list[Problem]]:
-    """Read all JSON files of a lab folder and return what could be read, with every problem found.
+    """Read all JSON files of a lab folder; return the valid contents and all problems.
 
     Raises:
-        UsageError: ``folder`` is no folder.
+        UsageError: ``folder`` is not a folder.
     """
     if not os.path.isdir(folder):
         raise UsageError(f"--data {folder}: there is no such folder; {LAYOUT}")
@@ -94,11 +93,11 @@ def scan_lab(folder: Path) -> tuple[Lab, list[Problem]]:
 
 
 def read_lab(folder: Path) -> Lab:
-    """Return what the JSON files of a lab folder say.
+    """Return the contents of a lab folder's JSON files.
 
     Raises:
-        UsageError: ``folder`` is no folder.
-        DataError: anything is wrong in any of them; names the first problem and counts the others.
+        UsageError: ``folder`` is not a folder.
+        DataError: a file has a problem; names the first problem and counts the others.
     """
     lab, problems = scan_lab(folder)
     missing = [name for name in REQUIRED if not os.path.lexists(folder / name)]
@@ -114,7 +113,7 @@ def read_conditions(path: Path) -> list[tuple[str, ...]]:
 
     Raises:
         UsageError: there is no such file.
-        DataError: it is no JSON list of lists of known labels; names the first problem.
+        DataError: not a JSON list of lists of known labels; names the first problem.
     """
     if not path.is_file():
         raise UsageError(f"{path}: there is no such condition file")
@@ -125,14 +124,14 @@ def read_conditions(path: Path) -> list[tuple[str, ...]]:
 
 
 def raise_first(problems: Sequence[Problem], folder: Path) -> NoReturn:
-    """Raise a DataError that names the first problem, counts the others and says how to see them all."""
+    """Raise a DataError that names the first problem, counts the others and tells how to list them."""
     others = len(problems) - 1
     more = f" (and {others} other problem{'s' if others > 1 else ''})" if others else ""
-    raise DataError(f"{problems[0].path}: {problems[0].what}{more}; to see all that is wrong: ddpmctl data verify {folder}")
+    raise DataError(f"{problems[0].path}: {problems[0].what}{more}; to see all problems: ddpmctl data verify {folder}")
 
 
 def check_objects(value: object, path: Path) -> list[Problem]:
-    """Return what differs between an ``objects.json`` and the lab's 24 classes in the lab's order."""
+    """Return the differences between an ``objects.json`` and the lab's 24 classes."""
     if not isinstance(value, dict):
         return [Problem(str(path), f"must be an object of class names and their numbers, not {json_kind(value)}")]
     problems = []
@@ -147,7 +146,7 @@ def check_objects(value: object, path: Path) -> list[Problem]:
 
 
 def parse_train(value: object, path: Path) -> tuple[dict[str, tuple[str, ...]], list[Problem]]:
-    """Return ``train.json``'s entries, file name -> labels, and all problems: no entry for an unsafe name, () for labels that are wrong."""
+    """Return {file name: labels} of ``train.json`` and all problems; unsafe names have no entry, invalid labels are ()."""
     if not isinstance(value, dict):
         return {}, [Problem(str(path), f"must be an object of file names and their lists of labels, not {json_kind(value)}")]
     if not value:
@@ -162,17 +161,17 @@ def parse_train(value: object, path: Path) -> tuple[dict[str, tuple[str, ...]], 
         if not wrong:
             labels[name] = names
         if len(problems) >= MAX_PROBLEMS:
-            problems.append(Problem(str(path), f"has {len(problems)} problems and perhaps more; the rest of it was not looked at"))
+            problems.append(Problem(str(path), f"has {len(problems)} problems; the rest of the file was not checked"))
             break
     return labels, problems
 
 
 def parse_conditions(value: object, path: Path) -> tuple[list[tuple[str, ...]], list[Problem]]:
-    """Return a condition file's sound label lists, in order, and the problems of the others (conditions are counted from 1)."""
+    """Return the valid label sets of a condition file, and all problems (conditions are counted from 1)."""
     if not isinstance(value, list):
         return [], [Problem(str(path), f"must be a list of lists of labels, not {json_kind(value)}")]
     if not value:
-        return [], [Problem(str(path), "holds no condition; add at least one list of labels")]
+        return [], [Problem(str(path), "has no condition; add at least one list of labels")]
     conditions = []
     problems = []
     for position, entry in enumerate(value, start=1):
@@ -181,7 +180,7 @@ def parse_conditions(value: object, path: Path) -> tuple[list[tuple[str, ...]], 
         if not found:
             conditions.append(names)
         if len(problems) >= MAX_PROBLEMS:
-            problems.append(Problem(str(path), f"has {len(problems)} problems and perhaps more; the rest of it was not looked at"))
+            problems.append(Problem(str(path), f"has {len(problems)} problems; the rest of the file was not checked"))
             break
     return conditions, problems
 
@@ -192,7 +191,7 @@ def _label_list(entry: object) -> tuple[tuple[str, ...], list[str]]:
     if not entry:
         return (), ["the list of labels is empty; name at least one object"]
     if len(entry) > len(CLASSES):
-        return (), [f"names {len(entry)} labels, but there are {len(CLASSES)} classes and none may stand there twice"]
+        return (), [f"names {len(entry)} labels, but there are {len(CLASSES)} classes and none may be listed twice"]
     found = []
     for position, label in enumerate(entry, start=1):
         if not isinstance(label, str):
@@ -200,19 +199,19 @@ def _label_list(entry: object) -> tuple[tuple[str, ...], list[str]]:
         elif label not in INDEX:
             found.append(f"label {position}, {show(label)}, is not in objects.json{_nearest(label[:64])}")
         elif label in entry[: position - 1]:
-            found.append(f"label {position}, {show(label)}, stands there twice; a condition says that an object is there, not how many")
+            found.append(f"label {position}, {show(label)}, is listed twice; a label set says which objects are present, not how many")
     return tuple(entry) if not found else (), found
 
 
 def _unsafe_name(name: str) -> str | None:
-    """Return why a file name in train.json may not be opened, or None: it must stay inside the folder on every system."""
+    """Return why a file name of train.json is unsafe, or None: on every system it must be inside the folder."""
     if "\0" in name or not name.isprintable():
-        return "holds a character that no file name may have"
-    if "\\" in name or name.startswith("/") or name[1:2] == ":":  # C:file is a place of its own on Windows
+        return "has a character that is not allowed in a file name"
+    if "\\" in name or name.startswith("/") or name[1:2] == ":":  # C:file is relative to another drive on Windows
         return "must be relative to the image folder, with / between its parts"
     parts = name.split("/")
     if ".." in parts:
-        return "leads out of the folder ('..'); name files inside it"
+        return "is outside of the folder ('..'); use a path inside it"
     if "" in parts or "." in parts:
         return "has an empty part; write it as folder/file.png"
     return None
@@ -227,7 +226,7 @@ def _nearest(label: str) -> str:
 def _read_bytes(path: Path) -> bytes:
     try:
         about = os.stat(path)
-        if not stat.S_ISREG(about.st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(about.st_mode):  # opening a pipe would block
             raise DataError(f"{path}: is not a regular file; put a JSON file there")
         with open(path, "rb") as file:
             raw = file.read(MAX_JSON_BYTES + 1)
@@ -236,7 +235,7 @@ def _read_bytes(path: Path) -> bytes:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     if len(raw) > MAX_JSON_BYTES:
-        raise DataError(f"{path}: is over {MAX_JSON_BYTES // 2**20} MiB; a label file of this size is surely another file")
+        raise DataError(f"{path}: is over {MAX_JSON_BYTES // 2**20} MiB; this is not a label file")
     return raw
 
 
@@ -247,8 +246,8 @@ def _parse(raw: bytes, path: Path) -> object:
         raise DataError(f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8") from error
     except RecursionError as error:
         raise DataError(f"{path}: is nested too deeply; a label file has two levels") from error
-    except ValueError as error:  # json.JSONDecodeError is one of these
-        raise DataError(f"{path}: is not valid JSON: {error}; mend the file") from error
+    except ValueError as error:  # includes json.JSONDecodeError
+        raise DataError(f"{path}: is not valid JSON: {error}; correct the file") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -256,12 +255,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(out) < len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {show(twice)} stands there twice")
+        raise ValueError(f"the key {show(twice)} is listed twice")
     return out
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite(text: str) -> float:

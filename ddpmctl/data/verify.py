@@ -1,4 +1,4 @@
-"""``ddpmctl data verify``: everything that is wrong with a lab folder, in one pass."""
+"""``ddpmctl data verify``: find all problems of a lab folder."""
 
 from __future__ import annotations
 
@@ -19,34 +19,33 @@ SUFFIXES = {".png", ".jpg", ".jpeg"}
 
 @dataclass(frozen=True)
 class ConditionCount:
-    """A condition file in numbers."""
+    """The counts of a condition file."""
 
     conditions: int
     objects: int
-    by_size: dict[int, int]  # objects in a condition -> how many such conditions
+    by_size: dict[int, int]  # objects per condition -> conditions
     in_training: int  # conditions whose label set occurs in train.json
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A lab folder in numbers; entries with a problem are not counted."""
+    """The counts of a lab folder, without entries that have a problem."""
 
     images: int  # declared in train.json
     scenes: int
     label_sets: int  # distinct ones in train.json
-    label_sets_by_size: dict[int, int]  # objects in a set -> how many such sets
+    label_sets_by_size: dict[int, int]  # objects per set -> sets
     conditions: dict[str, ConditionCount]
     problems: int
 
 
 def verify_folder(folder: Path) -> Generator[Progress | Problem, None, Summary]:
-    """Yield every problem of a lab folder, with progress, and return its numbers.
+    """Yield progress and every problem of a lab folder, and return its counts.
 
-    Each image is decoded to its end and its checksums are compared. Missing, broken and undeclared images, unknown labels and bad
-    JSON are all named; no problem stops the search.
+    Each image is fully decoded. Problems are missing, broken and undeclared images, unknown labels and invalid JSON.
 
     Raises:
-        UsageError: ``folder`` is no folder.
+        UsageError: ``folder`` is not a folder.
     """
     lab, problems = scan_lab(folder)
     found: list[FoundImage] = []
@@ -68,16 +67,16 @@ def verify_folder(folder: Path) -> Generator[Progress | Problem, None, Summary]:
 
 
 def _undeclared(folder: Path, declared: set[str]) -> list[Problem]:
-    """Return a problem for each image file that lies where declared ones lie, or where the lab puts them, and is not in train.json."""
+    """Return a problem for each image file in an image folder that is not in train.json."""
     places = {folder / place for place in PLACES} | {Path(path).parent for path in declared}
     problems = []
     for place in sorted(places):
         try:
             names = sorted(os.listdir(place))
-        except OSError:  # a place that is not there holds nothing
+        except OSError:  # the folder does not exist
             continue
         images = [str(place / name) for name in names if os.path.splitext(name)[1].lower() in SUFFIXES]
-        problems += [Problem(path, "is not declared in train.json; add its labels there or take it away") for path in images if path not in declared]
+        problems += [Problem(path, "is not declared in train.json; add its labels there or remove it") for path in images if path not in declared]
     return problems
 
 
@@ -96,6 +95,6 @@ def _by_size(sets: Iterable[Iterable[str]]) -> dict[int, int]:
 
 
 def _scene(name: str) -> str:
-    """Return the scene of an image: ``CLEVR_train_000341_2.png`` belongs to ``CLEVR_train_000341``; another form of name is a scene of its own."""
+    """Return the scene of an image: ``CLEVR_train_000341`` for ``CLEVR_train_000341_2.png``, and any other name itself."""
     stem, _, frame = os.path.splitext(name)[0].rpartition("_")
     return stem if stem and frame.isdigit() else name

@@ -1,1 +1,1 @@
-"""The maths: schedules, objectives, samplers, guidance and the random numbers under them."""
+"""Schedules, objectives, samplers, guidance and random numbers."""

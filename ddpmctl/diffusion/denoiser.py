@@ -1,4 +1,4 @@
-"""A network, a schedule and an objective, seen as one denoiser; the training loss of it."""
+"""The denoiser made of a network, a schedule and an objective, and its training loss."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Guidance(NamedTuple):
     """Classifier-free guidance, eps = (1 + w) eps_c - w eps_u (Ho & Salimans 2022, eq. 6), in an interval (Kynkaanniemi et al. 2024).
 
     Attributes:
-        w: the weight.
-        low, high: guided are the t / T between them, both included.
+        w: the guidance weight.
+        low, high: guidance is applied for low <= t / T <= high.
     """
 
     w: float = 0.0
@@ -29,29 +29,29 @@ class Guidance(NamedTuple):
     high: float = 1.0
 
     def at(self, time: float) -> float:
-        """Return the weight at t / T; where it is 0, the network is called once and not twice."""
+        """Return the weight at t / T; where it is 0, a step calls the network once instead of twice."""
         return self.w if self.low <= time <= self.high else 0.0
 
 
 @dataclass(frozen=True)
 class Diffusion:
-    """The forward process and what the network predicts of it."""
+    """A forward process and the quantity that the network predicts."""
 
     schedule: Schedule
     objective: Objective
 
     @staticmethod
     def of(config: DiffusionConfig) -> Diffusion:
-        """Return the diffusion that a config names."""
+        """Return the diffusion of a config."""
         return Diffusion(make_schedule(config), OBJECTIVES.get(config.objective))
 
     def denoiser(self, net: nn.Module, labels: Tensor, guidance: Guidance | None = None) -> Callable[[Tensor, int], Prediction]:
-        """Return a sampler's view of a network: (x_t, t) -> x0_hat, eps_hat.
+        """Return the function (x_t, t) -> (x0_hat, eps_hat) that samplers call.
 
         Args:
             net: (x_t, labels, t / T) -> the objective's quantity.
             labels: (B, 24), multi-hot.
-            guidance: how much, and where; None for none.
+            guidance: None for no guidance.
         """
         guidance = guidance or Guidance()
 
@@ -63,7 +63,7 @@ class Diffusion:
             else:
                 both = net(x_t.repeat(2, 1, 1, 1), torch.cat((labels, torch.zeros_like(labels))), time.repeat(2))
                 conditional, unconditional = both.float().chunk(2)
-                # Linear in the output for every objective, so this equals eq. 6 in eps.
+                # eps is linear in the output of every objective, so this equals eq. 6.
                 out = (1 + w) * conditional - w * unconditional
             return self.objective.prediction(out, x_t, float(self.schedule.signal[t]), float(self.schedule.noise[t]))
 
@@ -74,11 +74,11 @@ EVERY = slice(None)
 
 
 class TrainingBatch(NamedTuple):
-    """A training batch after everything random of it was drawn.
+    """A training batch with all random values drawn.
 
     Attributes:
         x_t, target: (B, 3, H, W).
-        labels: (B, 24), all zero where they were dropped.
+        labels: (B, 24), all zero where dropped.
         time: t / T, (B,).
         weight: of the squared error, (B, 1, 1, 1).
     """
@@ -90,7 +90,7 @@ class TrainingBatch(NamedTuple):
     weight: Tensor
 
     def parts(self, count: int) -> Iterator[TrainingBatch]:
-        """Yield the batch in ``count`` parts of about equal size, the largest first."""
+        """Split the batch into ``count`` parts of almost equal size, the largest first."""
         size = len(self.x_t)
         for part in range(count):
             chosen = slice(-(-size * part // count), -(-size * (part + 1) // count))
@@ -101,7 +101,7 @@ class TrainingLoss:
     """MSE between the network's output and the objective's target at random t (Ho et al. 2020, eq. 14)."""
 
     def __init__(self, diffusion: Diffusion, config: TrainingConfig, device: torch.device) -> None:
-        """Keep the schedule's two scales on the device, float32, (T + 1,)."""
+        """Copy the schedule to the device, float32 (T + 1,)."""
         self.objective, self.timesteps, self.config = diffusion.objective, diffusion.schedule.timesteps, config
         self.signal = torch.tensor(diffusion.schedule.signal, dtype=torch.float32, device=device)
         self.noise = torch.tensor(diffusion.schedule.noise, dtype=torch.float32, device=device)
@@ -114,9 +114,9 @@ class TrainingLoss:
         Args:
             x0: (B, 3, H, W) in [-1, 1].
             labels: (B, 24), multi-hot.
-            rng: a generator on x0's device: what is drawn is a pure function of its seed.
-            count: images of a larger batch, of which x0 is a share; what is drawn for an image does not depend on how the batch is shared.
-            share: their places in it.
+            rng: a generator on x0's device.
+            count: size of the global batch, if x0 is one rank's share of it; random values do not depend on the number of ranks.
+            share: the indices of x0 in the global batch.
         """
         count = len(x0) if count is None else count
         t = self.draw_times(count, self.timesteps, self.config, rng)[share]  # (B,) in 1..T
@@ -130,7 +130,7 @@ class TrainingLoss:
         return TrainingBatch(signal * x0 + noise * eps, target, labels * keep, t / self.timesteps, self.weigh(noise, self.config))
 
     def __call__(self, net: Callable[[Tensor, Tensor, Tensor], Tensor], batch: TrainingBatch) -> Tensor:
-        """Return the mean weighted loss of a batch, a scalar; of no images it is 0, and so are its gradients."""
+        """Return the mean weighted loss of a batch; for an empty batch, 0 with zero gradients."""
         out = net(batch.x_t, batch.labels, batch.time)
         errors = batch.weight * F.mse_loss(out.float(), batch.target, reduction="none")
         return errors.mean() if len(errors) else errors.sum()
@@ -144,7 +144,7 @@ def flat(noise: Tensor, config: TrainingConfig) -> Tensor:
 
 @LOSS_WEIGHTS.register("snr+1")
 def snr_plus_one(noise: Tensor, config: TrainingConfig) -> Tensor:
-    """SNR + 1 = 1 / noise^2, up to --weight-limit: of an x0 error, that of v; Salimans & Ho 2022, section 4."""
+    """SNR + 1 = 1 / noise^2, at most --weight-limit; for an x0 loss, equal to the v loss; Salimans & Ho 2022, section 4."""
     return noise.square().reciprocal().clamp(max=config.weight_limit)
 
 

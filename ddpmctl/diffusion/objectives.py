@@ -1,6 +1,6 @@
-"""What a network predicts, and how x0 and eps follow from it.
+"""Training objectives: what the network predicts, and how to compute x0 and eps from it.
 
-Throughout, x_t = signal * x0 + noise * eps with signal^2 + noise^2 = 1.
+In this module, x_t = signal * x0 + noise * eps with signal^2 + noise^2 = 1.
 """
 
 from __future__ import annotations
@@ -12,25 +12,24 @@ from ddpmctl.registry import OBJECTIVES
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Of i-CLEVR's pixels and the embedded benchmark's in [-1, 1]: grey scenes with small objects, far from the unit variance that v assumes.
+# Pixels of i-CLEVR and the embedded benchmark in [-1, 1]. The variance is far below the unit variance that v assumes.
 DATA_MEAN, DATA_STD = -0.04, 0.13
-
-SMALLEST_SIGNAL = 1e-3  # below, x0 cannot be recovered from eps, nor eps from x0: the division would only amplify errors
+SMALLEST_SIGNAL = 1e-3  # smallest divisor: a smaller one would only amplify errors
 
 
 class Prediction(NamedTuple):
-    """The two ends that the network sees from x_t, each (B, 3, H, W)."""
+    """The predicted clean image and noise, each (B, 3, H, W)."""
 
     x0: Tensor
     eps: Tensor
 
 
 class Objective(Protocol):
-    """One parametrisation of the denoiser."""
+    """A parametrisation of the denoiser."""
 
     @staticmethod
     def target(x0: Tensor, eps: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
-        """Return what the network should give out; signal and noise are (B, 1, 1, 1)."""
+        """Return the target of the network's output; signal and noise are (B, 1, 1, 1)."""
 
     @staticmethod
     def prediction(out: Tensor, x_t: Tensor, signal: float, noise: float) -> Prediction:
@@ -48,7 +47,7 @@ class Eps:
 
     @staticmethod
     def prediction(out: Tensor, x_t: Tensor, signal: float, noise: float) -> Prediction:
-        """Return x0_hat by solving x_t for x0, and the output itself."""
+        """Return x0_hat, computed from x_t and the output, and eps_hat, the output."""
         return Prediction((x_t - noise * out) / max(signal, SMALLEST_SIGNAL), out)
 
 
@@ -63,7 +62,7 @@ class X0:
 
     @staticmethod
     def prediction(out: Tensor, x_t: Tensor, signal: float, noise: float) -> Prediction:
-        """Return the output itself, and eps_hat by solving x_t for eps."""
+        """Return x0_hat, the output, and eps_hat, computed from x_t and the output."""
         return Prediction(out, (x_t - signal * out) / max(noise, SMALLEST_SIGNAL))
 
 
@@ -86,20 +85,19 @@ class V:
 class Edm:
     """v of data scaled to unit variance: EDM's preconditioned output; Karras et al. 2022, eq. 7 and appendix B.6.
 
-    With a data standard deviation s, the best linear guess of x0 from x_t is taken off, and what is
-    left is scaled to unit variance. Where noise is far above the contrast of the images (most of a
-    schedule, as s is small) the network need not copy the noise to its output, as for v or eps.
+    The target is x0 minus its best linear estimate from x_t, scaled to unit variance. For images of low
+    contrast, the network then does not need to copy the noise to its output, as it does for v or eps.
     """
 
     @staticmethod
     def target(x0: Tensor, eps: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
-        """Return (x0_hat's residual) / (its standard deviation), of unit variance at every t."""
+        """Return the residual of x0 divided by its standard deviation."""
         total = (signal**2 * DATA_STD**2 + noise**2) ** 0.5
         return (noise / DATA_STD * (x0 - DATA_MEAN) - signal * DATA_STD * eps) / total
 
     @staticmethod
     def prediction(out: Tensor, x_t: Tensor, signal: float, noise: float) -> Prediction:
-        """Return the best linear guess from x_t plus the scaled output, and eps_hat to match; nothing is divided by a small number."""
+        """Return the best linear estimate of x0 plus the scaled output, and the matching eps_hat."""
         variance = signal**2 * DATA_STD**2 + noise**2
         centred, residual = x_t - signal * DATA_MEAN, DATA_STD / variance**0.5 * out
         x0 = DATA_MEAN + signal * DATA_STD**2 / variance * centred + noise * residual

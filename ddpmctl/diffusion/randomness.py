@@ -1,7 +1,6 @@
 """Random numbers as a pure function of (seed, purpose, index).
 
-The noise of image i does not depend on the batch that it is in, on what was drawn before, or
-on the device: it is drawn on the CPU from a generator of its own.
+Each image has its own generator on the CPU, so its noise does not depend on the batch, on earlier draws or on the device.
 """
 
 from __future__ import annotations
@@ -17,27 +16,27 @@ Key = tuple[int | str, ...]
 
 
 def derived_seed(seed: int, purpose: str, *index: int | str) -> int:
-    """Return a 63-bit seed for one use; different (seed, purpose, index) give unrelated streams."""
-    text = json.dumps((seed, purpose, *index))  # not joined by a sign that a name may hold: each cut has a text of its own
+    """Return a 63-bit seed; different (seed, purpose, index) give independent streams."""
+    text = json.dumps((seed, purpose, *index))  # JSON, because names may contain any separator
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def generator(seed: int, purpose: str, *index: int | str, device: str | torch.device = "cpu") -> torch.Generator:
-    """Return a fresh generator seeded for one use."""
+    """Return a new generator for (seed, purpose, index)."""
     return torch.Generator(device).manual_seed(derived_seed(seed, purpose, *index))
 
 
 class ImageNoise:
-    """Standard normal noise for a batch of images, one independent stream an image.
+    """Standard normal noise for a batch of images, with one independent stream per image.
 
     Args:
         keys: one (seed, index, ...) per image; equal keys give equal noise in any batch.
-        shape: of one image, e.g. (3, 64, 64).
-        device: where the noise is needed.
+        shape: shape of one image, e.g. (3, 64, 64).
+        device: the device of the returned noise.
     """
 
     def __init__(self, keys: Sequence[Key], shape: tuple[int, ...], device: torch.device) -> None:
-        """Seed one generator an image."""
+        """Seed one generator per image."""
         self.shape, self.device = shape, device
         self._generators = [generator(int(seed), "image", *index) for seed, *index in keys]
 

@@ -1,7 +1,6 @@
-"""Samplers, each a short generator from pure noise to the clean image, and the spacings of their steps.
+"""Samplers and the spacings of their steps.
 
-``times`` falls from T to 0. A sampler yields a ``Frame`` for every time but the first, so the
-last has t = 0 and holds the finished images.
+A sampler is a generator. ``times`` decreases from T to 0; the sampler yields a ``Frame`` for every time except the first.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ Noise = Callable[[], "Tensor"]
 
 
 class Frame(NamedTuple):
-    """The state after a step: x_t (B, 3, H, W), and x0_hat, the clean image that the step aimed at.
+    """The state after a step: x_t and the x0_hat that the step used, both (B, 3, H, W).
 
-    ``pure_noise`` marks the start, where no step has been taken and x0_hat says nothing.
+    ``pure_noise`` marks the initial state, where x0_hat has no meaning.
     """
 
     t: int
@@ -42,21 +41,13 @@ class Frame(NamedTuple):
 
 Sampler = Callable[..., Iterator[Frame]]
 """(denoise, x_T, times, schedule, noise, *, own options) -> frames; an own option is a keyword with the name of a sampling setting."""
-
-
-Spacing = Callable[[Schedule, int], list[int]]
-"""(schedule, steps) -> steps + 1 times that fall from T to 0."""
 S = TypeVar("S", bound=Callable[..., Iterator[Frame]])
 
 
 def sampler_times(sampler: str, spacing: str, schedule: Schedule, steps: int | None) -> list[int]:
-    """Return the times that a sampler visits, from T down to 0, each once.
+    """Return the times of a sampler's steps, decreasing from T to 0.
 
-    Args:
-        sampler: its name, which decides where ``steps`` is None.
-        spacing: name of the spacing.
-        schedule: what is walked through; T is its length.
-        steps: network evaluations per image before guidance; T or more walks through every t.
+    ``steps`` is the number of sampler steps; None: the sampler's default; T or more: every t.
     """
     if steps is None:
         steps = SAMPLERS.get(sampler).auto_steps
@@ -67,7 +58,7 @@ def sampler_times(sampler: str, spacing: str, schedule: Schedule, steps: int | N
 
 
 def own_options(sampler: Sampler, config: SamplingConfig) -> dict[str, Value]:
-    """Return the settings that a sampler takes as keywords, such as ddim's eta."""
+    """Return the sampling settings that are keywords of a sampler, such as ddim's eta."""
     keywords = [p.name for p in inspect.signature(sampler).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
     return {name: getattr(config, name) for name in keywords}
 
@@ -92,7 +83,7 @@ def karras(schedule: Schedule, steps: int) -> list[int]:
     return _nearest(schedule, -2 * np.log(sigma))
 
 
-LOWEST_LOG_SNR = -10.0  # of spacings by SNR: a schedule may end in pure noise, where log SNR has no lower end
+LOWEST_LOG_SNR = -10.0  # at pure noise, log SNR has no lower bound
 
 
 def _first_log_snr(schedule: Schedule) -> float:
@@ -100,22 +91,20 @@ def _first_log_snr(schedule: Schedule) -> float:
 
 
 def _nearest(schedule: Schedule, log_snr: np.ndarray) -> list[int]:
-    """Return T, then the times whose log SNR is nearest to the others, then 0; as many, each once.
+    """Return T, the times with the nearest log SNR, and 0: strictly decreasing, steps + 1 times.
 
-    Args:
-        schedule: its log SNR falls with t from 1 to T.
-        log_snr: (steps,), rising, the first being that of T.
+    ``log_snr`` (steps,) increases and starts with the value at T.
     """
     times = [schedule.timesteps]
     for index, wanted in enumerate(log_snr[1:], 1):
-        highest, lowest = times[-1] - 1, len(log_snr) - index  # what is left must still fit in below
+        highest, lowest = times[-1] - 1, len(log_snr) - index  # leave enough times for the remaining steps
         nearest = 1 + int(np.abs(schedule.log_snr[1:] - wanted).argmin())
         times.append(min(max(nearest, lowest), highest))
     return [*times, 0]
 
 
 def auto_steps(count: int | None) -> Callable[[S], S]:
-    """Return a decorator that gives a sampler its own number of steps, None for all T."""
+    """Return a decorator that sets a sampler's default number of steps; None: all T."""
 
     def mark(sampler: S) -> S:
         sampler.auto_steps = count  # type: ignore[attr-defined]
@@ -131,7 +120,7 @@ def ddpm(denoise: Denoise, x: Tensor, times: Sequence[int], schedule: Schedule, 
     bar = schedule.alpha_bar
     for t, s in itertools.pairwise(times):
         prediction = denoise(x, t)
-        alpha = float(bar[t] / bar[s])  # alpha_t where t - s = 1, else the product over the steps left out
+        alpha = float(bar[t] / bar[s])  # alpha_t if t - s = 1, else the product of the skipped alphas
         x = (x - prediction.eps * ((1 - alpha) / float(schedule.noise[t]))) / math.sqrt(alpha)
         if s > 0:
             x = x + math.sqrt(1 - alpha) * noise()
@@ -141,7 +130,7 @@ def ddpm(denoise: Denoise, x: Tensor, times: Sequence[int], schedule: Schedule, 
 @SAMPLERS.register("ddim")
 @auto_steps(50)
 def ddim(denoise: Denoise, x: Tensor, times: Sequence[int], schedule: Schedule, noise: Noise, *, eta: float = 0.0) -> Iterator[Frame]:
-    """implicit sampling, --eta of ancestral noise; Song et al. 2021, eq. 12 and 16."""
+    """implicit sampling, --eta scales the noise; Song et al. 2021, eq. 12 and 16."""
     for t, s in itertools.pairwise(times):
         bar_t, bar_s = float(schedule.alpha_bar[t]), _clean(schedule, s)
         prediction = denoise(x, t)
@@ -155,7 +144,7 @@ def ddim(denoise: Denoise, x: Tensor, times: Sequence[int], schedule: Schedule, 
 @SAMPLERS.register("dpm++2m")
 @auto_steps(16)
 def dpm_plus_plus_2m(denoise: Denoise, x: Tensor, times: Sequence[int], schedule: Schedule, noise: Noise) -> Iterator[Frame]:
-    """second-order multistep solver of the probability flow; Lu et al. 2022b, algorithm 2."""
+    """second-order multistep ODE solver; Lu et al. 2022b, algorithm 2."""
     x0_before, h_before = None, 0.0
     for t, s in itertools.pairwise(times):
         prediction = denoise(x, t)
@@ -172,5 +161,5 @@ def dpm_plus_plus_2m(denoise: Denoise, x: Tensor, times: Sequence[int], schedule
 
 
 def _clean(schedule: Schedule, t: int) -> float:
-    """Return alpha_bar_t, and exactly 1 at index 0, where the image is clean whatever beta_0 is."""
+    """Return alpha_bar_t, and exactly 1 at t = 0, whatever beta_0 is."""
     return float(schedule.alpha_bar[t]) if t else 1.0

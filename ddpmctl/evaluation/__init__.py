@@ -1,1 +1,1 @@
-"""Scores: classifiers, what they find in sampled images, and the results kept beside the checkpoints."""
+"""Evaluation: classifiers, and the scores of sampled images."""

@@ -1,4 +1,4 @@
-"""Training the classifier that comes with the program, from fresh renders alone."""
+"""Training of the built-in classifier on rendered images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ddpmctl.evaluation.scores import Score, score
 from ddpmctl.labels import CLASSES
 from ddpmctl.progress import Progress
 
-# The embedded benchmark is seed 0; the scenes seen here and those of the check come from seeds of their own, 2^32 apart.
+# The embedded benchmark uses seed 0; training scenes and check scenes use other seed ranges.
 SEEN_SEEDS = 2**32
 CHECK_SEEDS = 2 * 2**32
 
@@ -38,15 +38,16 @@ WARM_UP = 100  # steps
 WEIGHT_DECAY = 0.01
 LOG_EVERY = 50  # steps
 
+# Largest augmentations of images in [-1, 1].
 SHIFT = 4  # pixels
-LIGHT = 0.1  # of the range -1 to 1, and of the contrast
-BLUR = 0.6  # of a 3x3 box
-NOISE = 0.06  # standard deviation, of the range -1 to 1
+LIGHT = 0.1  # brightness, and relative contrast
+BLUR = 0.6  # weight of a 3x3 box blur
+NOISE = 0.06  # standard deviation
 
 
 @dataclass(frozen=True)
 class ClassifierStep:
-    """One logged step; ``loss`` is the mean binary cross-entropy since the last logged one."""
+    """One logged step; ``loss`` is the mean binary cross-entropy since the last logged step."""
 
     step: int
     loss: float
@@ -55,11 +56,7 @@ class ClassifierStep:
 
 @dataclass(frozen=True)
 class ClassifierTrained:
-    """The classifier is on disk.
-
-    Attributes:
-        scores: on fresh renders, by the number of objects in them (1, 2, 3).
-    """
+    """The classifier is saved; ``scores`` on new renders, by number of objects (1, 2, 3)."""
 
     path: Path
     loss: float
@@ -74,22 +71,19 @@ def train_classifier(
     out: Path, *, network: str = "compact", steps: int = STEPS, scenes: int = SCENES, batch: int = BATCH,
     check_scenes: int = CHECK_SCENES, seed: int = 0, compute: ComputeDevice | None = None,
 ) -> Iterator[ClassifierEvent]:  # fmt: skip
-    """Train a classifier on fresh renders, write it to ``out``, and check it on others.
+    """Train a classifier on renders, write it to ``out``, and check it on other renders.
 
-    The defaults are those of the file that comes with the program: some fifteen minutes on two cores.
+    The defaults are those of the built-in classifier (about fifteen minutes on two cores).
 
     Args:
-        out: the file to write.
-        network: "compact", or "resnet18" for a second opinion: the lab's network, written in the lab's format.
-        steps: of the optimiser; the learning rate warms up and falls to nothing over them.
-        scenes: rendered once, three images each (12,288 bytes an image).
-        batch: images to a step.
+        network: "compact", or "resnet18": the lab's network, written in the lab's format.
+        scenes: training scenes, three images each (12,288 bytes per image).
         check_scenes: scenes of the check, three images each.
-        seed: of scenes, weights, order and augmentation.
-        machine: where the training happens; None for what is there.
+        seed: seed of scenes, weights, order and augmentation.
+        compute: None for the best available device.
 
     Raises:
-        UsageError: ``out`` cannot be written to, or no such network.
+        UsageError: ``out`` cannot be written to, or the network is unknown.
     """
     if network not in NETWORKS:
         raise UsageError(f"--network: {network!r} is none of {', '.join(NETWORKS)}")
@@ -120,24 +114,24 @@ def _new_network(name: str) -> nn.Module:
     if name == "compact":
         return CompactClassifier()
     net = lab_network()
-    # The loss takes logits. Sigmoids have no weights, so the file fits the lab's network all the same.
+    # The loss needs logits. A sigmoid has no weights, so the file still fits the lab's network.
     net.fc = nn.Sequential(nn.Linear(512, len(CLASSES)), nn.Identity())
     return net
 
 
-def check_classifier(evaluator: Classifier, scenes: int = CHECK_SCENES, *, seed: int = 0) -> dict[int, Score]:
-    """Return the scores on ``scenes`` fresh renders of 1 object, as many of 2, and as many of 3.
+def check_classifier(classifier: Classifier, scenes: int = CHECK_SCENES, *, seed: int = 0) -> dict[int, Score]:
+    """Return the scores on renders of ``scenes`` scenes by number of objects (1, 2, 3).
 
-    Their scenes are neither those of the embedded benchmark nor those that :func:`train_evaluator` renders, whatever the seed.
+    For every seed, the scenes are not in the embedded benchmark or in the data of :func:`train_classifier`.
     """
     drawn = draw_scenes(scenes, seed=CHECK_SEEDS + seed % SEEN_SEEDS, triples="any")
-    answers = torch.cat([evaluator(_centred(torch.from_numpy(part).flatten(0, 1).permute(0, 3, 1, 2))) for part in render(drawn)])
+    outputs = torch.cat([classifier(_centred(torch.from_numpy(part).flatten(0, 1).permute(0, 3, 1, 2))) for part in render(drawn)])
     labels = _labels(drawn)
-    return {count: score(answers[count - 1 :: OBJECTS], labels[count - 1 :: OBJECTS]) for count in range(1, OBJECTS + 1)}
+    return {count: score(outputs[count - 1 :: OBJECTS], labels[count - 1 :: OBJECTS]) for count in range(1, OBJECTS + 1)}
 
 
 def _render(scenes: Scenes) -> Generator[Progress, None, Tensor]:
-    """Render all frames; returns uint8 (3 N, 3, 64, 64), the frames of a scene side by side."""
+    """Render all frames, scene by scene: uint8 (3 N, 3, 64, 64)."""
     total = OBJECTS * len(scenes)
     images = np.empty((total, 3, SIDE, SIDE), dtype=np.uint8)
     done = 0
@@ -158,7 +152,7 @@ def _labels(scenes: Scenes) -> Tensor:
 def _fit(
     net: nn.Module, images: Tensor, labels: Tensor, *, lr: float, steps: int, batch: int, seed: int, compute: ComputeDevice
 ) -> Iterator[Progress | ClassifierStep]:
-    """Train in place: AdamW on the binary cross-entropy."""
+    """Train in place with AdamW on the binary cross-entropy."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2)
     random = generator(seed, "evaluator training")
@@ -182,9 +176,9 @@ def _fit(
 
 
 def _batches(objects: Tensor, batch: int, random: torch.Generator) -> Iterator[Tensor]:
-    """Yield index batches, one shuffled pass over the images after the other; what is left of a pass is dropped.
+    """Yield index batches of shuffled epochs; incomplete batches are dropped.
 
-    An image of k objects comes k times in a pass: in the full ones objects hide each other, and there the errors are.
+    An image of k objects occurs k times per epoch, because most errors are in images whose objects hide each other.
     """
     pool = torch.arange(len(objects)).repeat_interleave(objects)
     for _ in itertools.count():
@@ -193,13 +187,9 @@ def _batches(objects: Tensor, batch: int, random: torch.Generator) -> Iterator[T
 
 
 def augment(images: Tensor, random: torch.Generator) -> Tensor:
-    """Return images as a generator might have made them: mirrored, moved, lit otherwise, a little blurred, a little noisy.
+    """Return images (B, 3, 64, 64) in [-1, 1] with random flip, shift, brightness, contrast, blur and noise.
 
-    Hue and size stay, since they tell classes apart.
-
-    Args:
-        images: (B, 3, 64, 64) in [-1, 1].
-        random: draws everything, in this order.
+    Hue and size do not change, because they distinguish classes.
     """
 
     def draw() -> Tensor:
@@ -216,7 +206,7 @@ def augment(images: Tensor, random: torch.Generator) -> Tensor:
 
 
 def _centred(images: Tensor) -> Tensor:
-    """Return uint8 images as float32 in [-1, 1]."""
+    """Convert uint8 images to float32 in [-1, 1]."""
     return images.float() / 127.5 - 1
 
 

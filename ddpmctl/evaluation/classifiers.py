@@ -1,4 +1,4 @@
-"""Multi-label classifiers that look at an image and name its objects: the one that comes with the program, and the lab's."""
+"""Multi-label classifiers of the objects in an image: the built-in one and the lab's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import copy
 import importlib.resources
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,20 @@ from ddpmctl.labels import CLASSES
 
 BUILT_IN = "built-in"
 FORMAT = "ddpmctl evaluator 1"
-LAB_FILE = "checkpoint.pth"  # the name under which the lab hands its classifier out
-BATCH = 32  # images to a call of the network; a fixed shape, so that an image's answer does not depend on its neighbours
+LAB_FILE = "checkpoint.pth"  # the file name of the lab's classifier
+BATCH = 32  # images per network call; a fixed shape, so that outputs do not depend on the batch
 STEM, MIDDLE, TOP = 48, 80, 192  # channels at 32x32, 16x16 and 8x8
-PRIOR = -4.0  # the logit that a cell of the grid starts with: most classes are absent
+PRIOR = -4.0  # initial logit of a grid cell: most classes are absent
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A classifier ready to be asked.
+    """A classifier for evaluation.
 
     Attributes:
         name: "built-in" or the file's path.
-        sha256: of the weight file.
-        net: (B, 3, 64, 64) in [-1, 1] to probabilities (B, 24); in evaluation mode.
+        sha256: hash of the weight file.
+        net: images (B, 3, 64, 64) in [-1, 1] to probabilities (B, 24); in evaluation mode.
     """
 
     name: str
@@ -42,12 +42,9 @@ class Classifier:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the probability of each class, float32 (B, 24) on the CPU.
+        """Return class probabilities, float32 (B, 24) on the CPU, of images (B, 3, 64, 64) in [-1, 1] on any device.
 
-        Computed in float32 whatever the caller's autocast, and image by image the same however they are batched.
-
-        Args:
-            images: (B, 3, 64, 64) float in [-1, 1], on any device.
+        Outputs do not depend on the caller's autocast or on the batch.
         """
         device = next(self.net.parameters()).device
         out = torch.empty(len(images), len(CLASSES))
@@ -62,20 +59,16 @@ class Classifier:
         """Return the name with the beginning of the hash."""
         return f"{self.name} ({self.sha256[:12]})"
 
-    def to(self, device: torch.device | str) -> Classifier:
-        """Return the same classifier on another device; this one stays where it is."""
-        return replace(self, net=copy.deepcopy(self.net).to(device))
-
 
 class CompactClassifier(nn.Module):
-    """A small residual network, (B, 3, 64, 64) in [-1, 1] to logits (B, 24).
+    """A small residual network, images (B, 3, 64, 64) in [-1, 1] to logits (B, 24).
 
-    Each cell of an 8x8 grid says which classes it sees, and an image shows what any of its cells does: log-sum-exp over the
-    cells, a smooth maximum, as fits labels that say what is there and not where (Pinheiro & Collobert 2015).
+    Each cell of an 8x8 grid has class logits. Their log-sum-exp, a smooth maximum, is the image's logit
+    (Pinheiro & Collobert 2015): labels say which objects are present, but not where.
     """
 
     def __init__(self) -> None:
-        """Draw new weights from torch's global generator."""
+        """Create random weights from torch's global generator."""
         super().__init__()
         self.stem = ConvNorm(3, STEM, 5, stride=2)
         self.blocks = nn.Sequential(Block(STEM, MIDDLE, stride=2), Block(MIDDLE, MIDDLE), Block(MIDDLE, TOP, stride=2))
@@ -94,7 +87,7 @@ class ConvNorm(nn.Module):
     """A convolution without bias and its batch normalisation."""
 
     def __init__(self, before: int, after: int, size: int, stride: int = 1) -> None:
-        """Take channels before and after, the kernel's side, and the stride."""
+        """Create a convolution from ``before`` to ``after`` channels with a kernel of ``size``."""
         super().__init__()
         self.conv = nn.Conv2d(before, after, size, stride, size // 2, bias=False)
         self.norm = nn.BatchNorm2d(after)
@@ -109,7 +102,7 @@ class Block(nn.Module):
     """A residual block of two convolutions."""
 
     def __init__(self, before: int, after: int, stride: int = 1) -> None:
-        """Take channels before and after, and the stride."""
+        """Create a block from ``before`` to ``after`` channels."""
         super().__init__()
         self.first = ConvNorm(before, after, 3, stride)
         self.second = ConvNorm(after, after, 3)
@@ -121,22 +114,17 @@ class Block(nn.Module):
 
 
 def load_classifier(path: Path | None = None, root: Path | None = None, device: torch.device | str = "cpu") -> Classifier:
-    """Return the classifier of a file; without one the lab's if it lies in the data folder, else the built-in one.
-
-    Args:
-        path: a file in the lab's format or in ours.
-        root: the data folder, in which the lab's ``checkpoint.pth`` is found by itself.
-        device: where it computes.
+    """Return the classifier of ``path``, else of ``checkpoint.pth`` in the data folder ``root``, else the built-in one.
 
     Raises:
         UsageError: there is no such file.
-        DataError: the file is damaged, or holds something else than a classifier of the 24 classes.
+        DataError: the file is damaged, or is not a classifier of the 24 classes.
     """
     if path is None and root is not None and (root / LAB_FILE).is_file():
         path = root / LAB_FILE
     name = BUILT_IN if path is None else str(path)
     with contextlib.nullcontext(_built_in()) if path is None else open_tensors(path) as file:
-        with torch.random.fork_rng(devices=[]):  # a new network draws weights, which the file's replace
+        with torch.random.fork_rng(devices=[]):  # initialisation draws random weights
             net, key = _network(name, file.outline)
         _check_shapes(net, file.outline.get(key), name)
         weights = file.load()[key]
@@ -151,7 +139,7 @@ def load_classifier(path: Path | None = None, root: Path | None = None, device: 
 
 
 def classifier_from(net: CompactClassifier, name: str = "in training", sha256: str = "") -> Classifier:
-    """Return a classifier in training as an evaluator; the network itself is copied and left as it is."""
+    """Return a classifier with a copy of a network that is in training."""
     return Classifier(name, sha256, nn.Sequential(copy.deepcopy(net), nn.Sigmoid()).eval().requires_grad_(requires_grad=False))
 
 
@@ -161,16 +149,16 @@ def _built_in() -> TensorFile:
 
 
 def _network(name: str, outline: Any) -> tuple[nn.Module, str]:
-    """Return the network that a file's content is for, with weights of no meaning, and the key of those in the file."""
+    """Return an uninitialised network for a file's content, and the key of the weights in the file."""
     if isinstance(outline, dict) and outline.get("format") == FORMAT:
         return CompactClassifier(), "weights"
     if isinstance(outline, dict) and isinstance(outline.get("model"), dict):
         return lab_network(), "model"
-    raise DataError(f'{name}: holds neither the lab\'s classifier (a state dict under "model") nor a ddpmctl one')
+    raise DataError(f'{name}: is neither the lab\'s classifier (a state dict under "model") nor a ddpmctl classifier')
 
 
 def lab_network() -> nn.Module:
-    """Return the lab's classifier, torchvision's ResNet18 (He et al. 2016) under 24 sigmoids, with random weights."""
+    """Return the lab's classifier with random weights: ResNet18 (He et al. 2016) with 24 sigmoid outputs."""
     from torchvision.models import resnet18
 
     net: nn.Module = resnet18(weights=None)
@@ -179,10 +167,10 @@ def lab_network() -> nn.Module:
 
 
 def _check_shapes(net: nn.Module, declared: Any, name: str) -> None:
-    """Compare the weights that a file declares with a network's: all there, of the right shapes, and no others."""
+    """Check that a file declares exactly the network's weights, with the same shapes."""
     kind = "ddpmctl classifier" if isinstance(net, CompactClassifier) else "lab's ResNet18 classifier"
     if not isinstance(declared, dict) or not all(isinstance(value, Declared) for value in declared.values()):
-        raise DataError(f"{name}: holds other things than tensors where the weights of a {kind} should be")
+        raise DataError(f"{name}: the weights of a {kind} must be tensors")
     shapes = {key: tuple(value.shape) for key, value in net.state_dict().items()}
     wrong = [key for key, shape in shapes.items() if key not in declared or declared[key].shape != shape] + [key for key in declared if key not in shapes]
     if wrong:
@@ -190,7 +178,7 @@ def _check_shapes(net: nn.Module, declared: Any, name: str) -> None:
 
 
 def _plain_float32(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Return the context in which a GPU computes convolutions in true float32 and always alike."""
+    """Return the context in which cuDNN is deterministic and does not use TF32."""
     if device.type != "cuda":
         return contextlib.nullcontext()
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

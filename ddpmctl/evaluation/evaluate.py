@@ -1,4 +1,4 @@
-"""Scoring checkpoints: many files, each on every condition file; results are kept by content."""
+"""Score checkpoints on condition files; results are cached."""
 
 from __future__ import annotations
 
@@ -31,16 +31,15 @@ from ddpmctl.sampling.pipeline import Batch, ImageRequest, SamplingPipeline, in_
 
 @dataclass(frozen=True)
 class EvaluationSpec:
-    """What every checkpoint is put through.
+    """The settings of an evaluation.
 
     Attributes:
         conditions: label sets by condition file.
-        sampling: flat settings that replace the checkpoint's own.
-        assume: flat settings for checkpoints that carry none.
-        repeats: pictures a condition.
+        repeats: images per condition.
+        sampling: flat settings that replace the checkpoint's.
+        assume: flat settings for checkpoints without settings.
         grids: folder for sample grids, or None.
-        titles: names for checkpoints whose file names are not unique.
-        ranks: the processes that share the work.
+        titles: names of checkpoints whose file names are not unique.
     """
 
     conditions: Mapping[str, Sequence[tuple[str, ...]]]
@@ -55,7 +54,7 @@ class EvaluationSpec:
     job: Job = SINGLE
 
     def content(self, sha256: str, config: Config) -> list[object]:
-        """Return everything that the answers depend on but the condition file and the number of pictures."""
+        """Return everything that the results depend on, except the condition file and the number of repeats."""
         return [
             __version__, sha256, asdict(config.model), asdict(config.diffusion), asdict(config.sampling),
             self.classifier.sha256, self.compute.precision, self.compute.device.type, self.seed,
@@ -63,10 +62,10 @@ class EvaluationSpec:
 
 
 def evaluate_checkpoints(paths: Sequence[Path], spec: EvaluationSpec) -> Iterator[EvaluationEvent]:
-    """Yield a ``CheckpointResult`` or ``Failed`` for each checkpoint, in order, with progress between.
+    """Yield progress, and a ``CheckpointResult`` or ``Failed`` for each checkpoint, in order.
 
-    Results of unchanged files under an unchanged specification are read from the cache. All processes of a job make images, a batch at a
-    time in turn; rank 0 knows what is missing and concludes, and all yield the same results, the others when all are there.
+    Results of unchanged files and settings are read from the cache. All ranks of a job sample and score batches; rank 0 collects
+    them. All ranks yield the same results, ranks other than 0 at the end.
     """
     queue: deque[_Due | Failed] = deque()
     worker = _Worker(spec)
@@ -76,7 +75,7 @@ def evaluate_checkpoints(paths: Sequence[Path], spec: EvaluationSpec) -> Iterato
         if isinstance(item, Progress):
             yield item
             continue
-        while isinstance(queue[0], Failed) or not queue[0].missing:  # complete before these images were begun
+        while isinstance(queue[0], Failed) or not queue[0].missing:  # complete in the cache
             done.append(_concluded(queue.popleft(), [], spec))
             yield done[-1]
         parts.append(item)
@@ -93,10 +92,9 @@ def evaluate_checkpoints(paths: Sequence[Path], spec: EvaluationSpec) -> Iterato
 
 
 def pipeline_for(checkpoint: Checkpoint, sampling: Mapping[str, Value], compute: ComputeDevice) -> SamplingPipeline:
-    """Return a painter of pictures from a checkpoint; ``sampling`` replaces settings by flat name.
+    """Return the sampling pipeline of a checkpoint; ``sampling`` replaces settings by flat name.
 
     Raises:
-        DataError: the weights do not fit the checkpoint's settings.
         UsageError: a sampling setting does not fit the model, such as more steps than T.
     """
     config = checkpoint.config.replace(**sampling)
@@ -105,7 +103,7 @@ def pipeline_for(checkpoint: Checkpoint, sampling: Mapping[str, Value], compute:
 
 
 def used_config(checkpoint: Checkpoint, spec: EvaluationSpec) -> Config:
-    """Return the settings that a checkpoint is sampled with, with the actual number of sampler steps where it was auto.
+    """Return the settings for sampling from a checkpoint, with the actual number of steps instead of auto.
 
     Raises:
         UsageError: a sampling setting does not fit the model.
@@ -116,7 +114,7 @@ def used_config(checkpoint: Checkpoint, spec: EvaluationSpec) -> Config:
 
 @dataclass(frozen=True)
 class _Due:
-    """A checkpoint with its cached results, and the images that are missing, by condition file."""
+    """A checkpoint with its cached results and the missing images, by condition file."""
 
     checkpoint: Checkpoint
     config: Config
@@ -126,7 +124,7 @@ class _Due:
 
     @property
     def count(self) -> int:
-        """Images that are missing."""
+        """The number of missing images."""
         return sum(map(len, self.missing.values()))
 
 
@@ -134,7 +132,7 @@ def _due(checkpoint: Checkpoint, spec: EvaluationSpec) -> _Due:
     config = used_config(checkpoint, spec)
     content = spec.content(checkpoint.sha256, config)
     keys = {name: result_key(content, name, sets) for name, sets in spec.conditions.items()}
-    # A grid shows every image, and the cache holds only the first one of each condition.
+    # A grid shows every image, but the cache has only the first image of each condition.
     answers = {} if spec.grids else {name: found for name, key in keys.items() if (found := load_results(key, spec.conditions[name]))}
     missing = {
         name: requests_for(name, sets, seed=spec.seed, repeats=spec.repeats, first=answers[name].repeats if name in answers else 0)
@@ -144,7 +142,7 @@ def _due(checkpoint: Checkpoint, spec: EvaluationSpec) -> _Due:
 
 
 def _concluded(due: _Due | Failed, parts: Sequence[ScoredBatch], spec: EvaluationSpec) -> CheckpointResult | Failed:
-    """Save the results of a checkpoint whose images are complete, draw its grids, and return its result."""
+    """Cache the results of a checkpoint, write its grids, and return its result."""
     if isinstance(due, Failed):
         return due
     checkpoint, answers = due.checkpoint, dict(due.answers)
@@ -163,8 +161,8 @@ def _concluded(due: _Due | Failed, parts: Sequence[ScoredBatch], spec: Evaluatio
 
 
 def _missing_batches(paths: Sequence[Path], spec: EvaluationSpec, worker: _Worker, queue: deque[_Due | Failed]) -> Iterator[_CheckpointBatch]:
-    """Yield the batches that are missing, checkpoint by checkpoint, and append each checkpoint to ``queue`` before its first batch."""
-    with ThreadPoolExecutor(1, "load") as ahead:  # the next file is read and checked while this one's images are made
+    """Yield the missing batches, checkpoint by checkpoint; append each checkpoint to ``queue`` before its first batch."""
+    with ThreadPoolExecutor(1, "load") as ahead:  # load the next file while sampling from this one
         loading = [ahead.submit(load_checkpoint, path, spec.assume) for path in paths[:1]]
         for path, following in itertools.zip_longest(paths, paths[1:]):
             current = loading.pop()
@@ -184,7 +182,7 @@ def _missing_batches(paths: Sequence[Path], spec: EvaluationSpec, worker: _Worke
 
 
 class _CheckpointBatch(NamedTuple):
-    """Images to make from the checkpoint in a file."""
+    """A batch of images of one checkpoint."""
 
     path: Path
     sha256: str
@@ -192,7 +190,7 @@ class _CheckpointBatch(NamedTuple):
 
 
 class _Worker:
-    """Makes and scores batches; keeps the network of the last one."""
+    """Samples and scores batches; keeps the last network."""
 
     def __init__(self, spec: EvaluationSpec) -> None:
         self._spec = spec
@@ -200,20 +198,20 @@ class _Worker:
         self._last: tuple[str, SamplingPipeline] | None = None
 
     def offer(self, checkpoint: Checkpoint) -> None:
-        """Hand over a checkpoint that is loaded already; it is kept until the next batch, unless another one is waiting."""
+        """Keep a loaded checkpoint for the next batch, unless another one is kept."""
         self._offered = self._offered or checkpoint
 
     def score(self, work: _CheckpointBatch) -> Generator[Progress, None, ScoredBatch]:
-        """Return images and probabilities.
+        """Sample and score one batch.
 
         Raises:
-            DataError: this process finds another file under the path than rank 0.
+            DataError: the file differs from the file on rank 0.
         """
         if self._last is None or self._last[0] != work.sha256:
             offered = self._offered
             checkpoint = offered if offered and offered.sha256 == work.sha256 else load_checkpoint(work.path, self._spec.assume)
             if checkpoint.sha256 != work.sha256:
-                raise DataError(f"{work.path}: is another file here than on rank 0")
+                raise DataError(f"{work.path}: is not the same file as on rank 0")
             self._last = work.sha256, pipeline_for(checkpoint, self._spec.sampling, self._spec.compute)
         self._offered = None
         return (yield from score_batch(self._last[1], self._spec.classifier, work.batch))

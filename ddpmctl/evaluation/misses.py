@@ -1,8 +1,8 @@
-"""What became of the objects that a picture does not show: binding errors told apart from absence.
+"""Error types of requested objects that are missing: binding errors or absence.
 
-A picture shows what the classifier gives more than one half. A requested object that is not shown is set
-beside an object that is shown without having been requested, where one can stand for it: two that exchanged
-their colours, the right colour on a wrong shape, the right shape in a wrong colour. Each shown object stands for one at most.
+An image shows a class if its probability is above one half. Each missing object is matched with at most one object
+that is shown but not requested: two objects with exchanged colours, the same colour with another shape, or the same
+shape with another colour.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ddpmctl.labels import CLASSES, multi_hot
 
 @dataclass(frozen=True)
 class Misses:
-    """Requested objects that are not shown, by what is shown in their place, and objects that nobody requested.
+    """Counts of missing objects by error type, and of extra objects.
 
     Attributes:
-        swapped: objects that exchanged their colours with another requested one.
-        wrong_shape: the colour is there, on another shape.
-        wrong_colour: the shape is there, in another colour.
-        absent: nothing stands for it.
-        extra: shown, not requested, and standing for nothing.
+        swapped: the colour is exchanged with another requested object.
+        wrong_shape: matched with an object of the same colour.
+        wrong_colour: matched with an object of the same shape.
+        absent: not matched.
+        extra: shown, not requested and not matched.
     """
 
     swapped: int = 0
@@ -37,38 +37,37 @@ class Misses:
     extra: int = 0
 
     def __add__(self, other: Misses) -> Misses:
-        """Return the account of both."""
+        """Add all counts."""
         return Misses(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     @property
     def missed(self) -> int:
-        """Requested objects that are not shown."""
+        """The number of requested objects that are not shown."""
         return self.swapped + self.wrong_shape + self.wrong_colour + self.absent
 
 
 def account(requested: Iterable[str], shown: Iterable[str]) -> Misses:
-    """Return what became of one picture's objects, both given as labels such as ``red cube``.
+    """Return the counts of one image, from labels such as ``red cube``.
 
-    Of all ways to let shown objects stand for requested ones, the one counts that explains the most: exchanges first, then
-    the most objects, then colours before shapes.
+    The best matching counts: most exchanges, then most matched objects, then most equal colours.
     """
     wanted, seen = set(requested), set(shown)
     missing, others = sorted(wanted - seen), sorted(seen - wanted)
-    trajectories = []
+    candidates = []
     for exchanged in _exchanges(missing, others):
         rest = [label for label in missing if label not in exchanged]
         free = [label for label in others if label not in {_with_colour(a, b) for a, b in itertools.permutations(exchanged, 2)}]
         matched, shape = _matched(rest, free)
-        trajectories.append((len(exchanged), matched, shape, Misses(len(exchanged), shape, matched - shape, len(rest) - matched, len(free) - matched)))
-    return max(trajectories, key=lambda way: way[:3])[3]
+        candidates.append((len(exchanged), matched, shape, Misses(len(exchanged), shape, matched - shape, len(rest) - matched, len(free) - matched)))
+    return max(candidates, key=lambda candidate: candidate[:3])[3]
 
 
 def _matched(missing: Sequence[str], others: Sequence[str]) -> tuple[int, int]:
-    """Return the most objects that others can stand for, each once, and of those the most that have the right colour.
+    """Return the size of the largest matching of missing and other objects, and its largest number of equal colours.
 
-    Goes through the others one by one and keeps, for every set of objects already stood for, the best way to it.
+    Dynamic programming over the other objects; the state is the set of matched objects.
     """
-    best = {0: 0}  # objects stood for, as bits -> those of them with the right colour
+    best = {0: 0}  # matched objects, as bits -> number of equal colours
     for other in others:
         for taken, colours in list(best.items()):
             for index, label in enumerate(missing):
@@ -80,18 +79,13 @@ def _matched(missing: Sequence[str], others: Sequence[str]) -> tuple[int, int]:
 
 
 def account_for(probabilities: Tensor, requests: Sequence[Sequence[str]]) -> Misses:
-    """Return the account of several pictures: the classifier's outputs (B, 24), and the labels requested of each."""
-    shown = [[CLASSES[index] for index in answer.nonzero().flatten().tolist()] for answer in probabilities.cpu() > THRESHOLD]
+    """Return the counts of a batch of images, from the classifier's outputs (B, 24) and the requested labels."""
+    shown = [[CLASSES[index] for index in present.nonzero().flatten().tolist()] for present in probabilities.cpu() > THRESHOLD]
     return sum((account(labels, seen) for labels, seen in zip(requests, shown, strict=True)), Misses())
 
 
 def breakdown(probabilities: Tensor, requests: Sequence[Sequence[str]]) -> dict[str, dict[str, Score]]:
-    """Return scores by number of objects and by whether two share a colour: {aspect: {value: score}}.
-
-    Args:
-        probabilities: the classifier's outputs, (B, 24).
-        requests: the labels requested of each picture.
-    """
+    """Return scores by number of objects and by whether two objects share a colour: {aspect: {value: score}}."""
     groups: dict[str, dict[str, list[int]]] = {"objects": {}, "colours": {}}
     for index, labels in enumerate(requests):
         groups["objects"].setdefault(str(len(labels)), []).append(index)
@@ -104,7 +98,7 @@ def breakdown(probabilities: Tensor, requests: Sequence[Sequence[str]]) -> dict[
 
 
 def recall(probabilities: Tensor, requests: Sequence[Sequence[str]]) -> dict[str, dict[str, tuple[int, int]]]:
-    """Return (hits, requested) by class, colour and shape: {aspect: {value: counts}}; hits as the lab counts them, among the k highest."""
+    """Return (hits, requested) by class, colour and shape: {aspect: {value: counts}}; hits are among the k highest outputs."""
     counts: dict[str, dict[str, tuple[int, int]]] = {"class": {}, "colour": {}, "shape": {}}
     for outputs, labels in zip(probabilities.cpu(), requests, strict=True):
         top = {CLASSES[index] for index in outputs.topk(len(labels)).indices.tolist()}
@@ -116,13 +110,13 @@ def recall(probabilities: Tensor, requests: Sequence[Sequence[str]]) -> dict[str
 
 
 def confusion(probabilities: Tensor, requests: Sequence[Sequence[str]]) -> list[list[float]]:
-    """Return a 24 x 24 table: row, a requested class; column, how often a picture asked for it shows that class.
+    """Return a 24 x 24 table: the fraction of images with a requested class (row) that show a class (column).
 
-    Only columns of classes that the picture was not asked for, and the diagonal, count, so that a second requested object is no confusion.
+    Other requested classes of the image do not count.
     """
     shown, asked = [[0] * len(CLASSES) for _ in CLASSES], [0] * len(CLASSES)
-    for answer, labels in zip(probabilities.cpu() > THRESHOLD, requests, strict=True):
-        seen = [CLASSES[index] for index in answer.nonzero().flatten().tolist()]
+    for present, labels in zip(probabilities.cpu() > THRESHOLD, requests, strict=True):
+        seen = [CLASSES[index] for index in present.nonzero().flatten().tolist()]
         for label in labels:
             row = CLASSES.index(label)
             asked[row] += 1
@@ -133,15 +127,15 @@ def confusion(probabilities: Tensor, requests: Sequence[Sequence[str]]) -> list[
 
 
 def _exchanges(missing: Sequence[str], others: Sequence[str]) -> Iterator[frozenset[str]]:
-    """Yield no exchange, and every pair of missing objects that are both shown with the other's colour."""
+    """Yield the empty set, and every pair of missing objects that are both shown with the other's colour."""
     yield frozenset()
     for first, second in itertools.combinations(missing, 2):
         if _with_colour(first, second) in others and _with_colour(second, first) in others:
             yield frozenset((first, second))
 
 
-def _with_colour(label: str, giver: str) -> str:
-    return f"{_colour(giver)} {_shape(label)}"
+def _with_colour(label: str, other: str) -> str:
+    return f"{_colour(other)} {_shape(label)}"
 
 
 def _colour(label: str) -> str:

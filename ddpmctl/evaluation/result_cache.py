@@ -1,4 +1,4 @@
-"""A classifier's answers to a checkpoint's pictures, kept by content: more repeats are added to those that are there."""
+"""Cache of classifier outputs for a checkpoint's images; more repeats are appended."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from ddpmctl.labels import CLASSES, LabelSet
 from ddpmctl.sampling.pipeline import IMAGE_SHAPE
 
 if TYPE_CHECKING:
-
     from ddpmctl.evaluation.scoring import ScoredImages
 
+
 def result_key(content: Sequence[object], name: str, conditions: Sequence[LabelSet]) -> str:
-    """Return the name under which answers are kept: the hash of all that they depend on but the number of repeats."""
+    """Return the cache key: the hash of everything that the results depend on, except the number of repeats."""
     return hashlib.sha256(json.dumps([*content, name, list(map(list, conditions))], sort_keys=True).encode()).hexdigest()
 
 
 def load_results(key: str, conditions: Sequence[LabelSet]) -> FileResults | None:
-    """Return the answers kept under a key; None where there are none, or none that can be used."""
+    """Return cached results, or None if they are missing or damaged."""
     try:
         with _file(key).open("rb") as file, np.load(file, allow_pickle=False) as content:
             probabilities, images = content["probabilities"], content["images"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, DdpmctlError):
-        return None  # never kept, or damaged (numpy passes on whatever zipfile makes of it): then it is measured again
+        return None  # numpy passes on all errors of zipfile
     count = len(conditions)
     fits = probabilities.ndim == 3 and probabilities.shape[::2] == (count, len(CLASSES)) and probabilities.shape[1] > 0
     sound = fits and probabilities.dtype == np.float32 and bool(np.isfinite(probabilities).all())
@@ -44,7 +44,7 @@ def load_results(key: str, conditions: Sequence[LabelSet]) -> FileResults | None
 
 
 def save_results(key: str, answers: FileResults) -> None:
-    """Keep answers for later calls; where the cache cannot be written, that costs time at the next call and nothing else."""
+    """Cache results; ignore a cache folder that cannot be written."""
     try:
         file = _file(key)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def save_results(key: str, answers: FileResults) -> None:
 
 
 def with_more_repeats(kept: FileResults | None, conditions: Sequence[LabelSet], scored_images: ScoredImages) -> FileResults:
-    """Return kept answers with those to more pictures of each condition behind them."""
+    """Return cached results with the results of more images of each condition appended."""
     count = len(conditions)
     more = scored_images.probabilities.float().cpu().numpy().reshape(count, -1, len(CLASSES))
     if kept is not None:

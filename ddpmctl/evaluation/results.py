@@ -1,4 +1,4 @@
-"""Results of an evaluation: what the classifier found in one checkpoint's images, by condition file."""
+"""Results of an evaluation, by checkpoint and condition file."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FileResults:
-    """What a classifier said of one checkpoint's pictures for one condition file.
+    """Classifier outputs for one checkpoint's images of one condition file.
 
     Attributes:
-        conditions: the label sets asked for.
-        probabilities: float32, (conditions, repeats, 24).
-        pictures: the first picture of each condition, uint8, (conditions, 3, 64, 64).
+        conditions: the requested label sets.
+        probabilities: float32 (conditions, repeats, 24).
+        images: the first image of each condition, uint8 (conditions, 3, 64, 64).
     """
 
     conditions: tuple[LabelSet, ...]
@@ -39,37 +39,37 @@ class FileResults:
 
     @property
     def repeats(self) -> int:
-        """Pictures of each condition."""
+        """Images per condition."""
         return int(self.probabilities.shape[1])
 
     @property
     def flat(self) -> Tensor:
-        """The answers picture by picture, a condition's together: (conditions * repeats, 24)."""
+        """The probabilities image by image: (conditions * repeats, 24)."""
         return torch.from_numpy(self.probabilities.reshape(-1, len(CLASSES)))
 
     @property
     def requested(self) -> list[LabelSet]:
-        """The labels asked for, picture by picture as in ``flat``."""
+        """The requested labels of each image, in the order of ``flat``."""
         return [labels for labels in self.conditions for _ in range(self.repeats)]
 
     @functools.cached_property
     def score(self) -> Score:
-        """The pooled score of all pictures."""
+        """The pooled score of all images."""
         return score(self.flat, self._wanted())
 
     @functools.cached_property
     def tally(self) -> Tally:
-        """The hits, condition by condition, as the lab counts them."""
+        """The hits of each image by condition."""
         hits = np.array(top_k_hits(self.flat, self._wanted())).reshape(len(self.conditions), self.repeats)
         return Tally(hits, np.array([len(labels) for labels in self.conditions]))
 
     @functools.cached_property
     def misses(self) -> Misses:
-        """What became of the objects that the pictures do not show."""
+        """Counts of missing and extra objects."""
         return account_for(self.flat, self.requested)
 
     def first(self, repeats: int) -> FileResults:
-        """Return the answers to the first pictures of each condition."""
+        """Return the results of the first images of each condition."""
         return FileResults(self.conditions, self.probabilities[:, :repeats], self.images)
 
     def _wanted(self) -> Tensor:
@@ -78,14 +78,15 @@ class FileResults:
 
 @dataclass(frozen=True)
 class CheckpointResult:
-    """A checkpoint has been scored, now or, where ``kept``, at an earlier call.
+    """The results of one checkpoint.
 
     Attributes:
-        sha256: of the checkpoint's file.
-        recorded: accuracies that its file carries, by condition file.
-        answers: what the classifier said, by condition file.
-        config: the settings used, with the number of sampler steps taken.
-        foreign: the file carries no settings; what it cannot say was assumed.
+        sha256: hash of the file.
+        recorded: accuracies stored in the file or its name, by condition file.
+        answers: results by condition file.
+        config: the settings used, with the actual number of sampler steps.
+        foreign: the file has no settings, so they were assumed.
+        kept: all results are from the cache.
     """
 
     path: Path
@@ -111,7 +112,7 @@ class CheckpointResult:
 
 @dataclass(frozen=True)
 class Failed:
-    """A file could not be used; the others go on."""
+    """A checkpoint that could not be scored."""
 
     path: Path
     reason: str
@@ -121,5 +122,5 @@ EvaluationEvent = Progress | CheckpointResult | Failed
 
 
 def pooled_tally(answers: Mapping[str, FileResults], names: Sequence[str]) -> Tally:
-    """Return one tally over several condition files."""
+    """Return the tally of several condition files together."""
     return concatenated([answers[name].tally for name in names])

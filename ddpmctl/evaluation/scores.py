@@ -1,10 +1,9 @@
-"""Scores computed from a classifier's answers."""
+"""Scores computed from classifier outputs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,13 +13,13 @@ THRESHOLD = 0.5
 
 @dataclass(frozen=True)
 class Score:
-    """How well images show what was asked for.
+    """Counts over a set of images.
 
     Attributes:
-        hits: requested labels found, over all images.
-        labels: requested labels, over all images.
+        hits: requested labels found.
+        labels: requested labels.
         exact: images that show every requested object and no other.
-        images: images scored.
+        images: number of images.
     """
 
     hits: int
@@ -30,33 +29,23 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        """The lab's pooled accuracy, hits / labels; NaN where nothing was requested."""
+        """The lab's pooled accuracy, hits / labels; NaN without labels."""
         return self.hits / self.labels if self.labels else float("nan")
 
     @property
     def exact_match(self) -> float:
-        """The share of images that are right altogether; NaN without images."""
+        """exact / images; NaN without images."""
         return self.exact / self.images if self.images else float("nan")
 
     def to_dict(self) -> dict[str, int | float]:
-        """Return counts and ratios as plain values."""
+        """Return counts and ratios as a dict."""
         return {**asdict(self), "accuracy": self.accuracy, "exact_match": self.exact_match}
-
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> Score:
-        """Return the score that ``to_dict`` described."""
-        return Score(*(int(values[name]) for name in ("hits", "labels", "exact", "images")))
 
 
 def top_k_hits(probabilities: Tensor, requested: Tensor) -> list[int]:
-    """Return, per image, how many requested labels are among its k highest outputs, k being the number requested.
+    """Return, per image, how many of its k requested labels are among the k highest outputs.
 
-    This is the lab's count, image by image and with ``topk``'s own way with ties, so that it
-    agrees to the last digit. Extra objects are not punished.
-
-    Args:
-        probabilities: (B, 24), the classifier's outputs.
-        requested: (B, 24), multi-hot.
+    This is the lab's count, with ``topk``'s order of ties. Extra objects are not punished.
     """
     hits = []
     for outputs, wanted in zip(probabilities.cpu(), requested.cpu().bool(), strict=True):
@@ -66,14 +55,14 @@ def top_k_hits(probabilities: Tensor, requested: Tensor) -> list[int]:
 
 
 def score(probabilities: Tensor, requested: Tensor) -> Score:
-    """Return the pooled score of images, given the classifier's outputs and the multi-hot requests, both (B, 24)."""
+    """Return the score of images from classifier outputs and multi-hot requests, both (B, 24)."""
     wanted = requested.cpu().bool()
     exact = ((probabilities.cpu() > THRESHOLD) == wanted).all(dim=1)
     return Score(hits=sum(top_k_hits(probabilities, requested)), labels=int(wanted.sum()), exact=int(exact.sum()), images=len(wanted))
 
 
 def pooled(scores: list[Score]) -> Score:
-    """Return the score of all images of several scores together."""
+    """Return the sum of several scores."""
     return Score(*(sum(getattr(s, name) for s in scores) for name in ("hits", "labels", "exact", "images")))
 
 

@@ -1,4 +1,4 @@
-"""Scoring a network: make the pictures that the condition files ask for, and ask the classifier."""
+"""Score a network: sample images of the conditions and classify them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,7 @@ from ddpmctl.sampling.pipeline import BATCH, Batch, ImageRequest, SamplingPipeli
 
 @dataclass(frozen=True)
 class ScoredImages:
-    """The pictures made for one condition file and the classifier's answers.
-
-    Attributes:
-        pictures: uint8, (N, 3, 64, 64).
-        probabilities: float32, (N, 24).
-    """
+    """Images of one condition file, uint8 (N, 3, 64, 64), and classifier outputs, float32 (N, 24)."""
 
     requests: list[ImageRequest]
     images: Tensor
@@ -32,7 +27,7 @@ class ScoredImages:
 
     @property
     def score(self) -> Score:
-        """The pooled score of all pictures."""
+        """The pooled score of all images."""
         return score(self.probabilities, label_tensor(self.requests))
 
 
@@ -45,10 +40,9 @@ def score_conditions(
     repeats: int = 1,
     batch_size: int = BATCH,
 ) -> collections.abc.Generator[Progress, None, dict[str, ScoredImages]]:
-    """Make ``repeats`` images of every condition and return what the classifier finds in them, by condition file.
+    """Sample ``repeats`` images of every condition and return images and classifier outputs by condition file.
 
-    The files' conditions share batches. Each image's noise is a function of (seed, file, condition, repeat) alone, so every network is
-    scored on the same noise.
+    Each image's noise depends only on (seed, file, condition, repeat), so every network is scored on the same noise.
     """
     requests = {name: requests_for(name, sets, seed=seed, repeats=repeats) for name, sets in conditions.items()}
     parts = []
@@ -58,20 +52,20 @@ def score_conditions(
 
 
 class ScoredBatch(NamedTuple):
-    """One batch's images, uint8 (B, 3, 64, 64), and the classifier's probabilities for them, float32 (B, 24), on the CPU."""
+    """Images of one batch, uint8 (B, 3, 64, 64), and classifier outputs, float32 (B, 24), on the CPU."""
 
     images: Tensor
     probabilities: Tensor
 
 
 def score_batch(pipeline: SamplingPipeline, classifier: Classifier, batch: Batch) -> collections.abc.Generator[Progress, None, ScoredBatch]:
-    """Make one batch of images and return them with what the classifier finds."""
+    """Sample and classify one batch."""
     made = yield from sample_batch(pipeline, batch)
     return ScoredBatch(torch.cat([to_uint8(images) for images in made]), torch.cat([classifier(images) for images in made]).cpu())
 
 
 def by_condition_file(requests: Mapping[str, list[ImageRequest]], parts: Sequence[ScoredBatch]) -> dict[str, ScoredImages]:
-    """Return batches over all requests, in order, under the names of the condition files that they are for."""
+    """Split the batches of all requests, in order, by condition file."""
     sizes = [len(group) for group in requests.values()]
     images, probabilities = (torch.split(torch.cat(tensors), sizes) for tensors in zip(*parts, strict=True))
     return {name: ScoredImages(group, *found) for (name, group), *found in zip(requests.items(), images, probabilities, strict=True)}

@@ -1,4 +1,4 @@
-"""One sampling setting through several values, all else equal: what more steps or more guidance are worth."""
+"""Evaluate several values of one sampling setting."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ddpmctl.statistics.intervals import Interval, accuracy_interval
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One checkpoint at one value.
+    """The result of one checkpoint at one value.
 
     Attributes:
-        nfe: network calls an image.
+        nfe: network calls per image.
         accuracy: pooled over all condition files.
-        exact: share of the pictures that are right altogether.
+        exact: exact match rate.
     """
 
     value: Value
@@ -37,7 +37,7 @@ class SweepPoint:
 def evaluate_sweep(
     paths: Sequence[Path], spec: EvaluationSpec, setting: str, values: Sequence[Value]
 ) -> collections.abc.Generator[EvaluationEvent, None, tuple[Mapping[Path, Sequence[SweepPoint]], list[Failed]]]:
-    """Judge every checkpoint at every value of a sampling setting; return the points, and what could not be judged."""
+    """Evaluate every checkpoint at every value of a sampling setting; return the points and the failures."""
     found: dict[Path, list[SweepPoint]] = {}
     failures: list[Failed] = []
     for value in values:

@@ -1,6 +1,6 @@
-"""The report's network: a two-level U-Net whose decoder is scaled by the labels and shifted by time.
+"""The report's network: a two-level U-Net whose decoder is scaled by the labels and shifted by the time.
 
-Attribute names are the report's, so that state dicts of that code family load unchanged.
+Attribute names are the report's, so that its state dicts load unchanged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ CLASSES = 24
 
 
 class ResidualConvBlock(nn.Module):
-    """Two conv-BN-activation layers; residual blocks add both outputs (or input and output) over 1.414."""
+    """Two conv-BN-activation layers; if residual, return (first or input + second) / 1.414."""
 
     def __init__(self, in_channels: int, out_channels: int, act: type[nn.Module], *, residual: bool = False) -> None:
         """Build ``conv1`` and ``conv2``."""
@@ -30,7 +30,7 @@ class ResidualConvBlock(nn.Module):
         second: Tensor = self.conv2(first)
         if not self.residual:
             return second
-        # 1.414 and not sqrt(2): the report's constant, part of what its weights were trained with
+        # 1.414 and not sqrt(2): the report's weights were trained with it
         return ((x if self.same_channels else first) + second) / 1.414
 
 
@@ -48,7 +48,7 @@ class UnetDown(nn.Module):
 
 
 class UnetUp(nn.Module):
-    """Upsampling of the concatenated input and skip, then two blocks."""
+    """Upsample the concatenated input and skip, then apply two blocks."""
 
     def __init__(self, in_channels: int, out_channels: int, act: type[nn.Module]) -> None:
         """Build ``model``."""
@@ -74,7 +74,7 @@ class EmbedFC(nn.Module):
         self.model = nn.Sequential(nn.Linear(in_features, out_features), nn.GELU(), nn.Linear(out_features, out_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in) to (B, out, 1, 1), ready to meet feature maps."""
+        """Map (B, in) to (B, out, 1, 1)."""
         out: Tensor = self.model(x.view(-1, self.in_features))
         return out[:, :, None, None]
 
@@ -84,7 +84,7 @@ class ContextUnet(nn.Module):
     """the report's two-level U-Net (7.6 M parameters at width 128)."""
 
     def __init__(self, config: ModelConfig) -> None:
-        """Build it at ``config.width`` channels (the report's n_feat) with ``config.act`` in its residual blocks."""
+        """Build it with ``config.width`` channels (the report's n_feat) and ``config.act`` in the residual blocks."""
         super().__init__()
         n, act = config.width, ACTIVATIONS.get(config.act)
         self.init_conv = ResidualConvBlock(3, n, act, residual=True)

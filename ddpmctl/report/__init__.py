@@ -1,1 +1,1 @@
-"""Pictures and figures, as files."""
+"""Figures, tables and HTML pages."""

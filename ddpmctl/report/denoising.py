@@ -1,4 +1,4 @@
-"""The way from noise to image as a grid or a GIF."""
+"""Denoising trajectories as an image grid or a GIF."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from ddpmctl.grids import draw_sheet, save_gif, save_sheet
 from ddpmctl.sampling.trajectory import RecordedFrame, Trajectory
 
 T = TypeVar("T")
-LONGEST_GIF = 60  # frames; more only makes the file large
+LONGEST_GIF = 60  # frames, to limit the file size
 
 
 def save_denoise_grid(path: Path, times: Sequence[int], trajectories: Sequence[Trajectory], *, columns: int, with_x0: bool = False) -> Path:
-    """Write ``columns`` of the moments, evenly spaced and with both ends, as one PNG.
+    """Write ``columns`` evenly spaced frames of each trajectory as one PNG.
 
     Args:
         path: the PNG file.
-        times: t of each moment, from T to 0.
-        ways: one a row.
-        columns: moments to show, at most all of them.
-        with_x0: a second row under each with x0_hat.
+        times: t of each frame, from T to 0.
+        trajectories: one per row.
+        columns: frames to show, including the first and the last.
+        with_x0: add a row with x0_hat under each row.
     """
     shown = _evenly(range(len(times)), columns)
     rows, names, notes = [], [], []
-    for way in trajectories:
-        below = [way.notes[index] for index in shown]
-        rows.append([way.x_t[index] for index in shown])
-        names.append(way.title)
+    for trajectory in trajectories:
+        below = [trajectory.notes[index] for index in shown]
+        rows.append([trajectory.x_t[index] for index in shown])
+        names.append(trajectory.title)
         notes.append([""] * len(shown) if with_x0 else below)
         if with_x0:
-            rows.append([_white(way.x_t[0]) if (clean := way.x0_hat[index]) is None else clean for index in shown])
+            rows.append([_white(trajectory.x_t[0]) if (clean := trajectory.x0_hat[index]) is None else clean for index in shown])
             names.append("x0_hat")
             notes.append(below)
     captions = notes if any(map(any, notes)) else None
@@ -42,7 +42,7 @@ def save_denoise_grid(path: Path, times: Sequence[int], trajectories: Sequence[T
 
 
 def save_denoise_gif(path: Path, frames: Sequence[RecordedFrame], titles: Sequence[str], *, with_x0: bool = False) -> Path:
-    """Write the moments as a GIF, the label sets side by side."""
+    """Write the frames as a GIF, one column per label set."""
     sheets = []
     for frame in _evenly(frames, LONGEST_GIF):
         rows = [list(frame.x_t)]

@@ -1,6 +1,6 @@
 """Figures of an evaluation: classes, confusion, noise schedules, and accuracy against a sampling setting.
 
-What matters is told by place, length, markers or written figures; colour only repeats it, so that the figures can be read in black and white.
+The figures can be read in black and white: no information is in the colour alone.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ddpmctl.labels import CLASSES, COLOURS, SHAPES
 from ddpmctl.report.figures import COLOURS as PALETTE
 from ddpmctl.report.figures import DASHES, MARKERS, save_figure
 
-NEAR_ZERO = 1e-3  # terminal SNR up to which x_T passes for pure noise
+NEAR_ZERO = 1e-3  # largest terminal SNR of pure noise
 HATCHES = ("", "///", "...")
-WRITTEN_FROM = 0.05  # shares below this are left to their shade
+WRITTEN_FROM = 0.05  # smaller values are not written in the cells
 
 
 def save_class_bars(path: Path, answers: Mapping[str, FileResults], title: str) -> Path:
-    """Write the share of requests met for each class, by colour and shape, over all condition files."""
+    """Write the accuracy of each class, by colour and shape, over all condition files."""
     flat, requested = _together(answers)
     counts = recall(flat, requested)["class"]
     figure = Figure(figsize=(10, 4.2), layout="constrained")
@@ -51,7 +51,7 @@ def save_class_bars(path: Path, answers: Mapping[str, FileResults], title: str) 
 
 
 def save_confusion(path: Path, answers: Mapping[str, FileResults], title: str) -> Path:
-    """Write the 24 x 24 table of what is shown in pictures that ask for each class."""
+    """Write the 24 x 24 table of the classes shown in images that request each class."""
     table = np.array(confusion(*_together(answers)))
     figure = Figure(figsize=(9.4, 8.4), layout="constrained")
     axis = figure.subplots()
@@ -65,12 +65,12 @@ def save_confusion(path: Path, answers: Mapping[str, FileResults], title: str) -
         axis.axhline(edge - 0.5, color=PALETTE[1], linewidth=0.8)
         axis.axvline(edge - 0.5, color=PALETTE[1], linewidth=0.8)
     axis.set(xlabel="shown", ylabel="requested", title=title)
-    figure.colorbar(image, ax=axis, shrink=0.6, label="share of the pictures that ask for the class (from 5 %: in %)")
+    figure.colorbar(image, ax=axis, shrink=0.6, label="fraction of the images that request the class (from 5 %: in %)")
     return save_figure(path, figure)
 
 
 def save_schedules(path: Path, schedules: Mapping[str, Schedule]) -> Path:
-    """Write beta, alpha_bar and log-SNR over t / T, with a warning where training never sees pure noise, or noise comes and goes."""
+    """Write beta, alpha_bar and log-SNR over t / T, with warnings in the legend."""
     figure = Figure(figsize=(12, 4.4), layout="constrained")
     axes = figure.subplots(1, 3)
     for number, (name, schedule) in enumerate(schedules.items()):
@@ -88,10 +88,10 @@ def save_schedules(path: Path, schedules: Mapping[str, Schedule]) -> Path:
 
 
 def schedule_warnings(schedule: Schedule) -> list[str]:
-    """Return what is unsound about a schedule, in words."""
+    """Return warnings about a schedule."""
     warnings = []
     if schedule.terminal_snr > NEAR_ZERO:
-        warnings.append(f"ends at sqrt(alpha_bar_T) = {schedule.signal[-1]:.3f}: sampling starts from noise that training never saw")
+        warnings.append(f"ends at sqrt(alpha_bar_T) = {schedule.signal[-1]:.3f}: sampling starts from pure noise, which training never saw")
     turns = int((np.diff(np.sign(np.diff(schedule.beta[1:]))) != 0).sum())
     if turns > 1:
         warnings.append("beta goes up and down")
@@ -99,7 +99,7 @@ def schedule_warnings(schedule: Schedule) -> list[str]:
 
 
 def save_sweep(path: Path, setting: str, series: Mapping[str, Sequence[SweepPoint]]) -> Path:
-    """Write accuracy with its interval against a sampling setting; against network calls where the setting is the number of steps."""
+    """Write accuracy with its interval against a sampling setting; for ``steps``, against network calls."""
     by_calls = setting == "steps"
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axis = figure.subplots()
@@ -110,7 +110,7 @@ def save_sweep(path: Path, setting: str, series: Mapping[str, Sequence[SweepPoin
         style: Any = {"color": PALETTE[number % len(PALETTE)], "linestyle": DASHES[number % len(DASHES)], "marker": MARKERS[number % len(MARKERS)]}
         axis.errorbar(x, y, yerr=errors, capsize=3, markersize=5, label=name, **style)
         axis.plot(x, [point.exact for point in points], linewidth=1, alpha=0.6, markersize=4, markerfacecolor="none", label=f"{name}: exact match", **style)
-    axis.set(xlabel="network calls an image" if by_calls else setting.replace("_", " "), ylabel="pooled accuracy, 95 % interval", ylim=(0, 1.02))
+    axis.set(xlabel="network calls per image" if by_calls else setting.replace("_", " "), ylabel="pooled accuracy, 95 % interval", ylim=(0, 1.02))
     if by_calls:
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:.0f}")

@@ -1,4 +1,4 @@
-"""Figures, drawn with matplotlib without a display."""
+"""Matplotlib figures of recorded scores, and common figure functions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ddpmctl.comparison.recorded import FILES, Comparison, RecordedRun
 from ddpmctl.config import Value
 from ddpmctl.files import atomic_write
 
-# Okabe & Ito's colours tell apart under colour blindness; markers and dashes without any colour.
+# Okabe & Ito's colour-blind safe palette; markers and dashes also work without colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
 MARKERS = "osD^vPX"
@@ -20,9 +20,9 @@ DPI = 130
 
 
 def save_comparison_figure(path: Path, comparison: Comparison) -> Path:
-    """Write a PNG with accuracy over epochs, a panel for each condition file, and the loss where it is recorded.
+    """Write accuracy over epochs, one panel per condition file, and the loss if it is recorded.
 
-    Runs that differ in nothing but their seed are one line, their mean, in a band from the lowest of them to the highest.
+    Runs that differ only in the seed are one line, their mean, with a band from the lowest to the highest.
     """
     with_loss = any(not math.isnan(point.loss) for arm in comparison.arms for point in arm.points)
     titles = [*(f"accuracy on {name}" for name in FILES), *(["training loss"] if with_loss else [])]
@@ -54,7 +54,7 @@ def save_comparison_figure(path: Path, comparison: Comparison) -> Path:
 
 
 def replicates(comparison: Comparison) -> dict[str, list[RecordedRun]]:
-    """Return the arms by title, those together that differ in nothing but their seed."""
+    """Return the arms by title, grouped if they differ only in the seed."""
     groups: dict[str | tuple[Value, ...], list[RecordedRun]] = {}
     for number, arm in enumerate(comparison.arms):
         key: str | tuple[Value, ...] = arm.name if arm.settings is None else tuple(values[number] for values in comparison.differing.values())
@@ -67,7 +67,7 @@ def replicates(comparison: Comparison) -> dict[str, list[RecordedRun]]:
 
 
 def save_figure(path: Path, figure: Figure) -> Path:
-    """Write a figure as the PNG of the given name, and as SVG beside it; return the PNG."""
+    """Write a figure as PNG and, with the same name, as SVG; return the path of the PNG."""
     for file, kind in ((path, "png"), (path.with_suffix(".svg"), "svg")):
         with atomic_write(file) as temporary:
             figure.savefig(temporary, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)

@@ -1,4 +1,4 @@
-"""Results as one self-contained HTML file: tables that sort, figures, pictures with hits and misses marked, settings and hashes."""
+"""Results as one self-contained HTML file: sortable tables, figures, images with hits and misses, settings and hashes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ddpmctl.report.tables import Table
 
 @dataclass(frozen=True)
 class PageFigure:
-    """A figure with its caption, which also stands for it where pictures cannot be seen."""
+    """A figure with its caption, which is also the alternative text."""
 
     file: Path
     caption: str
@@ -37,7 +37,7 @@ class PageFigure:
 
 @dataclass(frozen=True)
 class Mark:
-    """A label under a picture: whether it was asked for, whether it is shown, and how sure the classifier is of it."""
+    """A label under an image: whether it is requested, whether it is shown, and its probability."""
 
     label: str
     asked: bool
@@ -46,48 +46,44 @@ class Mark:
 
     @property
     def sign(self) -> str:
-        """Hit, miss or extra, as a sign that needs no colour."""
+        """Hit, miss or extra, as a symbol."""
         return "✓" if self.asked and self.shown else "✗" if self.asked else "+"
 
     @property
     def kind(self) -> str:
-        """The same as a word."""
+        """Hit, miss or extra, as a word."""
         return "hit" if self.asked and self.shown else "miss" if self.asked else "extra"
 
 
 @dataclass(frozen=True)
 class Card:
-    """A picture as a data URI, with what the classifier says of each object asked for or shown."""
+    """An image as a data URI, with a mark for each requested or shown object."""
 
     source: str
     marks: Sequence[Mark]
 
     @property
     def right(self) -> bool:
-        """Whether all that was asked for is shown, and nothing else."""
+        """Whether exactly the requested objects are shown."""
         return all(mark.kind == "hit" for mark in self.marks)
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """The first picture of each condition of a file, by one checkpoint."""
+    """The first image of each condition of a file, for one checkpoint."""
 
     title: str
     cards: Sequence[Card]
 
     @property
     def right(self) -> int:
-        """How many pictures are right."""
+        """The number of images with exactly the requested objects."""
         return sum(card.right for card in self.cards)
 
 
 @dataclass(frozen=True)
 class Page:
-    """All that the page shows, from top to bottom.
-
-    Attributes:
-        facts: settings and hashes by section.
-    """
+    """The contents of the page from top to bottom; ``facts`` are settings and hashes by section."""
 
     title: str
     sentences: Sequence[str]
@@ -98,7 +94,7 @@ class Page:
 
 
 def write_page(path: Path, page: Page) -> Path:
-    """Write the page; every text in it is escaped, whatever file it came from."""
+    """Write the page; all texts are escaped."""
     environment = Environment(loader=PackageLoader("ddpmctl.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text = environment.get_template("page.html.j2").render(page=page, version=__version__)
     with atomic_write(path) as temporary:

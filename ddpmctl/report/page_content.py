@@ -1,4 +1,4 @@
-"""What stands on the page of an evaluation, and on that of a comparison."""
+"""The contents of the HTML pages of an evaluation and of a comparison."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ddpmctl.report.evaluation_figures import save_class_bars, save_confusion, s
 from ddpmctl.report.page import Gallery, Page, PageFigure, galleries, write_page
 from ddpmctl.report.tables import Table, breakdown_tables
 
-GALLERIES = 6  # checkpoints whose pictures are shown: each is some 300 KB a condition file
+GALLERIES = 6  # checkpoints with images: about 300 KB each per condition file
 
 
 def write_evaluation_page(
     path: Path, rows: Sequence[CheckpointResult], best: int, names: Sequence[str], table: Table, sentences: Sequence[str], spec: EvaluationSpec
 ) -> Path:
-    """Write an evaluation's page: all checkpoints in one table, and the best one's breakdown, figures and pictures."""
+    """Write an evaluation's page: a table of all checkpoints, and the breakdown, figures and images of the best."""
     chosen = rows[best]
     tables = [table, *(replace(part, title=f"{names[best]}: {part.title}") for part in breakdown_tables(chosen.answers))]
     with tempfile.TemporaryDirectory() as folder:
@@ -34,7 +34,7 @@ def write_evaluation_page(
 def write_comparison_page(
     path: Path, verdict: Verdict, tables: Sequence[Table], figures: Sequence[PageFigure], warnings: Sequence[str], spec: EvaluationSpec
 ) -> Path:
-    """Write a comparison's page: the verdict in words, its tables and figures, and the pictures of each arm's first checkpoint."""
+    """Write a comparison's page: the verdict, tables, figures, and the images of each arm's first checkpoint."""
     rows = [row for arm in verdict.arms for row in arm.rows]
     names = [f"{arm.name}, {row.path.name}" for arm in verdict.arms for row in arm.rows]
     with tempfile.TemporaryDirectory() as folder:
@@ -52,24 +52,24 @@ def write_comparison_page(
 
 
 def evaluation_figures(folder: Path, row: CheckpointResult, name: str) -> list[PageFigure]:
-    """Write the figures of one checkpoint as PNG and SVG and return them."""
+    """Write the figures of one checkpoint as PNG and SVG."""
     return [
         PageFigure(save_class_bars(folder / "classes.png", row.answers, name).with_suffix(".svg"), f"Requests met by class: {name}"),
-        PageFigure(save_confusion(folder / "confusion.png", row.answers, name).with_suffix(".svg"), f"What is shown where each class is asked for: {name}"),
+        PageFigure(save_confusion(folder / "confusion.png", row.answers, name).with_suffix(".svg"), f"Classes shown in images that request each class: {name}"),
         _schedules(folder, [row]),
     ]
 
 
 def facts(rows: Sequence[CheckpointResult], names: Sequence[str], spec: EvaluationSpec) -> dict[str, dict[str, str]]:
-    """Return the exact settings and hashes of an evaluation, by section."""
+    """Return the settings and hashes of an evaluation, by section."""
     answers: Mapping[str, FileResults] = rows[0].answers
     found = {
         "Evaluation": {
-            "evaluator": f"{spec.classifier.name}, sha256 {spec.classifier.sha256}",
+            "classifier": f"{spec.classifier.name}, sha256 {spec.classifier.sha256}",
             "conditions": ", ".join(f"{name} ({len(one.conditions)})" for name, one in answers.items()),
-            "images a condition": str(spec.repeats),
+            "images per condition": str(spec.repeats),
             "seed": str(spec.seed),
-            "machine": f"{spec.compute.device.type}, {spec.compute.precision}",
+            "device": f"{spec.compute.device.type}, {spec.compute.precision}",
             "ddpmctl": __version__,
         }
     }

@@ -1,4 +1,4 @@
-"""Results as tables: for the terminal, as plain values, as CSV."""
+"""Results as tables, JSON, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from ddpmctl.statistics.tallies import Tally
 
 MISS_WORDS = {
-    "swapped": "exchanged colours with another requested object",
+    "swapped": "colour exchanged with another requested object",
     "wrong_shape": "right colour, wrong shape",
     "wrong_colour": "right shape, wrong colour",
     "absent": "absent",
-    "extra": "extra: shown, and nobody asked for it",
+    "extra": "extra: shown, but not requested",
 }
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table in words; the first column names the row."""
+    """A table of texts; the first column names the row."""
 
     title: str
     columns: Sequence[str]
@@ -55,7 +55,7 @@ def in_brackets(interval: Interval) -> str:
 
 
 def verdict_tables(verdict: Verdict, title: str) -> Iterator[Table]:
-    """Yield the arms' accuracies, the differences of all pairs, and the effects of two crossed settings where there are such."""
+    """Yield the arms' accuracies, the differences of all pairs, and, if any, the effects of two crossed settings."""
     pooled, files = " + ".join(verdict.files), list(verdict.arms[0].rows[0].answers)
     rows = [
         [arm.name, str(len(arm.rows)), *(in_brackets(arm_interval(arm, [name])) for name in files), in_brackets(arm_interval(arm, verdict.files))]
@@ -89,7 +89,7 @@ def _latex_row(cells: Sequence[str]) -> str:
 
 
 def _latex(text: str) -> str:
-    """Return text with the characters that LaTeX reads as commands made harmless."""
+    """Escape LaTeX's special characters."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", **{c: "\\" + c for c in "&%$#_{}"}}
     return "".join(special.get(character, character) for character in text)
 
@@ -102,7 +102,7 @@ def write_table_csv(path: Path, table: Table) -> None:
 
 def images_per_condition(repeats: int) -> str:
     """Return the number of images as text."""
-    return f"{repeats} image{'s' if repeats > 1 else ''} a condition"
+    return f"{repeats} image{'s' if repeats > 1 else ''} per condition"
 
 
 def evaluation_table(rows: list[CheckpointResult], spec: EvaluationSpec, best: int) -> Table:
@@ -123,7 +123,7 @@ def evaluation_table(rows: list[CheckpointResult], spec: EvaluationSpec, best: i
     kept = sum(row.kept for row in rows)
     marked = f"best by pooled accuracy: {lines[best][0]}; {used}; {kept} of {len(rows)} from kept results"
     compute = f"{spec.compute.device.type}, {spec.compute.precision}"
-    title = f"evaluator {spec.classifier.describe()}; {images_per_condition(spec.repeats)}; {compute}; 95 % intervals in brackets"
+    title = f"classifier {spec.classifier.describe()}; {images_per_condition(spec.repeats)}; {compute}; 95 % intervals in brackets"
     return Table(title, columns, lines, marked)
 
 
@@ -131,13 +131,13 @@ def selection_sentence(selection: Selection) -> str:
     """Return both scores of the chosen checkpoint as text."""
     found = selection.confirming
     return (
-        f"{selection.best.path.name} was chosen by a pooled accuracy of {selection.choosing:.4f}; on noise that had no part in the choice it has "
+        f"{selection.best.path.name} was selected with a pooled accuracy of {selection.choosing:.4f}; on new noise it has "
         f"{found.estimate:.4f} ({found.low:.3f} to {found.high:.3f}), {100 * (found.estimate - selection.choosing):+.1f} points: report this one"
     )
 
 
 def breakdown_tables(answers: Mapping[str, FileResults]) -> Iterator[Table]:
-    """Yield tables over all condition files together: by number of objects, shared colours, colour, shape and class, and the misses."""
+    """Yield tables over all condition files: by number of objects, shared colours, class, colour and shape, and the misses."""
     flat, requested = torch.cat([a.flat for a in answers.values()]), [labels for a in answers.values() for labels in a.requested]
     for aspect, parts in breakdown(flat, requested).items():
         lines = [[name, str(s.images), f"{s.accuracy:.4f}", f"{s.exact_match:.4f}"] for name, s in parts.items()]
@@ -148,14 +148,14 @@ def breakdown_tables(answers: Mapping[str, FileResults]) -> Iterator[Table]:
     account = account_for(flat, requested)
     labels = sum(map(len, requested))
     lines = [[MISS_WORDS[name], str(count), f"{count / labels:.4f}"] for name, count in asdict(account).items()]
-    title = f"the {account.missed} requested objects that are not shown, and others"
+    title = f"the {account.missed} requested objects that are not shown, and extra objects"
     yield Table(title, ["what is shown instead", "objects", "of those requested"], lines)
 
 
 def as_dict(
     rows: Sequence[CheckpointResult], failures: Sequence[Failed], spec: EvaluationSpec, trained: Mapping[str, int], selection: Selection | None
 ) -> dict[str, Any]:
-    """Return an evaluation as plain values, as ``--json`` writes it."""
+    """Return an evaluation in the form of ``--json``."""
     return {
         "evaluator": {"name": spec.classifier.name, "sha256": spec.classifier.sha256},
         "device": spec.compute.device.type,
@@ -191,11 +191,11 @@ def _file_as_dict(answers: FileResults) -> dict[str, Any]:
 
 
 def verdict_as_dict(verdict: Verdict, spec: EvaluationSpec) -> dict[str, Any]:
-    """Return a comparison as plain values, as ``--json`` writes it."""
+    """Return a comparison in the form of ``--json``."""
 
     def finding(found: Finding) -> dict[str, Any]:
         parts = asdict(found.contrast.spread)
-        spread = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in parts.items()}  # NaN is no JSON
+        spread = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in parts.items()}  # JSON has no NaN
         return {
             "name": found.name, **asdict(found.contrast.interval), "p": found.contrast.p, "p_adjusted": found.p_adjusted, "told": found.significant,
             "detectable": found.contrast.spread.detectable(), "spread": spread,
@@ -245,13 +245,13 @@ def _number(value: float, digits: int) -> str:
 
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
-    """Write results as JSON, whole or not at all."""
+    """Write results as JSON."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def write_csv(path: Path, result: Mapping[str, Any]) -> None:
-    """Write an evaluation as CSV, a row for each checkpoint and condition file."""
+    """Write an evaluation as CSV, one row per checkpoint and condition file."""
     rows = [
         {
             "path": row["path"], "epoch": row["epoch"], "loss": row["loss"], "conditions": name,

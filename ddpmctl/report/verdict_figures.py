@@ -1,4 +1,4 @@
-"""The figure of a comparison's verdict: accuracies of the arms, and their differences."""
+"""The figure of a comparison: accuracies of the arms, and their differences."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ddpmctl.comparison.verdict import Finding, Verdict, arm_interval
 from ddpmctl.report.figures import COLOURS, MARKERS, save_figure
 from ddpmctl.statistics.intervals import Interval
 
-ROW = 0.42  # inches a line
+ROW = 0.42  # inches per line
 
 
 def save_verdict_figure(path: Path, verdict: Verdict) -> Path:
-    """Write PNG and SVG: accuracy of each arm by condition file on the left, differences and effects with zero marked on the right."""
+    """Write PNG and SVG: accuracy of each arm by condition file on the left, differences and effects on the right."""
     findings = [finding for _, _, finding in verdict.pairs] + list(verdict.effects)
     files = list(verdict.arms[0].rows[0].answers)
     lines = max(len(findings), len(verdict.arms) * (len(files) + 1) / 2)

@@ -1,1 +1,1 @@
-"""Images of label sets, made by a trained network."""
+"""Sampling images from a trained network."""

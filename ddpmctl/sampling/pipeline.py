@@ -1,4 +1,4 @@
-"""Pictures from a network: batches of final images, or every frame on the way."""
+"""The sampling pipeline: final images in batches, or every frame."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One image to make: its objects, and the key of its noise; equal keys start from equal noise."""
+    """One image to sample: its labels and its noise key; equal keys give equal noise."""
 
     labels: tuple[str, ...]
     key: Key
 
 
 def requests_for(name: str, conditions: Sequence[tuple[str, ...]], *, seed: int, repeats: int = 1, first: int = 0) -> list[ImageRequest]:
-    """Return images ``first`` to ``repeats`` - 1 of each condition of a file, condition by condition."""
+    """Return requests for images ``first`` to ``repeats`` - 1 of each condition of a file, condition by condition."""
     return [ImageRequest(labels, (seed, name, index, copy)) for index, labels in enumerate(conditions) for copy in range(first, repeats)]
 
 
 @dataclass(frozen=True)
 class SamplingPipeline:
-    """A network with everything that sampling from it takes."""
+    """A network with its diffusion, sampling settings and device."""
 
     net: nn.Module
     diffusion: Diffusion
@@ -56,14 +56,14 @@ class SamplingPipeline:
 
     @property
     def nfe(self) -> int:
-        """Network calls per image: a guided step has two."""
+        """Network calls per image; a guided step needs two."""
         guidance, last = self._guidance(), self.diffusion.schedule.timesteps
         return self.steps + sum(guidance.at(t / last) > 0 for t in self._times()[:-1])
 
     def describe(self) -> str:
-        """Return sampler, steps, guidance and network calls in words."""
-        doubled = " (two in a guided step)" if self.sampling.guidance > 0 else ""
-        return f"{describe_sampling(with_actual_steps(self.sampling, self.diffusion.schedule))}: {self.nfe} network calls an image{doubled}"
+        """Return sampler, steps, guidance and network calls as text."""
+        doubled = " (two per guided step)" if self.sampling.guidance > 0 else ""
+        return f"{describe_sampling(with_actual_steps(self.sampling, self.diffusion.schedule))}: {self.nfe} network calls per image{doubled}"
 
     def _times(self) -> list[int]:
         return sampler_times(self.sampling.sampler, self.sampling.spacing, self.diffusion.schedule, self.sampling.steps)
@@ -72,10 +72,7 @@ class SamplingPipeline:
         return Guidance(self.sampling.guidance, self.sampling.guidance_from, self.sampling.guidance_to)
 
     def frames(self, requests: Sequence[ImageRequest]) -> Iterator[Frame]:
-        """Yield the batch's states from pure noise (t = T, where x0_hat is the noise itself) to the images (t = 0).
-
-        Float32 on the machine's device, (B, 3, 64, 64).
-        """
+        """Yield the frames of a batch from pure noise (t = T) to the images (t = 0): float32 (B, 3, 64, 64) on the device."""
         device = self.compute.device
         labels = torch.from_numpy(multi_hot([r.labels for r in requests])).float().to(device)
         noise = ImageNoise([r.key for r in requests], IMAGE_SHAPE, device)
@@ -85,7 +82,7 @@ class SamplingPipeline:
         denoise = self.diffusion.denoiser(self.net, labels, self._guidance())
         steps = sampler(denoise, x, times, self.diffusion.schedule, noise, **own_options(sampler, self.sampling))
         while True:
-            # Entered anew for each step: a generator must not leave its caller in inference mode.
+            # Enter the contexts for each step, so that the caller does not run in inference mode between steps.
             with torch.inference_mode(), self.compute.autocast():
                 frame = next(steps, None)
             if frame is None:
@@ -97,9 +94,9 @@ class SamplingPipeline:
         return sampler
 
     def batches(self, requests: Sequence[ImageRequest], batch_size: int = BATCH) -> Iterator[Progress | Tensor]:
-        """Yield progress, and the finished images batch by batch, in order: float32 in [-1, 1], (B, 3, 64, 64), on the device.
+        """Yield progress, and the finished images in order: float32 (B, 3, 64, 64) in [-1, 1] on the device.
 
-        A batch that does not fit in memory is begun anew at half the size: each image has its own noise, so the pictures are the same.
+        If a batch does not fit in memory, it is repeated at half the size, with the same noise.
         """
         start, size, total = 0, batch_size, len(requests) * self.steps
         yield Progress("sampling", 0, total)
@@ -117,7 +114,7 @@ class SamplingPipeline:
                 if len(part) == 1 or not out_of_memory(error):
                     raise
                 fits = False
-            # Outside of the handler, where the error no longer holds on to the tensors of the attempt.
+            # Outside of the handler: there, the error still references the tensors.
             if fits:
                 start += len(part)
             else:
@@ -126,12 +123,12 @@ class SamplingPipeline:
 
 
 def with_actual_steps(sampling: SamplingConfig, schedule: Schedule) -> SamplingConfig:
-    """Return the settings with the number of steps that auto comes to."""
+    """Return the settings with the actual number of steps instead of auto."""
     return replace(sampling, steps=len(sampler_times(sampling.sampler, sampling.spacing, schedule, sampling.steps)) - 1)
 
 
 def describe_sampling(sampling: SamplingConfig) -> str:
-    """Return settled settings as text, those that are not at their defaults included."""
+    """Return sampling settings as text; spacing and guidance interval only if not the default."""
     spacing = "" if sampling.spacing == SamplingConfig.spacing else f" spaced by {sampling.spacing}"
     guided = (sampling.guidance_from, sampling.guidance_to)
     where = f" for t / T from {guided[0]:g} to {guided[1]:g}" if sampling.guidance > 0 and guided != (0, 1) else ""
@@ -139,7 +136,7 @@ def describe_sampling(sampling: SamplingConfig) -> str:
 
 
 class Batch(NamedTuple):
-    """Images to make in one go: those from ``start`` of ``total``."""
+    """The requests of one batch, which starts at ``start`` of ``total``."""
 
     requests: Sequence[ImageRequest]
     start: int
@@ -147,13 +144,13 @@ class Batch(NamedTuple):
 
 
 def in_batches(requests: Sequence[ImageRequest], batch_size: int = BATCH) -> Iterator[Batch]:
-    """Yield requests in batches; several processes share whole batches, so that they make the images of one process."""
+    """Yield requests in batches; ranks take whole batches, so that the images do not depend on their number."""
     for start in range(0, len(requests), batch_size):
         yield Batch(requests[start : start + batch_size], start, len(requests))
 
 
 def sample_batch(pipeline: SamplingPipeline, batch: Batch) -> Progressing[list[Tensor]]:
-    """Yield progress and return one batch's finished images in one part, or in several where memory was short: float32 on the device."""
+    """Yield progress and return the images of one batch, in several parts if memory was short: float32 on the device."""
     made = []
     for item in pipeline.batches(batch.requests, len(batch.requests)):
         if isinstance(item, Tensor):
@@ -164,7 +161,7 @@ def sample_batch(pipeline: SamplingPipeline, batch: Batch) -> Progressing[list[T
 
 
 def sample_images(pipeline: SamplingPipeline, requests: Sequence[ImageRequest], batch_size: int = BATCH, job: Job = SINGLE) -> Progressing[Tensor]:
-    """Yield progress and return the finished images, uint8 (N, 3, 64, 64) on the CPU; of several processes, rank 0 alone gets them."""
+    """Yield progress and return the images, uint8 (N, 3, 64, 64) on the CPU; only rank 0 gets them."""
 
     def make(batch: Batch) -> Progressing[Tensor]:
         return torch.cat([to_uint8(images) for images in (yield from sample_batch(pipeline, batch))])
@@ -179,10 +176,10 @@ def sample_images(pipeline: SamplingPipeline, requests: Sequence[ImageRequest], 
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Return images in [-1, 1] as uint8 on the CPU, same shape."""
+    """Convert images in [-1, 1] to uint8 on the CPU."""
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
 
 def label_tensor(requests: Sequence[ImageRequest]) -> Tensor:
-    """Return the requested labels, multi-hot float32, (B, 24)."""
+    """Return the requested labels, multi-hot float32 (B, 24)."""
     return torch.from_numpy(multi_hot([r.labels for r in requests])).float()

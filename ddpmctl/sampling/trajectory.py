@@ -1,4 +1,4 @@
-"""Trajectories: every frame from pure noise to the finished images."""
+"""Trajectories: all frames from pure noise to the final images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ddpmctl.sampling.pipeline import ImageRequest, Progressing, SamplingPipelin
 
 @dataclass(frozen=True)
 class RecordedFrame:
-    """One moment of sampling: uint8 pictures (rows, H, W, 3) of x_t, and of x0_hat where there is one yet."""
+    """One frame: x_t and x0_hat as uint8 images (B, H, W, 3); x0_hat is None for pure noise."""
 
     t: int
     x_t: npt.NDArray[np.uint8]
@@ -23,13 +23,13 @@ class RecordedFrame:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The way of one picture from noise to image.
+    """The frames of one image from noise (t = T) to t = 0.
 
     Attributes:
-        title: what stands left of it.
-        x_t: uint8 pictures (H, W, 3), from t = T to t = 0.
-        x0_hat: the same of x0_hat, None at the moment of pure noise.
-        notes: a text for each moment, such as a classifier's confidence in x0_hat; a comma begins a new line.
+        title: the row title.
+        x_t: uint8 images (H, W, 3).
+        x0_hat: uint8 images (H, W, 3), None for pure noise.
+        notes: a caption for each frame; a comma starts a new line.
     """
 
     title: str
@@ -39,7 +39,7 @@ class Trajectory:
 
 
 def record(pipeline: SamplingPipeline, requests: Sequence[ImageRequest]) -> Progressing[list[RecordedFrame]]:
-    """Yield progress and return every moment of one batch, from pure noise to the finished pictures."""
+    """Yield progress and return all frames of one batch."""
     frames: list[RecordedFrame] = []
     yield Progress("sampling", 0, pipeline.steps)
     for frame in pipeline.frames(requests):

@@ -1,9 +1,8 @@
-"""Differences between arms that were judged on the same conditions and the same noise.
+"""Contrasts between arms that were scored on the same conditions and the same noise.
 
-An arm is one checkpoint or several, alike in all but the seed of their training. A contrast is a
-weighted sum of the arms' accuracies: (1, -1) a difference, (1, -1, -1, 1) / 2 an interaction of two factors.
-Two things make it uncertain, and both enter: which conditions were asked for (and which images each was given), and
-which seeds were trained with.
+An arm is one or more checkpoints that differ only in the training seed. A contrast is a weighted sum of the arms'
+accuracies: (1, -1) is a difference, (1, -1, -1, 1) / 2 an interaction of two factors. Its error has two sources:
+the sample of conditions and images, and the training seeds.
 """
 
 from __future__ import annotations
@@ -31,17 +30,17 @@ MOST_SEEDS = 100
 
 @dataclass(frozen=True)
 class Spread:
-    """Where a contrast's squared standard error comes from.
+    """The variance components of a contrast.
 
     Attributes:
-        conditions: the part that only more conditions make smaller.
-        images: the part that shrinks with the images a condition; NaN where there is one image a condition and it cannot be told apart.
-        seeds: the part that shrinks with the training seeds an arm; 0 where no arm has two.
-        repeats: images a condition.
+        conditions: the variance from the sample of conditions.
+        images: the variance from the images of a condition; NaN if there is one image per condition.
+        seeds: the variance from the training seeds; 0 if no arm has two seeds.
+        repeats: images per condition.
         df: degrees of freedom of the conditions.
-        seeds_df: degrees of freedom of ``seeds``; 0 where no arm has two.
-        weights: the squared weight of each arm that takes part.
-        one_seed: variance between the training seeds of an arm, the images they were scored on left out.
+        seeds_df: degrees of freedom of ``seeds``; 0 if no arm has two seeds.
+        weights: the squared non-zero weights of the arms.
+        one_seed: the variance between the training seeds of an arm, without the variance of their images.
     """
 
     conditions: float
@@ -54,17 +53,17 @@ class Spread:
     one_seed: float = 0.0
 
     def error(self, repeats: int | None = None, seeds: int | None = None) -> float:
-        """Return the standard error, as it is, or with another number of images a condition or of training seeds an arm."""
+        """Return the standard error, optionally for other numbers of images per condition and training seeds per arm."""
         images = 0.0 if math.isnan(self.images) else self.images * self.repeats / (repeats or self.repeats)
         return math.sqrt(self.conditions + images + self._seeds(seeds)[0])
 
     def detectable(self, repeats: int | None = None, seeds: int | None = None) -> float:
-        """Return the difference that a test at 5 % finds in 80 of 100 comparisons."""
+        """Return the smallest difference that a test at 5 % finds with a power of 80 %."""
         df = self._total_df(seeds)
         return (t_quantile((1 + LEVEL) / 2, df) + t_quantile(POWER, df)) * self.error(repeats, seeds)
 
     def repeats_for(self, difference: float) -> int | None:
-        """Return the fewest images a condition that show a difference in 80 of 100 comparisons; None where no number does."""
+        """Return the fewest images per condition that detect a difference with a power of 80 %; None if no number does."""
         if math.isnan(self.images) or self.detectable(MOST_REPEATS) > difference:
             return None
         low, high = 0, MOST_REPEATS  # low is too few, high is enough
@@ -74,20 +73,17 @@ class Spread:
         return high
 
     def seeds_for(self, difference: float) -> int | None:
-        """Return the fewest training seeds in each arm that show a difference in 80 of 100 comparisons; None where no number does.
-
-        The images stay as they are, and the conditions' part too, though more networks would make it somewhat smaller.
-        """
+        """Return the fewest training seeds per arm that detect a difference with a power of 80 %; None if no number does."""
         return next((seeds for seeds in range(2, MOST_SEEDS + 1) if self.detectable(seeds=seeds) <= difference), None)
 
     def _seeds(self, seeds: int | None) -> tuple[float, int]:
-        """Return the training seeds' part and its degrees of freedom, with so many in each arm."""
+        """Return the variance from training seeds and its degrees of freedom, for ``seeds`` per arm."""
         if seeds is None:
             return self.seeds, self.seeds_df
         return self.one_seed * sum(self.weights) / seeds, len(self.weights) * (seeds - 1)
 
     def _total_df(self, seeds: int | None = None) -> float:
-        """Return Satterthwaite's degrees of freedom of the sum."""
+        """Return Satterthwaite's degrees of freedom of the total variance."""
         rest = self.conditions + (0.0 if math.isnan(self.images) else self.images)
         part, df = self._seeds(seeds)
         parts = rest**2 / self.df + (part**2 / df if df else 0.0)
@@ -96,7 +92,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A weighted sum of accuracies, its interval, and the probability of one as large were there none."""
+    """A weighted sum of accuracies with its interval and p-value."""
 
     interval: Interval
     p: float
@@ -111,17 +107,17 @@ class Contrast:
 def contrast(arms: Sequence[Sequence[Tally]], weights: Sequence[float], *, seed: int = 0, level: float = LEVEL) -> Contrast:
     """Return a contrast of arms.
 
+    The interval is a bootstrap over conditions; the p-value flips the sign of each condition's difference (Fisher's
+    randomisation test). Both add a Student's t error with the variance of the training seeds to each draw.
+
     Args:
         arms: the checkpoints of each arm, all on the same conditions with the same number of images.
-        weights: one an arm, summing to 0.
-        seed: of the resampling; equal seeds give equal answers.
-        level: confidence of the interval.
-
-    The interval is a bootstrap over conditions, the p-value that of flipping the sign of each condition's difference
-    (Fisher's randomisation test), both after an error with the spread of the training seeds (Student's t) is added to each draw.
+        weights: one per arm, summing to 0.
+        seed: seed of the resampling.
+        level: confidence level of the interval.
 
     Raises:
-        ValueError: arms that were not judged alike, or weights that do not fit them.
+        ValueError: the arms have different conditions or images, or the weights do not fit.
     """
     labels = _common_labels(arms, weights)
     count, total = len(labels), float(labels.sum())
@@ -134,12 +130,12 @@ def contrast(arms: Sequence[Sequence[Tally]], weights: Sequence[float], *, seed:
     noise = math.sqrt(spread.seeds) * _student(spread.seeds_df, seed) if spread.seeds else 0.0
     low, high = widened_percentiles((counts @ gaps) / (counts @ labels) + noise, count, level)
     flipped = np.abs(_signs(count, seed) @ gaps / total + noise)
-    as_large = int((flipped >= abs(estimate) - 1e-12).sum())  # equal sums in another order differ by rounding
+    as_large = int((flipped >= abs(estimate) - 1e-12).sum())  # tolerance for rounding
     return Contrast(Interval(estimate, low, high), (1 + as_large) / (1 + len(flipped)), spread)
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Return p-values adjusted for having made several comparisons (Holm 1979): each is compared with 5 % as it stands."""
+    """Return p-values adjusted for multiple comparisons (Holm 1979)."""
     adjusted, highest = [0.0] * len(p), 0.0
     for rank, index in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
         highest = max(highest, min(1.0, (len(p) - rank) * p[index]))
@@ -150,10 +146,10 @@ def holm(p: Sequence[float]) -> list[float]:
 def _common_labels(arms: Sequence[Sequence[Tally]], weights: Sequence[float]) -> NDArray[np.int64]:
     tallies = [tally for arm in arms for tally in arm]
     if len(weights) != len(arms) or abs(sum(weights)) > 1e-9 or not any(weights) or not all(arms):
-        raise ValueError("a contrast needs one weight an arm, not all zero, summing to zero, and a checkpoint in each arm")
+        raise ValueError("a contrast needs one weight per arm, not all zero, summing to zero, and a checkpoint in each arm")
     first = tallies[0]
     if any(t.hits.shape != first.hits.shape or not np.array_equal(t.labels, first.labels) for t in tallies):
-        raise ValueError("arms must be judged on the same conditions with the same number of images")
+        raise ValueError("arms must be scored on the same conditions with the same number of images")
     return first.labels
 
 
@@ -161,32 +157,32 @@ def _spread(per_image: NDArray[np.float64], labels: NDArray[np.int64], arms: Seq
     count, repeats = per_image.shape
     total = float(labels.sum())
     gaps = per_image.mean(axis=1)
-    # Linearised ratio: a condition's part in the error of sum(gaps) / sum(labels).
+    # Linearised ratio: the contribution of each condition to the error of sum(gaps) / sum(labels).
     parts = gaps - gaps.sum() / total * labels
     whole = float((parts**2).sum()) * count / max(count - 1, 1) / total**2
     images = float(per_image.var(axis=1, ddof=1).sum()) / repeats / total**2 if repeats > 1 else math.nan
     conditions = max(0.0, whole - images) if repeats > 1 else whole
     if repeats > 1:
-        images = whole - conditions  # so that they sum to what was seen
+        images = whole - conditions  # keeps the sum equal to ``whole``
     degrees = sum(len(arm) - 1 for _, arm in arms)
     squared = tuple(weight**2 for weight, _ in arms)
     seeds, one_seed = 0.0, 0.0
     if degrees:
         within = sum(float(np.var([t.accuracy for t in arm], ddof=1)) * (len(arm) - 1) for _, arm in arms if len(arm) > 1) / degrees
-        # Seeds' mean accuracies also differ by the images they were scored on, which is counted above.
+        # The accuracies of seeds also differ because of their images, which are counted above.
         one_seed = max(0.0, within - _residual(arms, degrees, total))
         seeds = one_seed * sum(weight**2 / len(arm) for weight, arm in arms)
     return Spread(conditions, images, seeds, repeats, max(count - 1, 1), degrees, squared, one_seed)
 
 
 def _residual(arms: Sequence[tuple[float, Sequence[Tally]]], degrees: int, total: float) -> float:
-    """Return the variance of a checkpoint's accuracy that comes from its own answers to the conditions, given its arm and seed."""
+    """Return the residual variance of a checkpoint's accuracy after removing the effects of seed and condition."""
     squares = 0.0
     for _, arm in arms:
         hits = np.stack([tally.mean_hits for tally in arm])  # (seeds, conditions)
         labels = arm[0].labels
-        own = hits - hits.sum(axis=1, keepdims=True) / total * labels  # without the seed's mean
-        own = own - own.mean(axis=0)  # without the condition's
+        own = hits - hits.sum(axis=1, keepdims=True) / total * labels  # remove the effect of the seed
+        own = own - own.mean(axis=0)  # remove the effect of the condition
         squares += float((own**2).sum())
     count = len(arms[0][1][0].labels)
     return squares * count / max(count - 1, 1) / degrees / total**2

@@ -1,7 +1,6 @@
-"""Intervals by the bootstrap over conditions (Efron 1979; the cluster bootstrap of Davison & Hinkley 1997, section 3.8).
+"""Confidence intervals by the cluster bootstrap over conditions (Efron 1979; Davison & Hinkley 1997, section 3.8).
 
-A condition is drawn whole, with all its images and all their labels, so what belongs together stays
-together and an image's labels are not taken for independent ones.
+A condition is resampled with all its images and labels, because these are not independent.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the limits between which the truth lies with the stated confidence."""
+    """An estimate with its confidence limits."""
 
     estimate: float
     low: float
     high: float
 
     def __contains__(self, value: float) -> bool:
-        """Tell whether a value lies between the limits."""
+        """Return whether a value is between the limits."""
         return self.low <= value <= self.high
 
 
 @functools.lru_cache(maxsize=8)
 def resamples(conditions: int, seed: int, draws: int = DRAWS) -> NDArray[np.float64]:
-    """Return how often each draw contains each condition: (draws, conditions), rows summing to ``conditions``."""
+    """Return the count of each condition in each draw: (draws, conditions)."""
     rng = np.random.default_rng([seed, 0, conditions])
     counts = rng.multinomial(conditions, np.full(conditions, 1 / conditions), size=draws).astype(np.float64)
     counts.setflags(write=False)
@@ -47,10 +46,10 @@ def resamples(conditions: int, seed: int, draws: int = DRAWS) -> NDArray[np.floa
 
 
 def accuracy_interval(tally: Tally, *, seed: int = 0, level: float = LEVEL) -> Interval:
-    """Return the pooled accuracy with the interval in which that of all such conditions lies.
+    """Return the pooled accuracy with its confidence interval.
 
-    Percentiles of the bootstrap, widened for few conditions (Hesterberg 2015, section 5.3). Where every
-    condition was met, or none, there is nothing to resample and the limit is the exact binomial one for that many conditions.
+    Bootstrap percentiles, widened for few conditions (Hesterberg 2015, section 5.3). At an accuracy of 0 or 1 there is
+    no variance to resample, so the limit is the exact binomial one for the number of conditions.
     """
     accuracy, count = tally.accuracy, tally.conditions
     if accuracy in (0.0, 1.0):
@@ -63,11 +62,11 @@ def accuracy_interval(tally: Tally, *, seed: int = 0, level: float = LEVEL) -> I
 
 
 def widened_percentiles(drawn: NDArray[np.float64], count: int, level: float = LEVEL) -> tuple[float, float]:
-    """Return the percentiles of bootstrap draws that stand for ``level``.
+    """Return the limits for ``level`` from bootstrap draws of ``count`` clusters.
 
-    A bootstrap of n clusters is too narrow by sqrt((n - 1) / n) and by what t has over the normal distribution.
+    Plain percentiles are too narrow by sqrt((n - 1) / n) and by the ratio of the t and the normal quantile.
     """
-    if count < 2:  # one tells nothing of the others
+    if count < 2:  # no information about the variance
         return -math.inf, math.inf
     tail = NORMAL.cdf(math.sqrt(count / (count - 1)) * t_quantile((1 - level) / 2, count - 1))
     low, high = np.quantile(drawn, [tail, 1 - tail])

@@ -1,4 +1,4 @@
-"""What was counted: requested labels found, image by image, kept apart by condition."""
+"""Counts of requested labels found, by condition and image."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Tally:
     labels: NDArray[np.int64]
 
     def __post_init__(self) -> None:
-        """Check the shapes: ValueError where hits and labels do not belong together."""
+        """Raise ValueError for inconsistent shapes or counts."""
         if self.hits.ndim != 2 or self.labels.shape != self.hits.shape[:1] or not self.hits.size:
-            raise ValueError(f"hits {self.hits.shape} and labels {self.labels.shape} do not belong together")
+            raise ValueError(f"the shapes of hits {self.hits.shape} and labels {self.labels.shape} do not match")
         if (self.labels < 1).any() or (self.hits < 0).any() or (self.hits > self.labels[:, None]).any():
             raise ValueError("hits must lie between 0 and the labels requested")
 
@@ -38,21 +38,21 @@ class Tally:
 
     @property
     def repeats(self) -> int:
-        """Images a condition."""
+        """Images per condition."""
         return int(self.hits.shape[1])
 
     @property
     def accuracy(self) -> float:
-        """Hits over labels, all images pooled."""
+        """Hits / labels over all images."""
         return float(self.hits.sum() / (self.labels.sum() * self.repeats))
 
     @property
     def mean_hits(self) -> NDArray[np.float64]:
-        """Hits of each condition, averaged over its images: (conditions,)."""
+        """Mean hits of each condition over its images: (conditions,)."""
         mean: NDArray[np.float64] = self.hits.mean(axis=1)
         return mean
 
 
 def concatenated(tallies: Sequence[Tally]) -> Tally:
-    """Return one tally over the conditions of several files; repeats must agree."""
+    """Return one tally over the conditions of several files, with equal repeats."""
     return Tally(np.concatenate([tally.hits for tally in tallies]), np.concatenate([tally.labels for tally in tallies]))

@@ -1,4 +1,4 @@
-"""A small folder in the lab's layout, a cache of its own for each test, and ways to load it."""
+"""A small folder in the lab's layout, a separate cache for each test, and functions to load it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def problem_of(folder: Path) -> str:
-    """Return the message for a folder that must be refused: one line, by both ways of loading where the images do not matter."""
+    """Return the one-line error for an invalid folder, from both load functions if images do not matter."""
     with pytest.raises(DataError) as caught:
         load(folder)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Folders and files that are refused, by name and in one line."""
+"""Invalid folders and files are refused by name and in one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ddpmctl.labels import CLASSES, INDEX
 from .conftest import SWAPPED, TRAIN, load, picture, posix, problem_of, write_json
 
 
-def test_no_folder_is_a_usage_error(tmp_path: Path) -> None:
+def test_a_missing_folder_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "none", tmp_path / "file"):
         with pytest.raises(UsageError, match=r"--data .*no such folder"):
@@ -25,7 +25,7 @@ def test_no_folder_is_a_usage_error(tmp_path: Path) -> None:
             load_conditions(path)
 
 
-def test_a_folder_without_train_json_hears_of_the_layout(folder: Path) -> None:
+def test_without_train_json_the_error_explains_the_layout(folder: Path) -> None:
     (folder / "train.json").unlink()
     (folder / "test.json").unlink()
     message = problem_of(folder)
@@ -36,9 +36,9 @@ def test_a_folder_without_train_json_hears_of_the_layout(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b'{"a": 1, "a": 2}', "'a' stands there twice"),
-        (b"[[NaN]]", "NaN is no JSON number"),
-        (b"[[-Infinity]]", "Infinity is no JSON number"),
+        (b'{"a": 1, "a": 2}', "'a' is listed twice"),
+        (b"[[NaN]]", "NaN is not a JSON number"),
+        (b"[[-Infinity]]", "Infinity is not a JSON number"),
         (b"[[1e999]]", "too large"),
         (b"[" * 200_000, "nested too deeply"),
         (b'["\xff"]', "not UTF-8"),
@@ -57,7 +57,7 @@ def test_json_is_read_strictly(tmp_path: Path, content: bytes, words: str) -> No
 
 
 @posix
-def test_json_must_be_a_regular_file_of_a_sane_size(tmp_path: Path) -> None:
+def test_json_must_be_a_regular_file_below_the_size_limit(tmp_path: Path) -> None:
     with open(tmp_path / "large.json", "wb") as file:
         file.truncate(lab.MAX_JSON_BYTES + 1)
     os.mkfifo(tmp_path / "pipe.json")
@@ -67,7 +67,7 @@ def test_json_must_be_a_regular_file_of_a_sane_size(tmp_path: Path) -> None:
             read_json(tmp_path / f"{name}.json")
 
 
-def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(b"\xef\xbb\xbf[1]")
     assert read_json(tmp_path / "x.json") == [1]
 
@@ -86,19 +86,19 @@ def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
         ("train.json", {"a.png": []}, "image 'a.png': the list of labels is empty"),
         ("train.json", {"a.png": ["red cube", 3]}, "image 'a.png': label 2 must be a string, not a number"),
         ("train.json", {"a.png": ["red cubs"]}, "image 'a.png': label 1, 'red cubs', is not in objects.json: did you mean 'red cube'"),
-        ("train.json", {"a.png": ["red cube", "red cube"]}, "stands there twice"),
+        ("train.json", {"a.png": ["red cube", "red cube"]}, "is listed twice"),
         ("train.json", {"/etc/a.png": ["red cube"]}, "relative"),
         ("train.json", {"C:a.png": ["red cube"]}, "relative"),
         ("train.json", {"x\\a.png": ["red cube"]}, "relative"),
-        ("train.json", {"../a.png": ["red cube"]}, "leads out of the folder"),
-        ("train.json", {"x/../../a.png": ["red cube"]}, "leads out of the folder"),
+        ("train.json", {"../a.png": ["red cube"]}, "is outside of the folder"),
+        ("train.json", {"x/../../a.png": ["red cube"]}, "is outside of the folder"),
         ("train.json", {"a\0.png": ["red cube"]}, "character"),
         ("train.json", {"a\n.png": ["red cube"]}, "character"),
         ("train.json", {"\ud800.png": ["red cube"]}, "character"),
         ("train.json", {"": ["red cube"]}, "empty part"),
         ("train.json", {"x//a.png": ["red cube"]}, "empty part"),
         ("test.json", {}, "must be a list"),
-        ("test.json", [], "holds no condition"),
+        ("test.json", [], "has no condition"),
         ("new_test.json", [["red cube"], []], "condition 2 of 2: the list of labels is empty"),
         ("new_test.json", [["red cube"], ["pink cube"]], "condition 2 of 2: label 1, 'pink cube', is not in objects.json: did you mean"),
         ("heldout.json", [["red cube", ["blue cube"]]], "condition 1 of 1: label 2 must be a string, not a list"),
@@ -134,7 +134,7 @@ def test_broken_images_are_counted(folder: Path) -> None:
 
 
 @posix
-def test_links_out_of_the_folder_and_other_things_than_files_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_links_out_of_the_folder_and_special_files_are_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     picture(1).save(tmp_path / "outside" / "a.png")
     images = folder / "iclevr"

@@ -1,4 +1,4 @@
-"""verify and render: what they promise, on real files."""
+"""``data verify`` and ``data render`` on real files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def verify(folder: Path) -> tuple[dict[str, str], Summary]:
     return {Path(problem.path).relative_to(folder).as_posix() + ": " + problem.what: problem.path for problem in problems}, summary
 
 
-def test_verify_finds_nothing_in_a_sound_folder(folder: Path) -> None:
+def test_verify_finds_no_problem_in_a_valid_folder(folder: Path) -> None:
     problems, summary = verify(folder)
     assert problems == {}
     assert (summary.images, summary.scenes, summary.label_sets) == (3, 2, 3)
@@ -74,7 +74,7 @@ def test_verify_names_every_problem_in_one_pass(folder: Path) -> None:
     assert summary.conditions["test"].conditions == 1
 
 
-def test_verify_goes_on_without_train_json(folder: Path) -> None:
+def test_verify_continues_without_train_json(folder: Path) -> None:
     (folder / "train.json").unlink()
     (folder / "test.json").write_text("[]")
     problems, _ = verify(folder)

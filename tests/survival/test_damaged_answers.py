@@ -1,4 +1,4 @@
-"""Kept answers that were damaged are measured again, and never believed."""
+"""Damaged cached results are not used."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ddpmctl.evaluation.result_cache import load_results, save_results
 from ddpmctl.evaluation.results import FileResults
 
 
-def test_every_flipped_bit_in_kept_answers_is_detected_or_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_flipped_bit_in_cached_results_is_detected_or_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(tmp_path))
     conditions = (("red cube",), ("blue sphere", "red cube"))
     rng = np.random.default_rng(0)
-    answers = FileResults(conditions, rng.random((2, 3, 24), dtype=np.float32), rng.integers(0, 255, (2, 3, 64, 64), dtype=np.uint8))
-    save_results("k", answers)
+    results = FileResults(conditions, rng.random((2, 3, 24), dtype=np.float32), rng.integers(0, 255, (2, 3, 64, 64), dtype=np.uint8))
+    save_results("k", results)
     (file,) = (tmp_path / "results").iterdir()
     sound, draw, detected = file.read_bytes(), random.Random(1), 0
     edges = [*range(200), *range(len(sound) - 300, len(sound))]  # headers and the directory
@@ -29,6 +29,6 @@ def test_every_flipped_bit_in_kept_answers_is_detected_or_harmless(tmp_path: Pat
         if found is None:
             detected += 1
         else:
-            np.testing.assert_array_equal(found.probabilities, answers.probabilities, str(place))
-            np.testing.assert_array_equal(found.images, answers.images, str(place))
+            np.testing.assert_array_equal(found.probabilities, results.probabilities, str(place))
+            np.testing.assert_array_equal(found.images, results.images, str(place))
     assert detected > 500

@@ -1,4 +1,4 @@
-"""Checkpoints from strangers, and damaged ones: each is refused in one line, or loads exactly what was saved."""
+"""Untrusted and damaged checkpoints are refused in one line, or load exactly what was saved."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..test_cli_errors import refused
 
 @pytest.fixture(scope="module")
 def sound(run: Path) -> bytes:
-    """The bytes of a checkpoint as training writes it."""
+    """The bytes of a checkpoint written by training."""
     return next((run / "checkpoints").glob("epoch2_*.pth")).read_bytes()
 
 
@@ -61,9 +61,9 @@ def lists_of_lists(depth: int) -> bytes:
 
 
 def swollen(sound: bytes) -> bytes:
-    """A tensor that declares more numbers than lie in the file: torch would read beyond its memory."""
+    """A tensor that declares more values than the file has: torch would read beyond its memory."""
     pickled = archive_of(sound)["archive/data.pkl"]
-    # The first storage's count and the tensor's shape stand there as whole numbers; the bias of eight becomes one of 200.
+    # The first storage's count and the tensor's shape are stored as integers; the bias of 8 values becomes one of 200.
     at = pickled.index(b"K\x08tq")
     return with_pickle(sound, pickled[:at] + b"K\xc8tq" + pickled[at + 4 :])
 
@@ -148,7 +148,7 @@ def test_a_hostile_checkpoint_is_refused_in_one_line(kind: str, sound: bytes, tm
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes and devices are POSIX")
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "link to nothing"])
-def test_what_is_no_file_is_not_waited_for(kind: str, tmp_path: Path) -> None:
+def test_special_files_do_not_block(kind: str, tmp_path: Path) -> None:
     file = tmp_path / "strange.pth"
     links = {"device": "/dev/zero", "link to nothing": "nothing"}
     if kind in links:
@@ -161,8 +161,8 @@ def test_what_is_no_file_is_not_waited_for(kind: str, tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_a_hostile_file_takes_no_memory_to_speak_of(sound: bytes, tmp_path: Path) -> None:
-    """With an address space of 6 GB, and in bounded time, for those that ask for much."""
+def test_a_hostile_file_needs_little_memory(sound: bytes, tmp_path: Path) -> None:
+    """Files that declare much memory, with an address space of 6 GB and a time limit."""
     for name, kind in enumerate(("a terabyte in one opcode", "an index of four thousand million", "lists of lists of lists", "a compressed bomb")):
         (tmp_path / f"{name}.pth").write_bytes(HOSTILE[kind](sound))
     code = (
@@ -178,7 +178,7 @@ def test_a_hostile_file_takes_no_memory_to_speak_of(sound: bytes, tmp_path: Path
 
 
 def test_every_flipped_bit_is_detected_or_harmless(sound: bytes, tmp_path: Path) -> None:
-    """A thousand single bits anywhere in the file, and the bytes of its directory one by one."""
+    """A thousand random bits of the file, and every byte of its directory."""
     file = tmp_path / "flipped.pth"
     file.write_bytes(sound)
     whole = load_checkpoint(file)
@@ -209,7 +209,7 @@ def test_every_flipped_bit_is_detected_or_harmless(sound: bytes, tmp_path: Path)
         {"parameter": torch.nn.Parameter(torch.ones(2)), "state": torch.nn.Linear(2, 3).state_dict(), 3: (None, True, 1.5, -(2**40), "\u00e9\U0001f600")},
     ],
 )
-def test_the_outline_says_what_torch_loads(content: dict[object, object], tmp_path: Path) -> None:
+def test_the_outline_equals_what_torch_loads(content: dict[object, object], tmp_path: Path) -> None:
     torch.save(content, tmp_path / "x.pt")
 
     def compare(outline: object, loaded: object) -> None:

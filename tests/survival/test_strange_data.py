@@ -1,4 +1,4 @@
-"""Data folders from strangers, through the real command line: pictures, names and JSON; and a cache whose builders are killed."""
+"""Untrusted data folders on the command line: images, names and JSON; and caches of killed processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="SIGKILL, pipes and links 
 STRANGE = "CLEVR_train_000000_1.png"
 
 
-def picture(mode: str = "RGB", size: tuple[int, int] = (32, 24), seed: int = 0) -> Image.Image:
+def make_image(mode: str = "RGB", size: tuple[int, int] = (32, 24), seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
 
 
@@ -51,7 +51,7 @@ def png(width: int, height: int, rows: bytes = b"") -> bytes:
 
 REFUSED: dict[str, Callable[[], bytes]] = {
     "empty": lambda: b"",
-    "text": lambda: b"[bold]no picture[/]" * 99,
+    "text": lambda: b"[bold]no image[/]" * 99,
     "a web page": lambda: b"<svg onload='alert(1)'></svg>",
     "a bomb of 60,000 x 60,000": lambda: png(60_000, 60_000),
     "a bomb of 2^31 - 1 rows": lambda: png(1, 2**31 - 1),
@@ -60,14 +60,14 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "zero wide": lambda: png(0, 8),
     "zero high": lambda: png(8, 0),
     "no rows": lambda: png(8, 8),
-    "half a PNG": lambda: encoded(picture())[:300],
-    "half a JPEG": lambda: encoded(picture(size=(320, 240)), "JPEG")[:3000],
-    "a GIF": lambda: encoded(picture("P"), "GIF"),
-    "an animated GIF": lambda: encoded(picture("P"), "GIF", save_all=True, append_images=[picture("P", seed=1)]),
-    "a TIFF": lambda: encoded(picture(), "TIFF"),
-    "a BMP": lambda: encoded(picture(), "BMP"),
-    "an EPS, which Pillow would hand to another program": lambda: encoded(picture(), "EPS"),
-    "a WebP": lambda: encoded(picture(), "WEBP"),
+    "half a PNG": lambda: encoded(make_image())[:300],
+    "half a JPEG": lambda: encoded(make_image(size=(320, 240)), "JPEG")[:3000],
+    "a GIF": lambda: encoded(make_image("P"), "GIF"),
+    "an animated GIF": lambda: encoded(make_image("P"), "GIF", save_all=True, append_images=[make_image("P", seed=1)]),
+    "a TIFF": lambda: encoded(make_image(), "TIFF"),
+    "a BMP": lambda: encoded(make_image(), "BMP"),
+    "an EPS, for which Pillow would start another program": lambda: encoded(make_image(), "EPS"),
+    "a WebP": lambda: encoded(make_image(), "WEBP"),
 }
 
 
@@ -77,7 +77,7 @@ def _text_bomb() -> bytes:
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_a_picture_that_is_none_is_refused_by_name(kind: str, folder: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_refused_by_name(kind: str, folder: Path, tmp_path: Path) -> None:
     (folder / "iclevr" / STRANGE).write_bytes(REFUSED[kind]())
     for command in (train_on(folder, tmp_path), ("data", "verify", folder)):
         result = ddpmctl(*command)
@@ -88,22 +88,22 @@ def test_a_picture_that_is_none_is_refused_by_name(kind: str, folder: Path, tmp_
 
 
 TAKEN: dict[str, Callable[[], bytes]] = {
-    "palette": lambda: encoded(picture("P")),
-    "palette with transparency": lambda: encoded(picture("P"), transparency=bytes(range(256))),
-    "gray": lambda: encoded(picture("L")),
-    "one bit": lambda: encoded(picture("1")),
+    "palette": lambda: encoded(make_image("P")),
+    "palette with transparency": lambda: encoded(make_image("P"), transparency=bytes(range(256))),
+    "gray": lambda: encoded(make_image("L")),
+    "one bit": lambda: encoded(make_image("1")),
     "sixteen bits": lambda: encoded(Image.fromarray(np.random.default_rng(0).integers(0, 65535, (24, 32), dtype=np.uint16))),
-    "with alpha": lambda: encoded(picture("RGBA")),
-    "a CMYK JPEG": lambda: encoded(picture("CMYK"), "JPEG"),
-    "a JPEG": lambda: encoded(picture(), "JPEG"),
-    "an animated PNG, its first frame": lambda: encoded(picture(), save_all=True, append_images=[picture(seed=1)]),
-    "one pixel": lambda: encoded(picture(size=(1, 1))),
-    "a line": lambda: encoded(picture(size=(3000, 1))),
+    "with alpha": lambda: encoded(make_image("RGBA")),
+    "a CMYK JPEG": lambda: encoded(make_image("CMYK"), "JPEG"),
+    "a JPEG": lambda: encoded(make_image(), "JPEG"),
+    "an animated PNG, its first frame": lambda: encoded(make_image(), save_all=True, append_images=[make_image(seed=1)]),
+    "one pixel": lambda: encoded(make_image(size=(1, 1))),
+    "a line": lambda: encoded(make_image(size=(3000, 1))),
 }
 
 
 @pytest.mark.parametrize("kind", TAKEN)
-def test_an_unusual_picture_is_taken_as_what_it_shows(kind: str, folder: Path, tmp_path: Path) -> None:
+def test_unusual_image_modes_are_read(kind: str, folder: Path, tmp_path: Path) -> None:
     file = folder / "iclevr" / STRANGE
     file.write_bytes(TAKEN[kind]())
     result = ddpmctl(*train_on(folder, tmp_path))
@@ -125,17 +125,17 @@ ELSEWHERE = (
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
-def test_a_name_that_leads_elsewhere_is_refused(name: str, folder: Path, tmp_path: Path) -> None:
-    picture().save(tmp_path / "outside.png")
-    picture().save(folder / "outside.png")
+def test_a_name_outside_of_the_folder_is_refused(name: str, folder: Path, tmp_path: Path) -> None:
+    make_image().save(tmp_path / "outside.png")
+    make_image().save(folder / "outside.png")
     (folder / "train.json").write_text(json.dumps({STRANGE: ["red cube"], name: ["red cube"]}))
     assert "train.json" in refused(3, *train_on(folder, tmp_path))
 
 
 @posix
 @pytest.mark.parametrize("kind", ["a link out of the folder", "a pipe", "a device", "a folder", "a link to itself"])
-def test_what_is_no_picture_file_is_not_opened(kind: str, folder: Path, tmp_path: Path) -> None:
-    picture().save(tmp_path / "outside.png")
+def test_special_files_are_not_opened(kind: str, folder: Path, tmp_path: Path) -> None:
+    make_image().save(tmp_path / "outside.png")
     file = folder / "iclevr" / STRANGE
     file.unlink()
     links = {"a link out of the folder": tmp_path / "outside.png", "a device": Path("/dev/zero"), "a link to itself": file}
@@ -199,8 +199,8 @@ def files_in(cache: Path) -> list[str]:
 
 
 @posix
-def test_a_cache_killed_half_way_is_made_anew(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed while rendering, and (with what is on disk then set up by hand) between the writing of an entry's two files."""
+def test_a_cache_of_a_killed_process_is_rebuilt(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process is killed while rendering, or (simulated) between writing the two files of an entry."""
     cache = tmp_path / "cache"
     monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(cache))
     command = [*PYTHON, "train", *TINY, "--epochs", "1", "--scenes", "200", "--runs-dir", str(tmp_path / "runs")]
@@ -232,13 +232,13 @@ def _processor_seconds(process: int) -> float:
         return float("inf")
 
 
-def test_two_commands_build_one_cache_at_once(tmp_path: Path) -> None:
+def test_two_commands_can_build_the_same_cache(tmp_path: Path) -> None:
     environment = {**os.environ, "DDPMCTL_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     command = [*PYTHON, "train", *TINY, "--epochs", "1", "--scenes", "40", "--runs-dir", str(tmp_path / "runs")]
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment) for _ in range(2)]
-    told = [process.communicate(timeout=120)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], told
-    assert all("cache" not in text for text in told)
+    messages = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], messages
+    assert all("cache" not in text for text in messages)
     assert [name.rpartition(".")[2] for name in files_in(tmp_path / "cache") if name.endswith((".npy", ".tmp"))] == ["npy"]
     one, other = sorted((tmp_path / "runs").iterdir())
     assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
