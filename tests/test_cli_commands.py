@@ -27,6 +27,7 @@ def checkpoint_of(run: Path, epoch: int = 2) -> Path:
     return next((run / "checkpoints").glob(f"epoch{epoch}_*.pth"))
 
 
+@pytest.mark.slow
 def test_all_five_commands_on_a_rendered_folder(tmp_path: Path) -> None:
     data, runs = tmp_path / "data", tmp_path / "runs"
     assert ddpmctl("data", "render", data, "--scenes", 3, "--size", "80x60").exit_code == 0

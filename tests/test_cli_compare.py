@@ -65,6 +65,7 @@ def crossed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, in
 
 
 class TestVerdict:
+    @pytest.mark.slow
     def test_training_seeds_are_replicates_of_one_arm(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
         runs = [crossed[act, "linear", seed] for act in ("gelu", "relu") for seed in (0, 1)]
         outputs = {name: tmp_path / f"v.{name}" for name in ("json", "csv", "latex", "html")}
@@ -165,6 +166,7 @@ class TestVerdict:
         assert re.search(r"--html.*--recorded", result.stderr)
 
 
+@pytest.mark.slow
 def test_runs_that_differ_in_their_seed_alone_are_one_line_with_a_band(tmp_path: Path) -> None:
     from ddpmctl.comparison.recorded import compare_recorded
     from ddpmctl.report.figures import replicates, save_comparison_figure

@@ -13,6 +13,8 @@ import pytest
 
 import ddpmctl
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 TINY = ["--width", "8", "--timesteps", "4", "--epochs", "1", "--scenes", "2", "--batch-size", "6", "--threads", "1", "--device", "cpu"]
 

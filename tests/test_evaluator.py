@@ -201,6 +201,7 @@ class TestScores:
         assert math.isnan(Score(0, 0, 0, 0).exact_match)
 
 
+@pytest.mark.slow
 class TestRetraining:
     @pytest.mark.parametrize("network", NETWORKS)
     def test_a_few_steps_lower_the_loss_and_write_a_usable_file(self, network: str, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def trainer(compile_mode: str) -> Trainer:
     return Trainer(config, make_compute_device(config.device), Dataset("noise", "", images, labels, {}, None))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler itself
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -61,6 +61,7 @@ def test_no_color_is_respected_and_force_color_enables_no_progress_bars(environm
     assert "\x1b[2K" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGINT to a child is POSIX")
 def test_ctrl_c_saves_the_run_and_resume_continues(tmp_path: Path) -> None:
     start = [*PYTHON, "train", *TINY, "--epochs", "100000", "--save-every", "100000", "--scenes", "64", "--runs-dir", tmp_path, "--name", "r"]

@@ -233,6 +233,7 @@ def test_the_familywise_error_rate_of_three_arms_is_at_most_6_percent() -> None:
     assert called / 1000 <= 0.06
 
 
+@pytest.mark.slow
 def test_ten_points_are_detected_with_the_advised_repeats() -> None:
     """Start with three images per condition, then follow the advice."""
     world, rng, found, advised = with_difference(0.10, taste=0.3, luck=2.5, conditions=48), np.random.default_rng(12), [], []
@@ -256,6 +257,7 @@ def test_intervals_of_an_accuracy_have_their_nominal_coverage(ease: float, repea
     assert 0.93 <= np.mean(covered) <= 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicates", [1, 3])
 def test_intervals_of_a_difference_have_their_nominal_coverage(replicates: int) -> None:
     world, rng = World(effect=0.6, seeds=0.25 if replicates > 1 else 0.0), np.random.default_rng(14)

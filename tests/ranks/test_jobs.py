@@ -22,7 +22,7 @@ from ..test_cli_errors import folder
 from .launch import finished, several, torchrun, workers
 
 __all__ = ["folder"]
-pytestmark = several
+pytestmark = [several, pytest.mark.slow]
 EPOCHS = 4
 OFTEN = ["--checkpoint-minutes", "0.004", "--save-every", "2"]
 

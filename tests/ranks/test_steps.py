@@ -14,7 +14,7 @@ import torch
 from .launch import finished, several, torchrun
 from .steps import LONG, RECIPES
 
-pytestmark = several
+pytestmark = [several, pytest.mark.slow]
 Found = Mapping[str, Any]
 
 

@@ -177,6 +177,7 @@ def test_a_hostile_file_needs_little_memory(sound: bytes, tmp_path: Path) -> Non
     assert float(out[5]) < 30
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_detected_or_harmless(sound: bytes, tmp_path: Path) -> None:
     """A thousand random bits of the file, and every byte of its directory."""
     file = tmp_path / "flipped.pth"

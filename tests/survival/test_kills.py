@@ -11,7 +11,7 @@ import pytest
 
 from .kills import differences, killed, whole
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")]
 EPOCHS = 15
 
 

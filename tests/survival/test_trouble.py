@@ -62,6 +62,7 @@ def test_a_run_that_will_not_fit_is_refused_before_it_begins(small_disk: Path) -
     assert list((small_disk / "runs").iterdir()) == []
 
 
+@pytest.mark.slow
 @posix
 def test_a_disk_that_fills_up_costs_nothing_and_the_run_goes_on_after_room_is_made(small_disk: Path) -> None:
     command = [*PYTHON, "train", *TINY, "--minutes", "10", "--scenes", "4", "--keep", "0", "--runs-dir", str(small_disk), "--name", "r"]
@@ -116,6 +117,7 @@ def test_a_disk_that_may_only_be_read(small_disk: Path, run: Path) -> None:
     assert "--out" in refused(2, "sample", small_disk / "run", "--labels", "red cube", "-o", small_disk / "out")
 
 
+@pytest.mark.slow
 def test_keep_spares_the_best_and_the_last(tmp_path: Path) -> None:
     folder = train(tmp_path, "--epochs", 6, "--keep", 1)
     left = {path.name for path in (folder / "checkpoints").iterdir()}
@@ -131,6 +133,7 @@ def test_keep_spares_the_best_and_the_last(tmp_path: Path) -> None:
 # Other processes, signals and clocks
 
 
+@pytest.mark.slow
 @posix
 def test_a_second_trainer_is_refused_and_a_dead_ones_lock_is_not_in_the_way(tmp_path: Path) -> None:
     command = [*PYTHON, "train", *TINY, "--epochs", "100000", "--save-every", "100000", "--scenes", "16", "--runs-dir", str(tmp_path), "--name", "r"]
@@ -160,6 +163,7 @@ def test_a_second_trainer_is_refused_and_a_dead_ones_lock_is_not_in_the_way(tmp_
     assert load_tensors(tmp_path / "r" / "state.pt")[0]["counters"]["step"] > before
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("stage", ["rendering", "sampling"])

@@ -10,6 +10,8 @@ import pytest
 
 from . import behaviour
 
+pytestmark = pytest.mark.slow
+
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "behaviour-0.2.json").read_text(encoding="utf-8"))
 EXACT = behaviour.environment() == RECORDED["environment"]
 
