@@ -110,7 +110,7 @@ class RunConfig:
 
     checkpoint_minutes: float | None = setting(10.0, "Minutes between states to resume from, beside those after each score (none: off).", above=0)
     keep: int | None = setting(None, "Scored checkpoints kept beside the best and the last (none: all).", low=0)
-    on_nan: str = setting("stop", "After numbers that are not finite: rollback is to the last state, at half the learning rate.", choices=("stop", "rollback"))
+    on_nan: str = setting("stop", "On NaN or inf: stop, or reload the last saved state at half the learning rate.", choices=("stop", "rollback"))
     micro_batch: int | None = setting(None, "Images per network call; their gradients are added up to the batch's (none: the whole batch).", low=1)
     sync_bn: str = setting("on", "Under torchrun, batch norm sees the whole batch, or each process's share of it (off).", choices=("on", "off"))
 
@@ -156,13 +156,15 @@ class Config:
         return config
 
     @staticmethod
-    def from_dict(values: Mapping[str, Mapping[str, Any]]) -> Config:
+    def from_dict(values: Any) -> Config:
         """Build a checked config from ``to_dict``'s content; sections may have other names, as those of earlier versions.
 
         Raises:
             UsageError: as ``from_flat``.
-            AttributeError, TypeError: the values are not nested like that.
+            ValueError: the values are not nested like that.
         """
+        if not isinstance(values, Mapping) or not all(isinstance(section, Mapping) for section in values.values()):
+            raise ValueError("settings are not nested by section")
         return Config.from_flat({name: value for section in values.values() for name, value in section.items()})
 
     def replace(self, **values: Value) -> Config:

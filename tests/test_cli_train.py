@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -170,3 +172,16 @@ def test_off_a_terminal_there_is_one_plain_line_an_epoch(tmp_path: Path) -> None
     assert "\x1b" not in result.stderr
     assert "accuracy" in result.stdout
     assert "picture:" in result.stdout
+
+
+def test_a_network_is_built_once_and_once_on_meta_before_the_first_step(tmp_path: Path) -> None:
+    code = (
+        "import sys, torch\nfrom ddpmctl.nets.context_unet import ContextUnet as Net\nfrom ddpmctl.training.trainer import Trainer\n"
+        "built, inner = [], Net.__init__\n"
+        "def init(*arguments):\n    built.append(torch.get_default_device().type)\n    inner(*arguments)\n"
+        "def step(trainer):\n    print(sorted(built))\n    raise SystemExit\n"
+        "Net.__init__, Trainer.step = init, step\nfrom ddpmctl.cli.app import main\nmain()"
+    )
+    arguments = ["train", *TINY, "--epochs", 1, "--scenes", 4, "--runs-dir", tmp_path]
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=True, timeout=100)
+    assert done.stdout.splitlines() == ["['cpu', 'meta']"]

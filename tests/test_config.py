@@ -298,3 +298,14 @@ def test_a_file_of_version_0_2_with_its_machine_section_is_read(tmp_path: Path) 
     file = tmp_path / "old.toml"
     file.write_text('[machine]\ndevice = "cpu"\nthreads = 1\n')
     assert load_toml(file) == {"device": "cpu", "threads": 1}
+
+
+@pytest.mark.parametrize("content", [None, 3, [], "model", {"model": None}, {"model": ["width"]}, {"width": 8}])
+def test_settings_that_are_not_nested_by_section_are_a_value_error(content: object) -> None:
+    with pytest.raises(ValueError, match="not nested by section"):
+        Config.from_dict(content)
+
+
+def test_a_config_comes_back_from_its_dict_under_any_section_names() -> None:
+    config = Config().replace(width=64, epochs=3)
+    assert Config.from_dict({f"old {name}": section for name, section in config.to_dict().items()}) == config

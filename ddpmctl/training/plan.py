@@ -15,6 +15,7 @@ from ddpmctl.diffusion.schedules import make_schedule
 from ddpmctl.errors import UsageError
 from ddpmctl.files import in_bytes, need_room
 from ddpmctl.registry import NETWORKS
+from ddpmctl.training.gradients import Gradients
 from ddpmctl.training.trainer import Trainer
 
 GRID_BYTES = 800_000  # the two sample grids of one score
@@ -92,25 +93,32 @@ def network_size(config: ModelConfig) -> NetworkSize:
 
 
 def seconds_per_image(trainer: Trainer) -> float:
-    """Return the seconds of a forward and backward pass per image, the second of two; weights and statistics stay as they are."""
-    net, device = trainer.net, trainer.compute.device
-    count = min(trainer.config.training.batch_size, 8 if device.type == "cpu" else 64)
-    x = torch.zeros(count, 3, 64, 64, device=device).contiguous(memory_format=torch.channels_last)
-    labels, time_ = torch.zeros(count, 24, device=device), torch.full((count,), 0.5, device=device)
+    """Return the seconds that one process takes for an image's gradients, measured on the second of two small batches.
+
+    Weights and running statistics stay as they are. All processes of the job come here: batch norm may need each of them.
+
+    Raises:
+        UsageError: the batch does not fit in memory; names settings that fit.
+        PeerError: another process failed.
+    """
+    net, compute, config, size = trainer.net, trainer.compute, trainer.config, trainer.replicas.job.size
+    limit = 8 if compute.device.type == "cpu" else 64
+    # Without torch.compile, and one network call a process: only the wrapped network can add up gradients of several.
+    count = min(config.training.batch_size, size * min(limit, config.run.micro_batch or limit))
+    images, labels = (torch.zeros(count, *shape, dtype=torch.uint8, device=compute.device) for shape in ((3, 64, 64), (24,)))
+    gradients = Gradients(config, compute, trainer.replicas, net, net, trainer.loss, images, labels)
+    chosen = torch.arange(count, device=compute.device)
     buffers = {name: value.clone() for name, value in net.named_buffers()}
     net.train()
     seconds = 0.0
     for _ in range(2):
         start = time.perf_counter()
-        with trainer.compute.autocast():
-            loss = net(x, labels, time_).float().square().mean()
-        loss.backward()
-        float(next(net.parameters()).grad.sum())  # waits for the device
+        float(gradients(chosen, 0))  # waits for the device
         seconds = time.perf_counter() - start
     net.zero_grad(set_to_none=True)
     for name, value in net.named_buffers():
         value.copy_(buffers[name])
-    return seconds / count
+    return seconds * size / count
 
 
 @dataclass(frozen=True)

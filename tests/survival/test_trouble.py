@@ -294,6 +294,19 @@ def test_training_says_which_micro_batch_would_fit(dataset: object) -> None:
         trainer.step()
 
 
+@pytest.mark.parametrize(("flags", "ends"), [([], 2), (["--micro-batch", 2], 0)])
+def test_a_batch_beyond_memory_gets_advice_before_the_first_step_and_runs_with_it(tmp_path: Path, flags: list[object], ends: int) -> None:
+    code = (
+        "import sys, torch\nfrom ddpmctl.nets.context_unet import ContextUnet as Net\ninner = Net.forward\n"
+        "def forward(net, x, *rest):\n    if len(x) > 3 and net.training:\n        raise torch.OutOfMemoryError('CUDA out of memory')\n"
+        "    return inner(net, x, *rest)\nNet.forward = forward\nfrom ddpmctl.cli.app import main\nmain()"
+    )
+    arguments = ["train", *TINY, "--batch-size", 4, "--epochs", 1, "--scenes", 4, "--runs-dir", tmp_path, *flags]
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == ends, done.stderr
+    assert ("--micro-batch 2 does" in done.stderr) == bool(ends)
+
+
 def test_accumulated_gradients_are_the_whole_batchs(dataset: object) -> None:
     """In a network without batch norm they are equal but for rounding."""
     gradients = []
