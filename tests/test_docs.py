@@ -18,8 +18,8 @@ from ddpmctl.config_sources import assumed, resolve
 
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Flags of other programs: torchrun's, and those of the benchmarks.
-OTHERS = {"--max-restarts", "--model-only"}
+# Flags of torchrun, of the benchmarks, and of a recipe in CONTRIBUTING.md.
+OTHERS = {"--max-restarts", "--model-only", "--churn"}
 # Entries that the recipes of CONTRIBUTING.md add; tests/test_contributing.py runs them.
 RECIPES = {"scaled-linear", "churned", "one-convolution", "sgd", "classes"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)

@@ -15,6 +15,9 @@ from ddpmctl.errors import DataError, UsageError
 
 app = typer.Typer(help="The embedded benchmark as a folder, and checks of a folder.", no_args_is_help=True)
 
+cache = typer.Typer(help="The cache of decoded images and of evaluation results.", no_args_is_help=True)
+app.add_typer(cache, name="cache")
+
 
 @app.command("render")
 @command()
@@ -67,3 +70,31 @@ def _size(text: str) -> tuple[int, int]:
     if not match or not all(SIDES[0] <= side <= SIDES[1] for side in sides):
         raise UsageError(f"--size: {text!r} is no size; give width x height in pixels, e.g. 320x240, each from {SIDES[0]} to {SIDES[1]}")
     return sides[0], sides[1]
+
+
+@cache.command("list")
+@command()
+def list_cache() -> None:
+    """List the files in the cache with their sizes and the days since they were last used."""
+    import time
+
+    from ddpmctl.data.cache import cache_files, cache_folder
+    from ddpmctl.files import in_bytes
+
+    folder, files = cache_folder(), [(file, file.stat()) for file in cache_files()]
+    rows = [[str(file.relative_to(folder)), in_bytes(about.st_size), f"{(time.time() - about.st_mtime) / 86400:.1f}"] for file, about in files]
+    terminal = Terminal()
+    if rows:
+        terminal.table(str(folder), ["file", "size", "days unused"], rows)
+    terminal.result(f"{folder}: {len(rows)} files, {in_bytes(sum(about.st_size for _, about in files))}")
+
+
+@cache.command("clear")
+@command()
+def clear_cache(older_than: Annotated[float, typer.Option("--older-than", min=0, help="Only files that were not used for so many days.")] = 0) -> None:
+    """Remove the files in the cache; they are made again when they are needed."""
+    from ddpmctl.data.cache import cache_folder, remove_unused
+    from ddpmctl.files import in_bytes
+
+    removed = remove_unused(older_than)
+    Terminal().result(f"{cache_folder()}: removed {len(removed)} files, {in_bytes(sum(size for _, size in removed))}")

@@ -77,7 +77,7 @@ class Terminal:
         for name, text in lines.items():
             self.err.print(f"[bold]{name:>10}[/]  {escape(text)}", soft_wrap=True)
         if plan.seconds is not None and plan.seconds > DAY:
-            self.warn(f"this takes about {human_seconds(plan.seconds)} on this machine; use --preset quick for a short run")
+            self.warn(f"this takes about {human_seconds(plan.seconds)} here; --preset quick is much shorter")
 
     def finish(self, task: Generator[Any, None, R]) -> R:
         """Run a task that yields ``Progress`` and return its result."""

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from ddpmctl.errors import DataError, DdpmctlError, UsageError
 from ddpmctl.files import atomic_write
 from ddpmctl.progress import Notice, Progress
 
+UNUSED_DAYS = 30
+PATTERNS = ("*.npy", "*.json", "results/*.npz", "crashes/*.txt")
 DECODER = 1  # raise it when decoding or rendering begins to give other pixels: old entries then no longer fit
 
 
@@ -54,6 +57,31 @@ def cache_folder() -> Path:
         raise UsageError("no home folder is known; set DDPMCTL_CACHE_DIR") from error
 
 
+def cache_files() -> list[Path]:
+    """Return the files in the cache: decoded images, results of evaluations, and tracebacks of crashes."""
+    folder = cache_folder()
+    return sorted(file for pattern in PATTERNS for file in folder.glob(pattern) if file.is_file())
+
+
+def mark_used(*files: Path) -> None:
+    """Set the time at which files of the cache were last used to now."""
+    with suppress(OSError):
+        for file in files:
+            os.utime(file)
+
+
+def remove_unused(days: float = UNUSED_DAYS) -> list[tuple[Path, int]]:
+    """Remove the files of the cache that were not used for some days; return them with their sizes in bytes."""
+    removed = []
+    for file in cache_files():
+        with suppress(OSError):  # another process may have removed it
+            about = file.stat()
+            if time.time() - about.st_mtime >= 86400 * days:
+                file.unlink()
+                removed.append((file, about.st_size))
+    return removed
+
+
 def folder_key(train_digest: str, found: list[FoundImage]) -> str:
     """Return the key of a lab folder's entry: train.json's content, and name, size and time of change of every image."""
     rows = [[image.name, image.size, image.mtime_ns] for image in found]
@@ -75,7 +103,9 @@ def cached_images(
     entry: Path | None = None
     try:
         entry = cache_folder() / f"{key}.npy"
+        remove_unused()
         if (kept := _read(entry, key, count)) is not None:
+            mark_used(entry, entry.with_suffix(".json"))
             return kept
     except DdpmctlError as error:
         yield Notice(f"decoded images are not taken from the cache: {error}")

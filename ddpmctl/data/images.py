@@ -22,6 +22,7 @@ from ddpmctl.errors import DataError, show
 SIZE = 64  # pixels on a side of every training image
 PLACES = ("iclevr", "images", ".")  # the usual one first: it saves a look at every name
 FORMATS = ("PNG", "JPEG")
+PNG_END = b"IEND\xaeB`\x82"
 CHUNK = 256  # images between two progress events
 T = TypeVar("T")
 _opening = threading.Lock()
@@ -87,6 +88,8 @@ def check_image(path: Path) -> None:
     try:
         with _open(path) as image:
             image.verify()
+            if image.format == "PNG" and PNG_END not in path.read_bytes()[-64:]:  # Pillow does not ask for the last chunk
+                raise OSError("truncated: the last bytes are missing")
     except Exception as error:
         raise DataError(f"{path}: {_reason(error)}") from error
     decode_image(path)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddpmctl.data.cache import cache_folder
+from ddpmctl.data.cache import cache_folder, mark_used
 from ddpmctl.errors import DdpmctlError
 from ddpmctl.evaluation.results import FileResults
 from ddpmctl.files import atomic_write
@@ -40,6 +40,7 @@ def load_results(key: str, conditions: Sequence[LabelSet]) -> FileResults | None
     sound = fits and probabilities.dtype == np.float32 and bool(np.isfinite(probabilities).all())
     if not sound or images.dtype != np.uint8 or images.shape != (count, *IMAGE_SHAPE):
         return None
+    mark_used(_file(key))
     return FileResults(tuple(conditions), probabilities, images)
 
 

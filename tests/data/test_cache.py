@@ -20,6 +20,7 @@ from ddpmctl.errors import UsageError
 from ddpmctl.files import atomic_write, sha256_file
 from ddpmctl.progress import Notice, Progress
 
+from ..conftest import ddpmctl
 from .conftest import entry, finish, flip, load, picture
 
 # The cache
@@ -148,3 +149,36 @@ def test_a_large_entry_starts_at_once(cache: Path) -> None:
     assert time.perf_counter() - began < 2  # 0.1 s on a quiet machine
     assert events == []
     np.testing.assert_array_equal(kept.images, images)
+
+
+def test_the_cache_is_listed_and_cleared_and_old_files_go_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(tmp_path))
+    (tmp_path / "results").mkdir()
+    old, new, other = tmp_path / "results" / "old.npz", tmp_path / "results" / "new.npz", tmp_path / "notes.md"
+    for file in (old, new, other):
+        file.write_bytes(b"0" * 1500)
+    month_ago = time.time() - 31 * 86400
+    os.utime(old, (month_ago, month_ago))
+    os.utime(other, (month_ago, month_ago))
+    listed = ddpmctl("data", "cache", "list").stdout
+    assert "2 files, 3 kB" in listed
+    assert "31.0" in listed
+    for _ in load_dataset(None, scenes=1):
+        pass
+    assert (old.exists(), new.exists(), other.exists()) == (False, True, True)
+    assert len(list(tmp_path.glob("*.npy"))) == 1
+    assert "removed 0 files" in ddpmctl("data", "cache", "clear", "--older-than", 1).stdout
+    assert "removed 3 files" in ddpmctl("data", "cache", "clear").stdout
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [other]
+
+
+def test_a_hit_counts_as_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(tmp_path))
+    for _ in load_dataset(None, scenes=1):
+        pass
+    (entry,) = tmp_path.glob("*.npy")
+    week_ago = time.time() - 7 * 86400
+    os.utime(entry, (week_ago, week_ago))
+    for _ in load_dataset(None, scenes=1):
+        pass
+    assert time.time() - entry.stat().st_mtime < 3600

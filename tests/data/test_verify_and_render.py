@@ -11,8 +11,9 @@ from PIL import Image
 from ddpmctl.benchmark import embedded as benchmark
 from ddpmctl.benchmark.writer import write_benchmark
 from ddpmctl.data.dataset import load_conditions, load_dataset
+from ddpmctl.data.images import check_image
 from ddpmctl.data.verify import Problem, Summary, verify_folder
-from ddpmctl.errors import UsageError
+from ddpmctl.errors import DataError, UsageError
 from ddpmctl.progress import Progress
 
 from .conftest import SWAPPED, TRAIN, entry, finish, flip, load, picture, write_json
@@ -135,3 +136,13 @@ def test_render_refuses_what_it_cannot_write(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full", "mine.txt"]
     with pytest.raises(UsageError, match="--scenes 0"):
         load(None, scenes=0)
+
+
+@pytest.mark.parametrize("cut", [1, 4, 8, 12])
+def test_a_png_that_lacks_its_last_bytes_is_a_problem(cut: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
+    check_image(path)
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(DataError, match=r"a\.png: "):
+        check_image(path)
