@@ -171,14 +171,13 @@ def verdict_sentence(first: Arm, second: Arm, finding: Finding) -> str:
 
 def _advice(first: Arm, second: Arm, finding: Finding) -> str:
     spread, points = finding.contrast.spread, f"{100 * WORTH_SEEING:.0f} points"
-    repeats = spread.repeats_for(WORTH_SEEING)
-    if repeats is not None:
-        return f"{points} need --repeats {repeats} (here {spread.repeats})"
     if spread.repeats == 1:
         return f"use --repeats 2 or more to get a sample-size recommendation for {points}"
-    seeds = spread.seeds_for(WORTH_SEEING) if spread.seeds_df else None
-    if seeds is not None:
-        return f"{points} need {seeds} training seeds in each arm (here {len(first.rows)} and {len(second.rows)})"
+    if (plan := spread.cheapest_for(WORTH_SEEING)) is not None:
+        repeats, seeds = plan
+        needs = [(f"--repeats {repeats}", str(spread.repeats))] if repeats > spread.repeats else []
+        needs += [(f"{seeds} training seeds in each arm", f"{len(first.rows)} and {len(second.rows)}")] if seeds is not None else []
+        return f"{points} need {' and '.join(need for need, _ in needs)} (here {'; '.join(here for _, here in needs)})"
     return f"no number of repeats shows {points} on these conditions: take more conditions" + (" and training seeds" if spread.seeds_df else "")
 
 
