@@ -82,10 +82,40 @@ class TestVerdict:
         assert found["sentences"][0] in result.stdout.replace("\n", " ") or found["sentences"][0] in " ".join(result.stdout.split())
         with outputs["csv"].open() as file:
             assert [row["points"] for row in csv.DictReader(file)] == [f"{100 * pair['estimate']:+.1f}"]
-        assert outputs["latex"].read_text().count(r"\begin{tabular}") == 2
+        assert outputs["latex"].read_text().count(r"\begin{tabular}") == 3
         assert "act=gelu" in outputs["html"].read_text()
         assert size(tmp_path / "c-verdict.png")[0] > 1000
         assert (tmp_path / "c-verdict.svg").read_text().startswith("<?xml")
+
+    def test_held_out_conditions_are_a_family_of_their_own(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
+        runs = [crossed["gelu", "linear", 0], crossed["relu", "linear", 0], crossed["relu", "cosine", 0]]
+        outputs = {name: tmp_path / f"v.{name}" for name in ("json", "latex", "html")}
+        written = [part for name, file in outputs.items() for part in (f"--{name}", file)]
+        result = ddpmctl("compare", *runs, "--repeats", 2, "--anyway", *written, "-o", tmp_path / "c.png")
+        assert result.exit_code == 0, result.output
+        found = json.loads(outputs["json"].read_text())
+        scores = [arm["scores"]["heldout"]["estimate"] for arm in found["arms"]]
+        assert [pair["name"] for pair in found["heldout"]] == [pair["name"] for pair in found["pairs"]]
+        gaps = [scores[i] - scores[j] for i, j in ((0, 1), (0, 2), (1, 2))]
+        assert [pair["estimate"] for pair in found["heldout"]] == pytest.approx(gaps)
+        assert found["files"] == ["test", "new_test"]
+        for family in ("pairs", "heldout"):  # Holm: the smallest of three p-values counts three times
+            least = min(found[family], key=lambda pair: pair["p"])
+            assert least["p_adjusted"] == pytest.approx(min(1, 3 * least["p"]))
+        title = "differences, points of accuracy on heldout"
+        assert title in " ".join(result.stdout.split())
+        assert all(title in outputs[name].read_text() for name in ("latex", "html"))
+        assert (tmp_path / "c-verdict.svg").read_text().count("heldout") == 1 + 3  # in the legend, and in the names of the three differences
+
+    def test_pooled_held_out_conditions_are_no_family(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
+        (tmp_path / "heldout.json").write_text(json.dumps([["red cube"]]))
+        pair = (crossed["gelu", "linear", 0], crossed["relu", "linear", 0])
+        asked = ("compare", *pair, "--repeats", 2, "--conditions", tmp_path / "heldout.json", "-o", tmp_path / "c.png", "--json", tmp_path / "v.json")
+        result = ddpmctl(*asked)
+        assert result.exit_code == 0, result.output
+        found = json.loads((tmp_path / "v.json").read_text(), parse_constant=pytest.fail)
+        assert (found["files"], found["heldout"]) == (["heldout"], [])
+        assert found["pairs"][0]["low"] is None  # one condition tells nothing of others
 
     def test_two_crossed_settings_have_main_effects_and_an_interaction(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
         runs = [crossed[act, schedule, 0] for act in ("gelu", "relu") for schedule in ("linear", "cosine")]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
+from ddpmctl.comparison.verdict import Arm, Finding, verdict_sentence
 from ddpmctl.evaluation.selection import best_index
-from ddpmctl.statistics.contrasts import contrast, holm
+from ddpmctl.statistics.contrasts import TRAINING_COST, Contrast, Spread, contrast, holm
 from ddpmctl.statistics.distributions import incomplete_beta, t_cdf, t_quantile
-from ddpmctl.statistics.intervals import accuracy_interval
+from ddpmctl.statistics.intervals import Interval, accuracy_interval
 from ddpmctl.statistics.tallies import Tally, concatenated
 
 
@@ -162,11 +164,52 @@ def test_more_training_seeds_are_advised_if_their_variance_dominates() -> None:
     spread = contrast(arms, [1, -1]).spread
     assert spread.one_seed == pytest.approx(0.05**2)
     assert spread.seeds == pytest.approx(0.05**2 * (1 / 3 + 1))
-    seeds = spread.seeds_for(0.05)
+    plan = spread.cheapest_for(0.05)
+    assert plan is not None
+    repeats, seeds = plan
+    assert repeats == 2  # the images have no variance
     assert seeds is not None
     by_hand = [(t_quantile(0.975, 2 * (k - 1)) + t_quantile(0.8, 2 * (k - 1))) * 0.05 * math.sqrt(2 / k) for k in (seeds, seeds - 1)]
     assert by_hand[0] <= 0.05 < by_hand[1]
     assert spread.repeats_for(0.05) is None
+
+
+@pytest.mark.parametrize(
+    ("conditions", "images", "one_seed", "both"),
+    [(1e-5, 4e-4, 4e-4, True), (1e-5, 9e-4, 2e-4, False), (1e-5, 9e-4, 1e-6, False), (1e-5, 1e-6, 4e-4, False), (1e-3, 4e-4, 4e-4, False)],
+)
+def test_the_advised_plan_is_the_cheapest_of_all_that_are_enough(conditions: float, images: float, one_seed: float, *, both: bool) -> None:
+    now, weights = 2, (1.0, 1.0)
+    spread = Spread(conditions, images, one_seed, repeats=4, df=63, seeds_df=2 * (now - 1), weights=weights, one_seed=one_seed)
+    costs = {
+        (repeats, seeds): seeds * repeats + TRAINING_COST * (seeds - now)
+        for repeats in range(4, 301)
+        for seeds in range(now, 31)
+        if spread.detectable(repeats, seeds) <= 0.05
+    }
+    plan = spread.cheapest_for(0.05)
+    if not costs:
+        assert plan is None
+        return
+    assert plan is not None
+    repeats, seeds = plan[0], plan[1] or now
+    assert costs[repeats, seeds] == min(costs.values())
+    assert (repeats > 4 and seeds > now) == both
+
+
+@pytest.mark.parametrize(
+    ("images", "one_seed", "words"),
+    [
+        (4e-4, 4e-4, r"5 points need --repeats \d+ and \d training seeds in each arm \(here 4; 2 and 2\)\.$"),
+        (9e-4, 1e-6, r"5 points need --repeats \d+ \(here 4\)\.$"),
+        (1e-6, 4e-4, r"5 points need \d training seeds in each arm \(here 2 and 2\)\.$"),
+    ],
+)
+def test_the_advice_names_what_has_to_grow(images: float, one_seed: float, words: str) -> None:
+    spread = Spread(1e-5, images, one_seed, repeats=4, df=63, seeds_df=2, weights=(1.0, 1.0), one_seed=one_seed)
+    first, second = (Arm(name, (None, None)) for name in "AB")  # type: ignore[arg-type]
+    sentence = verdict_sentence(first, second, Finding("A - B", Contrast(Interval(0.01, -0.05, 0.07), 0.6, spread), 0.6))
+    assert re.search(words, sentence), sentence
 
 
 # Simulations
@@ -247,6 +290,21 @@ def test_ten_points_are_detected_with_the_advised_repeats() -> None:
         found.append(contrast([[part(first, 0, images)], [part(second, 0, images)]], [1, -1]).p < 0.05)
     assert np.mean(found) >= 0.78
     assert np.median(advised) >= 5  # so that the advice was needed
+
+
+def test_a_difference_is_detected_with_the_advised_repeats_and_seeds() -> None:
+    """The advice of a large pilot, whose variance components are almost the true ones, gives the power that it promises."""
+    points, rng = 0.08, np.random.default_rng(16)
+    world = with_difference(points, taste=0.1, luck=2.5, seeds=0.2)
+    pilots = [contrast(world.tallies(rng, arms=2, repeats=4, replicates=12), [1, -1]).spread for _ in range(20)]
+    parts = [float(np.mean([getattr(pilot, part) for pilot in pilots])) for part in ("conditions", "images", "one_seed")]
+    spread = Spread(parts[0], 12 * parts[1], parts[2], repeats=4, df=63, seeds_df=2, weights=(1.0, 1.0), one_seed=parts[2])  # as of two seeds an arm
+    plan = spread.cheapest_for(points)
+    assert plan is not None
+    repeats, seeds = plan
+    assert seeds is not None
+    found = [contrast(world.tallies(rng, arms=2, repeats=repeats, replicates=seeds), [1, -1]).p < 0.05 for _ in range(500)]
+    assert np.mean(found) >= 0.78
 
 
 @pytest.mark.parametrize(("ease", "repeats"), [(0.9, 1), (0.9, 4), (2.5, 4)])

@@ -23,6 +23,7 @@ from ddpmctl.statistics.intervals import Interval, accuracy_interval
 from ddpmctl.statistics.tallies import Tally
 
 SIGNIFICANT = 0.05
+HELDOUT = "heldout"
 WORTH_SEEING = 0.05  # the difference for which advice is given: 5 points
 
 
@@ -72,12 +73,14 @@ class Verdict:
     Attributes:
         files: the condition files that the contrasts pool.
         pairs: (first arm, second arm, finding) for every pair.
+        heldout: the pairs' differences on the held-out conditions alone, a family of their own; empty where there are none or they are pooled.
         effects: main effects and interaction, where two factors of two levels are crossed.
     """
 
     arms: tuple[Arm, ...]
     files: tuple[str, ...]
     pairs: tuple[tuple[Arm, Arm, Finding], ...]
+    heldout: tuple[Finding, ...]
     effects: tuple[Finding, ...]
 
     def sentences(self) -> Iterator[str]:
@@ -132,13 +135,11 @@ def verdict(arms: Sequence[Arm], files: Sequence[str]) -> Verdict:
     """Return every pair's difference, and the effects of two crossed factors, over some condition files."""
     tallies = [arm.tallies(files) for arm in arms]
     pairs = list(itertools.combinations(range(len(arms)), 2))
-    differences = [contrast(tallies, [float(k == i) - float(k == j) for k in range(len(arms))]) for i, j in pairs]
-    adjusted = holm([difference.p for difference in differences])
-    found = [
-        (arms[i], arms[j], Finding(f"{arms[i].name} - {arms[j].name}", difference, p))
-        for (i, j), difference, p in zip(pairs, differences, adjusted, strict=True)
-    ]
-    return Verdict(tuple(arms), tuple(files), tuple(found), tuple(_effects(arms, tallies)))
+    weights = [(f"{arms[i].name} - {arms[j].name}", [float(k == i) - float(k == j) for k in range(len(arms))]) for i, j in pairs]
+    found = tuple((arms[i], arms[j], finding) for (i, j), finding in zip(pairs, _family(tallies, weights), strict=True))
+    apart = HELDOUT in arms[0].rows[0].answers and HELDOUT not in files
+    heldout = _family([arm.tallies([HELDOUT]) for arm in arms], weights) if apart else ()
+    return Verdict(tuple(arms), tuple(files), found, heldout, _effects(arms, tallies))
 
 
 def arm_interval(arm: Arm, files: Sequence[str]) -> Interval:
@@ -170,14 +171,13 @@ def verdict_sentence(first: Arm, second: Arm, finding: Finding) -> str:
 
 def _advice(first: Arm, second: Arm, finding: Finding) -> str:
     spread, points = finding.contrast.spread, f"{100 * WORTH_SEEING:.0f} points"
-    repeats = spread.repeats_for(WORTH_SEEING)
-    if repeats is not None:
-        return f"{points} need --repeats {repeats} (here {spread.repeats})"
     if spread.repeats == 1:
         return f"use --repeats 2 or more to get a sample-size recommendation for {points}"
-    seeds = spread.seeds_for(WORTH_SEEING) if spread.seeds_df else None
-    if seeds is not None:
-        return f"{points} need {seeds} training seeds in each arm (here {len(first.rows)} and {len(second.rows)})"
+    if (plan := spread.cheapest_for(WORTH_SEEING)) is not None:
+        repeats, seeds = plan
+        needs = [(f"--repeats {repeats}", str(spread.repeats))] if repeats > spread.repeats else []
+        needs += [(f"{seeds} training seeds in each arm", f"{len(first.rows)} and {len(second.rows)}")] if seeds is not None else []
+        return f"{points} need {' and '.join(need for need, _ in needs)} (here {'; '.join(here for _, here in needs)})"
     return f"no number of repeats shows {points} on these conditions: take more conditions" + (" and training seeds" if spread.seeds_df else "")
 
 
@@ -214,19 +214,24 @@ def _arms(scored: Sequence[tuple[Candidate, CheckpointResult]]) -> list[Arm]:
     return arms
 
 
-def _effects(arms: Sequence[Arm], tallies: Sequence[Sequence[Tally]]) -> list[Finding]:
+def _family(tallies: Sequence[Sequence[Tally]], weights: Sequence[tuple[str, Sequence[float]]]) -> tuple[Finding, ...]:
+    """Return named contrasts, their p-values adjusted for each other."""
+    found = [contrast(tallies, chosen) for _, chosen in weights]
+    return tuple(Finding(name, one, p) for (name, _), one, p in zip(weights, found, holm([one.p for one in found]), strict=True))
+
+
+def _effects(arms: Sequence[Arm], tallies: Sequence[Sequence[Tally]]) -> tuple[Finding, ...]:
     """Return main effects and interaction where the arms are the four cells of two settings with two values each."""
     levels = {name: sorted({arm.settings.get(name) for arm in arms}, key=str) for name in arms[0].settings}
     if len(arms) != 4 or [len(values) for values in levels.values()] != [2, 2]:
-        return []
+        return ()
     signs = [tuple(1 if arm.settings[name] == values[0] else -1 for name, values in levels.items()) for arm in arms]
     if len(set(signs)) < len(arms):
-        return []
+        return ()
     (first, (a, b)), (second, (c, d)) = levels.items()
-    weights = {
-        f"{first}: {a} - {b}": [one / 2 for one, _ in signs],
-        f"{second}: {c} - {d}": [other / 2 for _, other in signs],
-        f"interaction: {first} {a} - {b}, with {second} {c} against {d}": [float(one * other) for one, other in signs],
-    }
-    found = [contrast(tallies, chosen) for chosen in weights.values()]
-    return [Finding(title, one, p) for title, one, p in zip(weights, found, holm([one.p for one in found]), strict=True)]
+    weights = [
+        (f"{first}: {a} - {b}", [one / 2 for one, _ in signs]),
+        (f"{second}: {c} - {d}", [other / 2 for _, other in signs]),
+        (f"interaction: {first} {a} - {b}, with {second} {c} against {d}", [float(one * other) for one, other in signs]),
+    ]
+    return _family(tallies, weights)

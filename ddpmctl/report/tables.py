@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ddpmctl.comparison.recorded import Comparison, Point
-from ddpmctl.comparison.verdict import Finding, Verdict, arm_interval
+from ddpmctl.comparison.verdict import HELDOUT, Finding, Verdict, arm_interval
 from ddpmctl.evaluation.misses import Misses, account_for, breakdown, recall
 from ddpmctl.files import atomic_write
 from ddpmctl.sampling.pipeline import describe_sampling
@@ -55,17 +55,19 @@ def in_brackets(interval: Interval) -> str:
 
 
 def verdict_tables(verdict: Verdict, title: str) -> Iterator[Table]:
-    """Yield the arms' accuracies, the differences of all pairs, and, if any, the effects of two crossed settings."""
+    """Yield the arms' accuracies, the differences of all pairs, and, if any, those on held-out conditions and the effects of two crossed settings."""
     pooled, files = " + ".join(verdict.files), list(verdict.arms[0].rows[0].answers)
     rows = [
         [arm.name, str(len(arm.rows)), *(in_brackets(arm_interval(arm, [name])) for name in files), in_brackets(arm_interval(arm, verdict.files))]
         for arm in verdict.arms
     ]
     yield Table(title, ["arm", "training seeds", *files, pooled], rows, "95 % intervals over conditions")
-    for name, family in (("differences", [finding for _, _, finding in verdict.pairs]), ("effects of the two settings", list(verdict.effects))):
+    differences = [finding for _, _, finding in verdict.pairs]
+    families = (("differences", pooled, differences), ("differences", HELDOUT, verdict.heldout), ("effects of the two settings", pooled, verdict.effects))
+    for name, conditions, family in families:
         if family:
             lines = [[f.name, *_in_points(f.contrast.interval), f"{f.contrast.p:.4f}", f"{f.p_adjusted:.4f}"] for f in family]
-            yield Table(f"{name}, points of accuracy on {pooled}", ["", "points", "from", "to", "p", "p (Holm)"], lines)
+            yield Table(f"{name}, points of accuracy on {conditions}", ["", "points", "from", "to", "p", "p (Holm)"], lines)
 
 
 def _in_points(interval: Interval) -> list[str]:
@@ -194,10 +196,12 @@ def verdict_as_dict(verdict: Verdict, spec: EvaluationSpec) -> dict[str, Any]:
     """Return a comparison in the form of ``--json``."""
 
     def finding(found: Finding) -> dict[str, Any]:
-        parts = asdict(found.contrast.spread)
-        spread = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in parts.items()}  # JSON has no NaN
+        interval, spread = (
+            {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in asdict(part).items()}  # JSON has no NaN
+            for part in (found.contrast.interval, found.contrast.spread)
+        )
         return {
-            "name": found.name, **asdict(found.contrast.interval), "p": found.contrast.p, "p_adjusted": found.p_adjusted, "told": found.significant,
+            "name": found.name, **interval, "p": found.contrast.p, "p_adjusted": found.p_adjusted, "told": found.significant,
             "detectable": found.contrast.spread.detectable(), "spread": spread,
         }  # fmt: skip
 
@@ -214,6 +218,7 @@ def verdict_as_dict(verdict: Verdict, spec: EvaluationSpec) -> dict[str, Any]:
             for arm in verdict.arms
         ],
         "pairs": [finding(found) for _, _, found in verdict.pairs],
+        "heldout": [finding(found) for found in verdict.heldout],
         "effects": [finding(found) for found in verdict.effects],
         "sentences": list(verdict.sentences()),
     }  # fmt: skip

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ddpmctl.comparison.verdict import Finding, Verdict, arm_interval
+from ddpmctl.comparison.verdict import HELDOUT, Finding, Verdict, arm_interval
 from ddpmctl.report.figures import COLOURS, MARKERS, save_figure
 from ddpmctl.statistics.intervals import Interval
 
@@ -17,7 +18,8 @@ ROW = 0.42  # inches per line
 
 def save_verdict_figure(path: Path, verdict: Verdict) -> Path:
     """Write PNG and SVG: accuracy of each arm by condition file on the left, differences and effects on the right."""
-    findings = [finding for _, _, finding in verdict.pairs] + list(verdict.effects)
+    heldout = [replace(finding, name=f"{finding.name}, on {HELDOUT}") for finding in verdict.heldout]
+    findings = [*(finding for _, _, finding in verdict.pairs), *heldout, *verdict.effects]
     files = list(verdict.arms[0].rows[0].answers)
     lines = max(len(findings), len(verdict.arms) * (len(files) + 1) / 2)
     figure = Figure(figsize=(11, 1.9 + ROW * lines), layout="constrained")

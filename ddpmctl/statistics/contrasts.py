@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 POWER = 0.8
 MOST_REPEATS = 1000
 MOST_SEEDS = 100
+TRAINING_COST = 50  # of one run, in images per condition: quick's five minutes of training are about 50 images of each of 96 conditions
 
 
 @dataclass(frozen=True)
@@ -62,19 +63,31 @@ class Spread:
         df = self._total_df(seeds)
         return (t_quantile((1 + LEVEL) / 2, df) + t_quantile(POWER, df)) * self.error(repeats, seeds)
 
-    def repeats_for(self, difference: float) -> int | None:
+    def repeats_for(self, difference: float, seeds: int | None = None) -> int | None:
         """Return the fewest images per condition that detect a difference with a power of 80 %; None if no number does."""
-        if math.isnan(self.images) or self.detectable(MOST_REPEATS) > difference:
+        if math.isnan(self.images) or self.detectable(MOST_REPEATS, seeds) > difference:
             return None
         low, high = 0, MOST_REPEATS  # low is too few, high is enough
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if self.detectable(middle) <= difference else (middle, high)
+            low, high = (low, middle) if self.detectable(middle, seeds) <= difference else (middle, high)
         return high
 
-    def seeds_for(self, difference: float) -> int | None:
-        """Return the fewest training seeds per arm that detect a difference with a power of 80 %; None if no number does."""
-        return next((seeds for seeds in range(2, MOST_SEEDS + 1) if self.detectable(seeds=seeds) <= difference), None)
+    def cheapest_for(self, difference: float) -> tuple[int, int | None] | None:
+        """Return the images per condition and training seeds per arm that detect a difference with a power of 80 % at the lowest cost.
+
+        The cost is the images per condition of all seeds of an arm, and ``TRAINING_COST`` for each seed more than now. Neither number falls
+        below its present value; None for the seeds leaves them as they are, and None altogether means that no numbers are enough.
+        More seeds leave the variance from conditions and images as it is, which is on the safe side.
+        """
+        now = 1 + self.seeds_df / max(len(self.weights), 1)  # per arm, on average
+        more = range(math.floor(now) + 1, MOST_SEEDS + 1) if self.one_seed else range(0)
+        plans = []
+        for seeds in (None, *more):
+            if (repeats := self.repeats_for(difference, seeds)) is not None:
+                repeats, count = max(repeats, self.repeats), seeds or now
+                plans.append((count * repeats + TRAINING_COST * (count - now), repeats, seeds))
+        return min(plans, key=lambda plan: plan[0])[1:] if plans else None
 
     def _seeds(self, seeds: int | None) -> tuple[float, int]:
         """Return the variance from training seeds and its degrees of freedom, for ``seeds`` per arm."""
