@@ -1,3 +1,3 @@
 """Train, sample, judge and compare small conditional diffusion models."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

@@ -305,7 +305,7 @@ def _check_together(config: Config) -> None:
         raise UsageError(f"--width: {config.model.width} is no multiple of 8, which group norm needs")
 
 
-# What quick and best share. Where each choice was measured: the README's table of what helped.
+# What quick and best share. Where each choice was measured: docs/experiments.md.
 MODERN: dict[str, Value] = {
     "net": "unet",
     "act": "silu",
