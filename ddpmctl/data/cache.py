@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
+import re
 import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
@@ -27,6 +27,7 @@ from ddpmctl.progress import Notice, Progress
 
 UNUSED_DAYS = 30
 PATTERNS = ("*.npy", "*.json", "results/*.npz", "crashes/*.txt")
+OURS = re.compile(r"[0-9a-f]{64}|crash-[0-9-]+")  # DDPMCTL_CACHE_DIR may name a folder with other files
 DECODER = 1  # raise it when decoding or rendering begins to give other pixels: old entries then no longer fit
 
 
@@ -46,13 +47,10 @@ def cache_folder() -> Path:
     """
     if chosen := os.environ.get("DDPMCTL_CACHE_DIR"):
         return Path(chosen)
-    xdg = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(xdg):  # the XDG rule: a relative path is to be ignored
-        return Path(xdg) / "ddpmctl"
+    from platformdirs import user_cache_path
+
     try:
-        if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
-            return Path(os.environ["LOCALAPPDATA"]) / "ddpmctl"
-        return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "ddpmctl"
+        return user_cache_path("ddpmctl", appauthor=False)
     except RuntimeError as error:
         raise UsageError("no home folder is known; set DDPMCTL_CACHE_DIR") from error
 
@@ -60,14 +58,18 @@ def cache_folder() -> Path:
 def cache_files() -> list[Path]:
     """Return the files in the cache: decoded images, results of evaluations, and tracebacks of crashes."""
     folder = cache_folder()
-    return sorted(file for pattern in PATTERNS for file in folder.glob(pattern) if file.is_file())
+    return sorted(file for pattern in PATTERNS for file in folder.glob(pattern) if OURS.fullmatch(file.stem) and file.is_file())
 
 
 def mark_used(*files: Path) -> None:
-    """Set the time at which files of the cache were last used to now."""
+    """Set the time at which files of the cache were last used to now; once a day, remove those that were not used for ``UNUSED_DAYS``."""
+    stamp = cache_folder() / ".last-removal"
     with suppress(OSError):
         for file in files:
             os.utime(file)
+        if not stamp.exists() or time.time() - stamp.stat().st_mtime >= 86400:
+            stamp.touch()
+            remove_unused()
 
 
 def remove_unused(days: float = UNUSED_DAYS) -> list[tuple[Path, int]]:
@@ -103,7 +105,6 @@ def cached_images(
     entry: Path | None = None
     try:
         entry = cache_folder() / f"{key}.npy"
-        remove_unused()
         if (kept := _read(entry, key, count)) is not None:
             mark_used(entry, entry.with_suffix(".json"))
             return kept
@@ -181,6 +182,7 @@ def _write(entry: Path, key: str, images: np.ndarray, digest: str) -> None:
     about = {"key": key, "shape": list(images.shape), "sha256": digest}
     with atomic_write(entry.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    mark_used(entry)
 
 
 def _sha256(images: np.ndarray) -> str:

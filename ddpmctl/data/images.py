@@ -23,6 +23,7 @@ SIZE = 64  # pixels on a side of every training image
 PLACES = ("iclevr", "images", ".")  # the usual one first: it saves a look at every name
 FORMATS = ("PNG", "JPEG")
 PNG_END = b"IEND\xaeB`\x82"
+TRAILER = 65536  # bytes that may follow the end of a PNG
 CHUNK = 256  # images between two progress events
 T = TypeVar("T")
 _opening = threading.Lock()
@@ -88,8 +89,6 @@ def check_image(path: Path) -> None:
     try:
         with _open(path) as image:
             image.verify()
-            if image.format == "PNG" and PNG_END not in path.read_bytes()[-64:]:  # Pillow does not ask for the last chunk
-                raise OSError("truncated: the last bytes are missing")
     except Exception as error:
         raise DataError(f"{path}: {_reason(error)}") from error
     decode_image(path)
@@ -148,7 +147,16 @@ def _open(path: Path) -> Image.Image:
     # Pillow only warns of an image between one and two times its limit. The warnings' filter belongs to the whole process, hence the lock.
     with _opening, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(path, formats=FORMATS)
+        image = Image.open(path, formats=FORMATS)
+    if image.format == "PNG" and image.fp is not None:  # Pillow decodes a PNG without its last bytes; of a JPEG it reads all
+        place = image.fp.tell()
+        image.fp.seek(max(0, image.fp.seek(0, os.SEEK_END) - TRAILER))
+        end = image.fp.read()
+        image.fp.seek(place)
+        if PNG_END not in end:
+            image.close()
+            raise OSError("truncated: the last bytes are missing")
+    return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -21,7 +21,7 @@ from ddpmctl.files import atomic_write, sha256_file
 from ddpmctl.progress import Notice, Progress
 
 from ..conftest import ddpmctl
-from .conftest import entry, finish, flip, load, picture
+from .conftest import entry, finish, flip, load, picture, posix
 
 # The cache
 
@@ -60,7 +60,7 @@ def test_a_damaged_entry_is_rebuilt(folder: Path, cache: Path, damage: str) -> N
     assert Progress("decoding", 3, 3) in events
     np.testing.assert_array_equal(after.images, before.images)
     assert finish(load_dataset(folder))[0] == []
-    assert {path.suffix for path in cache.iterdir()} == {".npy", ".json"}
+    assert {path.suffix for path in cache.glob("[!.]*")} == {".npy", ".json"}
 
 
 def test_without_a_cache_the_data_load_and_a_notice_says_so(folder: Path, cache: Path) -> None:
@@ -79,7 +79,24 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
     assert cache_folder() == tmp_path / "xdg" / "ddpmctl"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cache_folder().is_relative_to(tmp_path / "home")
+    default = tmp_path / "home" / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "ddpmctl"
+    assert cache_folder() == default or sys.platform == "win32"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache_folder() == default or sys.platform == "win32"
+
+
+@posix
+def test_without_a_home_folder_the_message_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pwd
+
+    def unknown(_: int) -> None:
+        raise KeyError
+
+    for name in ("DDPMCTL_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(UsageError, match="set DDPMCTL_CACHE_DIR"):
+        cache_folder()
 
 
 def test_two_processes_may_build_one_entry_at_once(folder: Path, cache: Path) -> None:
@@ -154,12 +171,12 @@ def test_a_large_entry_starts_at_once(cache: Path) -> None:
 def test_the_cache_is_listed_and_cleared_and_old_files_go_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(tmp_path))
     (tmp_path / "results").mkdir()
-    old, new, other = tmp_path / "results" / "old.npz", tmp_path / "results" / "new.npz", tmp_path / "notes.md"
+    old, new, other = tmp_path / "results" / f"{'a' * 64}.npz", tmp_path / "results" / f"{'b' * 64}.npz", tmp_path / "train.json"
     for file in (old, new, other):
         file.write_bytes(b"0" * 1500)
     month_ago = time.time() - 31 * 86400
     os.utime(old, (month_ago, month_ago))
-    os.utime(other, (month_ago, month_ago))
+    os.utime(other, (month_ago, month_ago))  # a person's own file
     listed = ddpmctl("data", "cache", "list").stdout
     assert "2 files, 3 kB" in listed
     assert "31.0" in listed
@@ -169,7 +186,30 @@ def test_the_cache_is_listed_and_cleared_and_old_files_go_by_themselves(tmp_path
     assert len(list(tmp_path.glob("*.npy"))) == 1
     assert "removed 0 files" in ddpmctl("data", "cache", "clear", "--older-than", 1).stdout
     assert "removed 3 files" in ddpmctl("data", "cache", "clear").stdout
-    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [other]
+    assert [file for file in tmp_path.rglob("[!.]*") if file.is_file()] == [other]
+
+
+def test_old_files_are_looked_for_once_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(tmp_path))
+    finish(load_dataset(None, scenes=1))
+    old = tmp_path / "crashes" / "crash-20250101-000000-1.txt"
+    old.parent.mkdir()
+    old.touch()
+    os.utime(old, (0, 0))
+    finish(load_dataset(None, scenes=1))
+    assert old.exists()
+    yesterday = time.time() - 86401
+    os.utime(tmp_path / ".last-removal", (yesterday, yesterday))
+    finish(load_dataset(None, scenes=1))
+    assert not old.exists()
+
+
+def test_an_entry_that_is_used_after_a_month_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(tmp_path))
+    finish(load_dataset(None, scenes=1))
+    for file in (*tmp_path.glob("*.*"), tmp_path / ".last-removal"):
+        os.utime(file, (0, 0))
+    assert finish(load_dataset(None, scenes=1))[0] == []  # it is not rendered anew
 
 
 def test_a_hit_counts_as_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

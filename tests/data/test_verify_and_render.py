@@ -11,7 +11,6 @@ from PIL import Image
 from ddpmctl.benchmark import embedded as benchmark
 from ddpmctl.benchmark.writer import write_benchmark
 from ddpmctl.data.dataset import load_conditions, load_dataset
-from ddpmctl.data.images import check_image
 from ddpmctl.data.verify import Problem, Summary, verify_folder
 from ddpmctl.errors import DataError, UsageError
 from ddpmctl.progress import Progress
@@ -138,11 +137,22 @@ def test_render_refuses_what_it_cannot_write(tmp_path: Path) -> None:
         load(None, scenes=0)
 
 
-@pytest.mark.parametrize("cut", [1, 4, 8, 12])
-def test_a_png_that_lacks_its_last_bytes_is_a_problem(cut: int, tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
-    check_image(path)
+@pytest.mark.parametrize("cut", [1, 4, 8, 12, 13, 16, 20])
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_an_image_that_lacks_its_last_bytes_is_a_problem_and_not_trained_on(suffix: str, cut: int, folder: Path) -> None:
+    path = folder / "iclevr" / next(iter(TRAIN))
+    picture(0).save(path, "JPEG" if suffix == "jpg" else "PNG")
+    assert verify(folder)[0] == {}
     path.write_bytes(path.read_bytes()[:-cut])
-    with pytest.raises(DataError, match=r"a\.png: "):
-        check_image(path)
+    (problem,) = verify(folder)[0]
+    assert "truncated" in problem
+    with pytest.raises(DataError, match="truncated"):
+        load(folder)
+
+
+@pytest.mark.parametrize("extra", [1, 1000, 60_000])
+def test_bytes_after_the_end_of_a_png_are_no_problem(extra: int, folder: Path) -> None:
+    path = folder / "iclevr" / next(iter(TRAIN))
+    path.write_bytes(path.read_bytes() + b"x" * extra)
+    assert verify(folder)[0] == {}
+    load(folder)
