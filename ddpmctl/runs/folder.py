@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import platform
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ddpmctl.checkpoints.format import FILE_NAME
+from ddpmctl.checkpoints.format import FILE_NAME, recorded_in_name
 from ddpmctl.config import Config
 from ddpmctl.config_toml import dump_toml, load_toml
 from ddpmctl.errors import DataError, UsageError
@@ -133,6 +134,27 @@ class Run:
         others = [file for file in find_checkpoints(self.folder) if file not in spared]
         for file in others[: max(0, len(others) - count)]:
             file.unlink(missing_ok=True)
+
+    def abandon(self, after: int) -> list[str]:
+        """Move checkpoints of later epochs than ``after`` to ``checkpoints/abandoned``, correct the pointers, and return the names.
+
+        They were written after the state from which a run goes on, and other steps will take the place of theirs.
+        """
+        later = [file for file in _by_epoch(self.checkpoints) if epoch_in_name(file) > after]
+        if not later:
+            return []
+        folder = self.checkpoints / "abandoned"
+        folder.mkdir(exist_ok=True)
+        for file in later:
+            places = (folder / f"{'again-' * count}{file.name}" for count in itertools.count())
+            file.rename(next(place for place in places if not place.exists()))
+        kept = [(file, recorded_in_name(file)) for file in _by_epoch(self.checkpoints) if epoch_in_name(file) >= 0]
+        for name in ("best", "latest"):
+            if self.pointer(name) is None and kept:
+                self.point(name, kept[-1][0] if name == "latest" else max(kept, key=lambda one: one[1]["test"] + one[1]["new_test"])[0])
+            elif self.pointer(name) is None:
+                (self.folder / f"{name}.json").unlink(missing_ok=True)
+        return [file.name for file in later]
 
 
 def create_run(parent: Path, name: str | None, config: Config, sources: RunSources) -> Run:
@@ -272,10 +294,13 @@ def find_checkpoints(path: Path) -> list[Path]:
     if not path.is_dir():
         raise UsageError(f"{path}: there is no such file or folder")
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    found = sorted(folder.glob("*.pth"), key=lambda file: (epoch_in_name(file), file.name))
-    if not found:
+    if not (found := _by_epoch(folder)):
         raise UsageError(f"{path}: holds no .pth checkpoint")
     return found
+
+
+def _by_epoch(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.pth"), key=lambda file: (epoch_in_name(file), file.name))
 
 
 def epoch_in_name(path: Path) -> int:

@@ -107,6 +107,9 @@ def _restore(trainer: Trainer, log: RunLog, run: Run, recorded: Config) -> Itera
         raise DataError(f"{where}: is of other settings than {run.config_file.name} ({changes}); restore the file, and change settings with --override")
     if short := log.cut(sizes):
         yield Notice(f"{run.folder}: {', '.join(short)} lost rows after the state was saved; they are not made anew")
+    differs = trainer.config.training.minutes is not None or _recipe_changes(recorded, trainer.config)  # else the same files are written again
+    if differs and trainer.replicas.job.is_leader and (names := run.abandon(trainer.counters.scored_epoch)):
+        yield Notice(f"{run.folder}: checkpoints written after the state are set aside in checkpoints/abandoned: {', '.join(names)}")
 
 
 def _recipe_changes(before: Config, now: Config) -> dict[str, tuple[Value, Value]]:

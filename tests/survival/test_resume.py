@@ -101,6 +101,72 @@ def test_a_stop_at_the_last_step_of_an_epoch_that_is_logged_too_loses_no_epoch(t
     assert events == ["step", "epoch", "evaluation"]
 
 
+def test_checkpoints_after_the_state_of_a_run_by_the_clock_are_set_aside(dataset: Dataset, tmp_path: Path) -> None:
+    """A run goes on from an earlier state: what it wrote after that state is no part of it any more."""
+    from ddpmctl.evaluation.classifiers import load_classifier
+    from ddpmctl.progress import Notice
+    from ddpmctl.training.events import Saved
+    from ddpmctl.training.loop import training_events
+
+    config = Config().replace(width=8, timesteps=3, batch_size=8, epochs=None, minutes=60, save_every=1, precision="fp32", device="cpu", threads=1)
+    run, compute, classifier = create_run(tmp_path, "r", config, NO_SOURCES), make_compute_device(config.device), load_classifier()
+
+    def until_epoch(last: int, **settings: bool) -> tuple[list[bytes], list[str]]:
+        states, notices = [], []
+        stream = training_events(Trainer(config, compute, dataset), run, classifier, **settings)
+        for event in stream:
+            if isinstance(event, Notice):
+                notices.append(event.text)
+            if event == Saved(run.state_file):
+                states.append(run.state_file.read_bytes())
+                if load_tensors(run.state_file)[0]["counters"]["epoch"] == last:
+                    break
+        stream.close()
+        return states, notices
+
+    states, _ = until_epoch(4)
+    later = sorted(file.name for file in run.checkpoints.glob("*.pth"))[1:]
+    for _ in range(2):
+        for name in ("best", "latest"):
+            run.point(name, run.checkpoints / max(file.name for file in run.checkpoints.glob("*.pth")))
+        run.state_file.write_bytes(states[0])
+        _, notices = until_epoch(2, resume=True)
+        assert [f"set aside in checkpoints/abandoned: {', '.join(later)}" in notice for notice in notices] == [True]
+        assert all((run.checkpoints / "abandoned" / name).is_file() for name in later)
+        files = sorted(file.name for file in run.checkpoints.glob("*.pth"))
+        assert files == [row["checkpoint"] for row in run.results()]
+        assert len(files) == 2
+        assert run.pointer("latest") == run.checkpoints / files[-1]
+        assert run.pointer("best") in [run.checkpoints / name for name in files]
+        later = files[1:]
+    assert len(list((run.checkpoints / "abandoned").iterdir())) == 3 + 1  # nothing is overwritten, whatever its name
+
+
+@pytest.mark.parametrize("changes", [[], ["--epochs", "3", "--lr", "0.001", "--override", "epochs,lr"]])
+def test_checkpoints_after_the_state_of_a_run_by_epochs_are_written_again_unless_its_settings_changed(changes: list[str], copy: Path) -> None:
+    run = Run(copy)
+    pointers = {name: run.pointer(name) for name in ("best", "latest")}
+    later = run.checkpoints / "epoch9_0.9_0.9.pth"
+    shutil.copy(next(run.checkpoints.glob("*.pth")), later)
+    run.point("best", later)
+    result = ddpmctl("train", "--resume", copy, *changes)
+    assert result.exit_code == 0, result.output
+    assert later.exists() != bool(changes)
+    assert ("epoch9_0.9_0.9.pth" in result.stderr) == bool(changes)
+    if changes:
+        assert (run.checkpoints / "abandoned" / later.name).is_file()
+        assert run.pointer("best") in (pointers["best"], run.pointer("latest"))
+        assert "epoch9" not in ddpmctl("evaluate", copy, "--no-confirm").output
+
+
+def test_a_run_without_a_score_has_no_pointers_left(copy: Path) -> None:
+    run = Run(copy)
+    assert len(run.abandon(0)) == 2
+    assert not (copy / "best.json").exists()
+    assert not (copy / "latest.json").exists()
+    assert run.abandon(0) == []
+
+
 @pytest.fixture
 def copy(run: Path, tmp_path: Path) -> Path:
     """A copy of the finished run, to be damaged."""
