@@ -172,14 +172,7 @@ class Config:
         return Config.from_flat({**self.flat(), **values})
 
 
-SECTIONS: dict[str, type[Any]] = {
-    "model": ModelConfig,
-    "diffusion": DiffusionConfig,
-    "training": TrainingConfig,
-    "sampling": SamplingConfig,
-    "device": DeviceConfig,
-    "run": RunConfig,
-}
+SECTIONS: dict[str, Any] = {field.name: field.default_factory for field in dataclasses.fields(Config)}
 RECIPE = ("model", "diffusion", "training", "sampling")  # what a result depends on
 
 

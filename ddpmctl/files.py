@@ -56,6 +56,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file atomically; return its path."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
 def write_verified(path: Path, data: bytes | memoryview) -> str:
     """Write bytes atomically, after reading them back from the disk; return their SHA-256 in hex.
 

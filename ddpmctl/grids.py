@@ -34,20 +34,13 @@ def save_grid(path: Path, images: ImageBatch, captions: Sequence[str], *, column
     columns = min(columns, len(cells))
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
     below = [captions[i : i + columns] for i in range(0, len(cells), columns)]
-    return save_sheet(path, rows, captions=below)
+    return save_image(path, draw_sheet(rows, captions=below))
 
 
-def save_sheet(
-    path: Path,
-    rows: Sequence[Sequence[ImageArray]],
-    *,
-    captions: Sequence[Sequence[str]] | None = None,
-    row_titles: Sequence[str] | None = None,
-    column_titles: Sequence[str] | None = None,
-) -> Path:
-    """Write rows of images (H, W, 3) as one PNG, with captions under images and titles of rows and columns."""
+def save_image(path: Path, image: Image.Image) -> Path:
+    """Write an image as PNG; return the path."""
     with atomic_write(path) as temporary:
-        draw_sheet(rows, captions=captions, row_titles=row_titles, column_titles=column_titles).save(temporary, "PNG")
+        image.save(temporary, "PNG")
     return path
 
 
@@ -58,7 +51,7 @@ def draw_sheet(
     row_titles: Sequence[str] | None = None,
     column_titles: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Return the image that ``save_sheet`` writes."""
+    """Return rows of images (H, W, 3) as one image, with captions under images and titles of rows and columns."""
     font = ImageFont.load_default(FONT_SIZE)
     height, width = (SCALE * side for side in rows[0][0].shape[:2])
     text_left = max((_width(line, font) for title in row_titles or () for line in _lines(title)), default=-PAD) + PAD
@@ -94,12 +87,7 @@ def save_gif(path: Path, frames: Sequence[Image.Image], *, milliseconds: int = 1
 
 def save_images(folder: Path, images: ImageBatch, names: Sequence[str]) -> list[Path]:
     """Write each image, uint8 (3, H, W), as a PNG; return the paths."""
-    paths = []
-    for image, name in zip(_images(images), names, strict=True):
-        with atomic_write(folder / name) as temporary:
-            Image.fromarray(image).save(temporary, "PNG")
-        paths.append(folder / name)
-    return paths
+    return [save_image(folder / name, Image.fromarray(image)) for image, name in zip(_images(images), names, strict=True)]
 
 
 def _images(images: ImageBatch) -> list[ImageArray]:

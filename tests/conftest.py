@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
+from ddpmctl.checkpoints.untrusted import open_tensors
 from ddpmctl.cli.app import app
 
 # The report's network and recipe at a size that trains in a second.
@@ -48,6 +50,12 @@ def train(runs: Path, *arguments: object, scenes: int = 4) -> Path:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two epochs; tests read it and leave it as it is."""
     return train(tmp_path_factory.mktemp("shared"), "--epochs", 2)
+
+
+def load_tensors(path: Path) -> tuple[Any, str]:
+    """Return a file's content and its sha256."""
+    with open_tensors(path) as file:
+        return file.load(), file.sha256
 
 
 def size(path: Path) -> tuple[int, int]:

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpmctl.checkpoints.format import load_checkpoint, load_tensors
+from ddpmctl.checkpoints.format import load_checkpoint
 from ddpmctl.config import Config
 from ddpmctl.config_toml import load_toml
 
-from .conftest import TINY, ddpmctl, size, train
+from .conftest import TINY, ddpmctl, load_tensors, size, train
 
 
 def test_a_run_holds_settings_metrics_results_checkpoints_and_pictures(run: Path) -> None:

@@ -7,14 +7,15 @@ The label statistics are those of the lab's data.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 
 from ddpmctl.benchmark.label_sets import held_out_triples, lab_conditions
-from ddpmctl.benchmark.scenes import draw_classes, draw_scenes
+from ddpmctl.benchmark.scenes import SIDE, draw_classes, draw_scenes
 from ddpmctl.errors import UsageError
 from ddpmctl.labels import CLASSES
+from ddpmctl.progress import Progress
 
 SCENES = 6003
 IMAGES_PER_SCENE = 3
@@ -48,6 +49,19 @@ def render_benchmark(scenes: int = SCENES, *, seed: int = 0, width: int = 64, he
 
     for images in render(draw_scenes(scenes, seed=seed), width=width, height=height):
         yield images.reshape(-1, height, width, 3)
+
+
+def collected(chunks: Iterator[np.ndarray], count: int) -> Generator[Progress, None, np.ndarray]:
+    """Yield progress and return ``count`` images from chunks (..., height, width, 3) as one array, uint8 (count, 3, 64, 64)."""
+    images = np.empty((count, 3, SIDE, SIDE), dtype=np.uint8)
+    done = 0
+    yield Progress("rendering", done, count)
+    for chunk in chunks:
+        flat = chunk.reshape(-1, SIDE, SIDE, 3)
+        images[done : done + len(flat)] = flat.transpose(0, 3, 1, 2)
+        done += len(flat)
+        yield Progress("rendering", done, count)
+    return images
 
 
 def fingerprint(scenes: int, *, seed: int = 0) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 from ddpmctl.benchmark import embedded
 from ddpmctl.benchmark.embedded import scene_count
 from ddpmctl.errors import UsageError
-from ddpmctl.files import atomic_write, cannot_write
+from ddpmctl.files import cannot_write, write_text
 from ddpmctl.labels import INDEX
 from ddpmctl.progress import Progress
 
@@ -42,9 +42,9 @@ def write_benchmark(folder: Path, *, scenes: int, width: int, height: int, seed:
         labels = embedded.train_labels(scenes, seed=seed)
         yield from _write_images(images, list(labels), embedded.render_benchmark(scenes, seed=seed, width=width, height=height))
         for name, sets in embedded.conditions().items():
-            _write_json(folder / f"{name}.json", sets)
-        _write_json(folder / "objects.json", INDEX)
-        _write_json(folder / "train.json", labels)
+            write_text(folder / f"{name}.json", json.dumps(sets))
+        write_text(folder / "objects.json", json.dumps(INDEX))
+        write_text(folder / "train.json", json.dumps(labels))
     except OSError as error:
         raise cannot_write(folder, error) from error
 
@@ -64,8 +64,3 @@ def _write_images(folder: Path, names: list[str], chunks: Iterator[np.ndarray]) 
 
 def _save(path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(pixels).save(path, format="PNG", compress_level=3)  # a third of the default's time, 5 % larger
-
-
-def _write_json(path: Path, value: object) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value), encoding="utf-8")

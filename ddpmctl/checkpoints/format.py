@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddpmctl.checkpoints.untrusted import Declared, TensorFile, checked, open_tensors
+from ddpmctl.checkpoints.untrusted import Declared, TensorFile, checked, mismatches, open_tensors
 from ddpmctl.config import Config, Value
 from ddpmctl.diffusion.schedules import make_schedule
 from ddpmctl.errors import DataError, UsageError, show
@@ -22,7 +22,6 @@ from ddpmctl.registry import NETWORKS
 
 FORMAT = "ddpmctl checkpoint 1"
 FILE_NAME = re.compile(r"epoch(?P<epoch>\d+)_(?P<test>\d(?:\.\d+)?)_(?P<new_test>\d(?:\.\d+)?)\.pth")
-FLOATING = ("DoubleStorage", "FloatStorage", "HalfStorage", "BFloat16Storage")
 SCHEDULE_BUFFERS = ("alphabar_t", "alpha_bar_t", "alphas_cumprod")
 
 
@@ -67,17 +66,6 @@ def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
     data = io.BytesIO()  # torch.save does not report a full disk clearly
     torch.save(content, data)
     write_verified(path, data.getbuffer())
-
-
-def load_tensors(path: Path) -> tuple[Any, str]:
-    """Return a file's content and its sha256; nothing in the file is executed.
-
-    Raises:
-        UsageError: there is no such file.
-        DataError: the file is damaged or is not a file of tensors.
-    """
-    with open_tensors(path) as file:
-        return file.load(), file.sha256
 
 
 def checked_bytes(path: Path) -> bytes:
@@ -208,18 +196,15 @@ def _schedule_of(path: Path, tensors: Mapping[str, Any]) -> dict[str, Value]:
 
 def _check_shapes(path: Path, config: Config, declared: Any) -> None:
     """Compare the declared shapes with the network of the settings, before tensors are loaded."""
-    if not isinstance(declared, dict) or not all(isinstance(value, Declared) for value in declared.values()):
-        raise DataError(f"{path}: its weights are not all tensors")
     with torch.device("meta"):
         net: nn.Module = NETWORKS.get(config.model.net)(config.model)
-    expected = {name: (tuple(value.shape), value.is_floating_point()) for name, value in net.state_dict().items()}
-    found = {name: (value.shape, value.kind in FLOATING) for name, value in declared.items()}
-    wrong = [name for name, value in expected.items() if found.get(name) != value] + [name for name in found if name not in expected]
+    try:
+        wrong = mismatches(net, declared)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
     if wrong:
-        raise DataError(
-            f"{path}: the weights are not those of a {config.model.net} of width {config.model.width} "
-            f"({len(wrong)} of {len(expected)} differ, the first is {show(wrong[0])})"
-        )
+        count, kind = f"{len(wrong)} of {len(net.state_dict())} differ", f"a {config.model.net} of width {config.model.width}"
+        raise DataError(f"{path}: the weights are not those of {kind} ({count}, the first is {show(wrong[0])})")
 
 
 def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:

@@ -21,9 +21,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, cast
 
 from ddpmctl.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 MAX_PARTS = 100_000
 MAX_PICKLE_BYTES = 8 * 2**20  # 25,000 tensors need about 4 MiB
@@ -45,6 +48,22 @@ class Declared:
 
     kind: str
     shape: tuple[int, ...]
+
+
+FLOATING = ("DoubleStorage", "FloatStorage", "HalfStorage", "BFloat16Storage")
+
+
+def mismatches(net: nn.Module, declared: Any) -> list[str]:
+    """Return the names of a network's weights that a file declares with another shape or kind of number, lacks, or has besides.
+
+    Raises:
+        ValueError: the file declares something else than tensors.
+    """
+    if not isinstance(declared, dict) or not all(isinstance(value, Declared) for value in declared.values()):
+        raise ValueError("the weights are not all tensors")
+    expected = {name: (tuple(value.shape), value.is_floating_point()) for name, value in net.state_dict().items()}
+    found = {name: (value.shape, value.kind in FLOATING) for name, value in declared.items()}
+    return [name for name, value in expected.items() if found.get(name) != value] + [name for name in found if name not in expected]
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,35 @@ def prepare_files(files: Mapping[str, Path | None]) -> None:
         prepare_output(file, flag, folder=False, suffix=".png" if flag == "--out" else "")
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """The files and folders that a command writes besides what it prints, where they are asked for; ``json`` '-' is stdout."""
+
+    json: Path | None = None
+    csv: Path | None = None
+    latex: Path | None = None
+    html: Path | None = None
+    out: Path | None = None
+    figures: Path | None = None
+    grid: Path | None = None
+
+    @property
+    def only_json(self) -> bool:
+        """Whether stdout gets JSON and nothing else."""
+        return str(self.json) == "-"
+
+    def files(self) -> dict[str, Path]:
+        """Return the files of results by flag."""
+        return {f"--{name}": file for name in ("json", "csv", "latex", "html") if (file := getattr(self, name))}
+
+    def prepare(self) -> None:
+        """Create the folders and check the files before any work is done for them."""
+        for flag, folder in (("--grid", self.grid), ("--figures", self.figures)):
+            if folder:
+                prepare_output(folder, flag, folder=True)
+        prepare_files({"--out": self.out, **self.files()})
+
+
 def named_conditions(files: list[Path] | None, known: Conditions) -> Mapping[str, Sequence[LabelSet]]:
     """Return the conditions by the name of their file: those named, else those of the data."""
     from ddpmctl.data.folders import read_conditions
@@ -96,19 +125,12 @@ def named_conditions(files: list[Path] | None, known: Conditions) -> Mapping[str
 
 
 def evaluation_spec(
-    conditions: Mapping[str, Sequence[LabelSet]],
-    evaluator: Path | None,
-    data: Path | None,
-    given: Given,
-    *,
-    seed: int,
-    repeats: int,
-    job: Job = SINGLE,
+    conditions: Mapping[str, Sequence[LabelSet]], evaluator: Path | None, data: Path | None, given: Given, *, seed: int, repeats: int, job: Job = SINGLE
 ) -> EvaluationSpec:
-    """Return what every checkpoint is to be put through, with the evaluator loaded and the machine chosen.
+    """Return the settings of an evaluation, with the classifier loaded and the device chosen.
 
     Raises:
-        UsageError, DataError: the evaluator or a machine setting cannot be used.
+        UsageError, DataError: the classifier or a device setting cannot be used.
     """
     from ddpmctl.evaluation.classifiers import load_classifier
     from ddpmctl.evaluation.evaluate import EvaluationSpec
@@ -133,7 +155,7 @@ def agreed_device(settings: Mapping[str, Value], job: Job) -> ComputeDevice:
 
 @dataclass(frozen=True)
 class Given:
-    """The settings that a person gave to a command that judges checkpoints, checked."""
+    """The settings given to a command that samples from checkpoints, checked."""
 
     sampling: dict[str, Value]
     device: dict[str, Value]
@@ -141,7 +163,7 @@ class Given:
 
     @staticmethod
     def of(given: dict[str, str], config_file: Path | None, assume: list[str] | None) -> Given:
-        """Return them from flags, environment and files; UsageError where one cannot be used."""
+        """Return them from flags, environment variables and files; UsageError if one cannot be used."""
         return Given(overrides(given, "sampling", config_file=config_file), overrides(given, "device", config_file=config_file), assumed(assume))
 
 
@@ -169,27 +191,16 @@ def chosen_checkpoint(named: Path | None, runs_dir: Path, assume: dict[str, Valu
     return checkpoint
 
 
-def ready_pipeline(
-    named: Path | None,
-    runs_dir: Path,
-    given: dict[str, str],
-    config_file: Path | None,
-    assume: list[str] | None,
-    terminal: Terminal,
-    job: Job = SINGLE,
-) -> SamplingPipeline:
-    """Return what makes pictures from the checkpoint chosen, with the sampling settings given, after saying what it is.
+def ready_pipeline(named: Path | None, runs_dir: Path, given: Given, terminal: Terminal, job: Job = SINGLE) -> SamplingPipeline:
+    """Return the sampling pipeline of the chosen checkpoint with the given settings, and print what it is.
 
     Raises:
         UsageError, DataError: a setting or the checkpoint cannot be used.
     """
-    changes, assumptions = overrides(given, "sampling", config_file=config_file), assumed(assume)
-    device_settings = overrides(given, "device", config_file=config_file)
-
     from ddpmctl.evaluation.evaluate import pipeline_for
 
-    checkpoint = chosen_checkpoint(named, runs_dir, assumptions, terminal)
-    job.require_same("checkpoint", {"its content": checkpoint.sha256[:12], **changes})
-    pipeline = pipeline_for(checkpoint, changes, agreed_device(device_settings, job))
+    checkpoint = chosen_checkpoint(named, runs_dir, given.assumed, terminal)
+    job.require_same("checkpoint", {"its content": checkpoint.sha256[:12], **given.sampling})
+    pipeline = pipeline_for(checkpoint, given.sampling, agreed_device(given.device, job))
     terminal.say(pipeline.describe())
     return pipeline

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, evaluation_spec, named_conditions, only_one_source, prepare_files
+from ddpmctl.cli.common import Given, Outputs, evaluation_spec, named_conditions, only_one_source
 from ddpmctl.cli.options import Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, SceneCount, command
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.errors import UsageError
@@ -51,8 +50,10 @@ def compare(
     only_one_source(data, scenes)
     terminal = Terminal()
     chosen = Given.of(given, config, assume)
-    outputs = ComparisonOutputs(out, json_file, csv_file, latex, html)
-    outputs.prepare(recorded=recorded)
+    outputs = Outputs(json_file, csv_file, latex, html, out)
+    if recorded and outputs.files():
+        raise UsageError(f"{', '.join(outputs.files())}: only for the verdict, which --recorded leaves out")
+    outputs.prepare()
     comparison = _recorded(terminal, paths, at_epoch, last, out, alone=recorded, anyway=anyway)
     if recorded:
         return
@@ -70,25 +71,6 @@ def compare(
     else:
         reason = "the runs differ in nothing but their seed" if arms and len(arms[0].rows) > 1 else "the weights of fewer than two arms load"
         terminal.warn(f"no verdict: {reason}")
-
-
-@dataclass(frozen=True)
-class ComparisonOutputs:
-    """The files to write: the figure over epochs, and, where they are asked for, the verdict in several forms."""
-
-    figure: Path
-    json: Path | None
-    csv: Path | None
-    latex: Path | None
-    html: Path | None
-
-    def prepare(self, *, recorded: bool) -> None:
-        """Make their folders before any work is done for them; refuse those of a verdict where there will be none."""
-        files = {"--json": self.json, "--csv": self.csv, "--latex": self.latex, "--html": self.html}
-        for flag, file in files.items():
-            if file and recorded:
-                raise UsageError(f"{flag}: holds the verdict, which --recorded leaves out")
-        prepare_files({"--out": self.figure, **files})
 
 
 def _recorded(
@@ -122,7 +104,7 @@ def _recorded(
     return comparison
 
 
-def _conclude(terminal: Terminal, comparison: Comparison | None, arms: list[Arm], spec: EvaluationSpec, outputs: ComparisonOutputs) -> None:
+def _conclude(terminal: Terminal, comparison: Comparison | None, arms: list[Arm], spec: EvaluationSpec, outputs: Outputs) -> None:
     """Show the verdict, and write it in the forms asked for."""
     from ddpmctl.comparison.verdict import pooled_files, verdict
     from ddpmctl.report.page import PageFigure
@@ -137,7 +119,8 @@ def _conclude(terminal: Terminal, comparison: Comparison | None, arms: list[Arm]
         terminal.table(table.title, table.columns, table.rows, caption=table.note)
     for sentence in found.sentences():
         terminal.result(sentence)
-    figure = save_verdict_figure(outputs.figure.with_name(f"{outputs.figure.stem}-verdict.png"), found)
+    assert outputs.out is not None
+    figure = save_verdict_figure(outputs.out.with_name(f"{outputs.out.stem}-verdict.png"), found)
     terminal.result(f"figure: {figure}")
     if outputs.json:
         write_json(outputs.json, verdict_as_dict(found, spec))
@@ -148,6 +131,6 @@ def _conclude(terminal: Terminal, comparison: Comparison | None, arms: list[Arm]
     if outputs.html:
         figures = [PageFigure(figure.with_suffix(".svg"), "Accuracy of each arm, and their differences")]
         if comparison is not None:
-            figures.append(PageFigure(outputs.figure.with_suffix(".svg"), "Accuracy and loss over epochs, as recorded in training"))
+            figures.append(PageFigure(outputs.out.with_suffix(".svg"), "Accuracy and loss over epochs, as recorded in training"))
         warnings = () if comparison is None else comparison.warnings
         terminal.result(f"page: {write_comparison_page(outputs.html, found, tables, figures, warnings, spec)}")

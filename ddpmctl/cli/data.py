@@ -41,7 +41,8 @@ def render_folder(
 @command()
 def verify(folder: Annotated[Path, typer.Argument(help="A folder in the lab's layout.")]) -> None:
     """Name every missing, broken or undeclared image and label, in one pass."""
-    from ddpmctl.data.verify import Problem, Summary, verify_folder
+    from ddpmctl.data.folders import Problem
+    from ddpmctl.data.verify import Summary, verify_folder
 
     terminal = Terminal()
     summary: list[Summary] = []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import parse_labels, prepare_output, ready_pipeline
+from ddpmctl.cli.common import Given, parse_labels, prepare_output, ready_pipeline
 from ddpmctl.cli.options import RUNS, Assume, ClassifierFile, ConfigFile, RunsDir, command
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.errors import UsageError
@@ -43,7 +43,7 @@ def denoise_grid(
     The classifier's probability of each label in x0_hat, the predicted clean image, is written under each frame.
     """
     terminal = Terminal()
-    label_sets = parse_labels(labels)
+    label_sets, chosen = parse_labels(labels), Given.of(given, config, assume)
     prepare_output(out, "--out", folder=False, suffix=".png")
     if gif:
         prepare_output(gif, "--gif", folder=False, suffix=".gif")
@@ -53,18 +53,19 @@ def denoise_grid(
         raise UsageError("--gif: cannot be combined with --checkpoints")
     named: list[Path | None] = [Path(part.strip()) for part in checkpoints.split(",")] if checkpoints else [checkpoint]
 
+    from ddpmctl.evaluation.classifiers import load_classifier
     from ddpmctl.report.denoising import save_denoise_gif, save_denoise_grid
     from ddpmctl.sampling.pipeline import requests_for
     from ddpmctl.sampling.trajectory import record
 
     recorded: list[list[RecordedFrame]] = []
     for one in named:
-        pipeline = ready_pipeline(one, runs_dir, given, config, assume, terminal)
+        pipeline = ready_pipeline(one, runs_dir, chosen, terminal)
         recorded.append(terminal.finish(record(pipeline, requests_for("sample", label_sets, seed=seed))))
     times = [frame.t for frame in recorded[0]]
     if any([frame.t for frame in frames] != times for frames in recorded):
         raise UsageError("--checkpoints: they are sampled at different times; give --sampler and --steps for all")
-    classifier = _classifier(evaluator) if confidence else None
+    classifier = load_classifier(evaluator) if confidence else None
     trajectories = [
         _trajectory(", ".join([*names, *([one.name] if one and len(named) > 1 else [])]), names, row, frames, classifier)
         for row, names in enumerate(label_sets)
@@ -74,12 +75,6 @@ def denoise_grid(
     if gif:
         titles = [", ".join(names) for names in label_sets]
         terminal.result(str(save_denoise_gif(gif, recorded[0], titles, with_x0=x0)))
-
-
-def _classifier(evaluator: Path | None) -> Classifier:
-    from ddpmctl.evaluation.classifiers import load_classifier
-
-    return load_classifier(evaluator)
 
 
 def _trajectory(title: str, labels: tuple[str, ...], row: int, frames: list[RecordedFrame], classifier: Classifier | None) -> Trajectory:

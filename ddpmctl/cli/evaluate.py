@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, evaluation_spec, named_conditions, only_one_source, prepare_files, prepare_output
+from ddpmctl.cli.common import Given, Outputs, evaluation_spec, named_conditions, only_one_source, prepare_output
 from ddpmctl.cli.options import RUNS, Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, RunsDir, SceneCount, command
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Value, settings
@@ -61,7 +61,7 @@ def evaluate(
     only_one_source(data, scenes)
     terminal = Terminal(silent=not job.is_leader)
     chosen = Given.of(given, config, assume)
-    outputs = EvaluationOutputs(json_file, csv_file, latex, html, figures, grid)
+    outputs = Outputs(json_file, csv_file, latex, html, figures=figures, grid=grid)
     varied = None if sweep is None else _varied(sweep, outputs, breakdown=breakdown)
     if job.is_leader:
         outputs.prepare()
@@ -75,74 +75,41 @@ def evaluate(
     if varied is not None:
         failures = _sweep(terminal, checkpoints, spec, *varied, outputs)
     else:
-        rows, failures = _collect(terminal, checkpoints, spec)
+        from ddpmctl.evaluation.evaluate import evaluate_checkpoints
+
+        rows, failures = terminal.finish(evaluate_checkpoints(checkpoints, spec))
         if rows:
             _conclude(terminal, rows, failures, spec, known, outputs, confirm=confirm, breakdown=breakdown)
         elif job.is_leader:
-            outputs.write_values(terminal, [], failures, spec, {}, None)
+            _write_values(terminal, outputs, [], failures, spec, {}, None)
     if failures and job.is_leader:  # it alone: another process that ends with an error stops this one before its files are written
         count = len({failure.path for failure in failures})
         raise DataError(f"{count} of {len(checkpoints)} checkpoints could not be scored; see the reasons above")
 
 
-@dataclass(frozen=True)
-class EvaluationOutputs:
-    """The files and folders to write."""
+def _write_values(
+    terminal: Terminal, outputs: Outputs, rows: list[CheckpointResult], failures: list[Failed], spec: EvaluationSpec,
+    trained: Mapping[str, int], selection: Selection | None,
+) -> None:  # fmt: skip
+    """Write JSON and CSV."""
+    if not outputs.json and not outputs.csv:
+        return
 
-    json: Path | None
-    csv: Path | None
-    latex: Path | None
-    html: Path | None
-    figures: Path | None
-    grid: Path | None
+    from ddpmctl.report.tables import as_dict, write_csv, write_json
 
-    @property
-    def only_json(self) -> bool:
-        """Whether only JSON is written to stdout."""
-        return str(self.json) == "-"
-
-    def prepare(self) -> None:
-        """Create the folders and check the files before the evaluation."""
-        for flag, folder in (("--grid", self.grid), ("--figures", self.figures)):
-            if folder:
-                prepare_output(folder, flag, folder=True)
-        prepare_files({"--json": self.json, "--csv": self.csv, "--latex": self.latex, "--html": self.html})
-
-    def write_values(
-        self,
-        terminal: Terminal,
-        rows: list[CheckpointResult],
-        failures: list[Failed],
-        spec: EvaluationSpec,
-        trained: Mapping[str, int],
-        selection: Selection | None,
-    ) -> None:
-        """Write JSON and CSV."""
-        if not self.json and not self.csv:
-            return
-
-        from ddpmctl.report.tables import as_dict, write_csv, write_json
-
-        result = as_dict(rows, failures, spec, trained, selection)
-        if self.only_json:
-            terminal.result(json.dumps(result, indent=2))
-        elif self.json:
-            write_json(self.json, result)
-        if self.csv:
-            write_csv(self.csv, result)
+    result = as_dict(rows, failures, spec, trained, selection)
+    if outputs.only_json:
+        terminal.result(json.dumps(result, indent=2))
+    elif outputs.json:
+        write_json(outputs.json, result)
+    if outputs.csv:
+        write_csv(outputs.csv, result)
 
 
 def _conclude(
-    terminal: Terminal,
-    rows: list[CheckpointResult],
-    failures: list[Failed],
-    spec: EvaluationSpec,
-    known: Conditions,
-    outputs: EvaluationOutputs,
-    *,
-    confirm: bool,
-    breakdown: bool,
-) -> None:
+    terminal: Terminal, rows: list[CheckpointResult], failures: list[Failed], spec: EvaluationSpec, known: Conditions, outputs: Outputs, *,
+    confirm: bool, breakdown: bool,
+) -> None:  # fmt: skip
     """Print the results and write the requested files."""
     from ddpmctl.evaluation.selection import best_of, confirm_best
     from ddpmctl.report.tables import breakdown_tables, evaluation_table, selection_sentence, write_latex
@@ -161,7 +128,7 @@ def _conclude(
             terminal.result(sentence)
         for part in breakdown_tables(rows[best].answers) if breakdown else ():
             terminal.table(f"{table.rows[best][0]}: {part.title}", part.columns, part.rows)
-    outputs.write_values(terminal, rows, failures, spec, trained, selection)
+    _write_values(terminal, outputs, rows, failures, spec, trained, selection)
     if outputs.latex:
         write_latex(outputs.latex, [table])
     names = [row[0] for row in table.rows]
@@ -191,20 +158,6 @@ def _checkpoints(paths: list[Path] | None, runs_dir: Path, terminal: Terminal) -
     return [newest]
 
 
-def _collect(terminal: Terminal, checkpoints: list[Path], spec: EvaluationSpec) -> tuple[list[CheckpointResult], list[Failed]]:
-    from ddpmctl.evaluation.evaluate import evaluate_checkpoints
-    from ddpmctl.evaluation.results import CheckpointResult, Failed
-
-    rows: list[CheckpointResult] = []
-    failures: list[Failed] = []
-    for event in terminal.follow(evaluate_checkpoints(checkpoints, spec)):
-        if isinstance(event, CheckpointResult):
-            rows.append(event)
-        elif isinstance(event, Failed):
-            failures.append(event)
-    return rows, failures
-
-
 def _titles(checkpoints: list[Path]) -> dict[Path, str]:
     """Return unique names, from run and file, for checkpoints that share a file name."""
     names = [path.name for path in checkpoints]
@@ -212,7 +165,7 @@ def _titles(checkpoints: list[Path]) -> dict[Path, str]:
     return {path: f"{folders[path].resolve().name}-{path.stem}" for path in checkpoints if names.count(path.name) > 1}
 
 
-def _varied(text: str, outputs: EvaluationOutputs, *, breakdown: bool) -> tuple[str, list[Value]]:
+def _varied(text: str, outputs: Outputs, *, breakdown: bool) -> tuple[str, list[Value]]:
     """Return the setting and the values of ``--sweep``; refuse outputs that a sweep does not write."""
     unmade = {"--json": outputs.json, "--html": outputs.html, "--grid": outputs.grid, "--breakdown": breakdown}
     if asked := [flag for flag, value in unmade.items() if value]:
@@ -225,7 +178,7 @@ def _varied(text: str, outputs: EvaluationOutputs, *, breakdown: bool) -> tuple[
     return name, list(dict.fromkeys(known[name].check(value.strip()) for value in values.split(",")))
 
 
-def _sweep(terminal: Terminal, checkpoints: list[Path], spec: EvaluationSpec, name: str, values: list[Value], outputs: EvaluationOutputs) -> list[Failed]:
+def _sweep(terminal: Terminal, checkpoints: list[Path], spec: EvaluationSpec, name: str, values: list[Value], outputs: Outputs) -> list[Failed]:
     """Print and plot accuracy over the values of one setting; return the failures."""
     from ddpmctl.evaluation.sweep import evaluate_sweep
     from ddpmctl.report.evaluation_figures import save_sweep

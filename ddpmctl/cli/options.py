@@ -57,7 +57,8 @@ def command(*sections: str) -> Callable[[Callable[..., None]], Callable[..., Non
                 values["given"] = {name: value for name, value in given.items() if value is not None}
             job = SINGLE
             try:
-                with stop_is_raised(), join() as job:
+                with stop_is_raised():
+                    job = join()
                     job.require_one_version()
                     if "job" in signature.parameters:
                         values["job"] = job

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ddpmctl.cli.common import parse_labels, prepare_output, ready_pipeline
+from ddpmctl.cli.common import Given, parse_labels, prepare_output, ready_pipeline
 from ddpmctl.cli.options import RUNS, Assume, ConfigFile, RunsDir, command
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.distributed.job import Job
@@ -31,14 +31,14 @@ def sample(
 ) -> None:
     """Sample images of the given labels."""
     terminal = Terminal(silent=not job.is_leader)
-    label_sets = parse_labels(labels)
+    label_sets, chosen = parse_labels(labels), Given.of(given, config, assume)
     if job.is_leader:
         prepare_output(out, "--out", folder=True)
 
     from ddpmctl.grids import save_grid, save_images
     from ddpmctl.sampling.pipeline import requests_for, sample_images
 
-    pipeline = ready_pipeline(checkpoint, runs_dir, given, config, assume, terminal, job)
+    pipeline = ready_pipeline(checkpoint, runs_dir, chosen, terminal, job)
     requests = requests_for("sample", label_sets, seed=seed, repeats=count)
     made = terminal.finish(sample_images(pipeline, requests, job=job))
     if not job.is_leader:

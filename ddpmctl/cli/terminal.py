@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ddpmctl.training.events import Plan
+    from ddpmctl.training.plan import Plan
 
 E = TypeVar("E")
 R = TypeVar("R")

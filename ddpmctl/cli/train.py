@@ -18,6 +18,7 @@ from ddpmctl.config_sources import Resolved, overrides, resolve
 from ddpmctl.config_toml import dump_toml
 from ddpmctl.distributed.job import Job
 from ddpmctl.errors import PeerError, UsageError
+from ddpmctl.progress import Progress
 
 if TYPE_CHECKING:
     from ddpmctl.runs.folder import Run
@@ -96,7 +97,7 @@ def _train(terminal: Terminal, request: TrainingRequest, stop: StopRequest) -> N
     from ddpmctl.training import events, session
 
     # Of several processes, all end at StopAgreed; rank 0 also while it makes images for a score, for which the others only wait.
-    ends = (events.StopAgreed,) if not request.job.is_leader else (events.StopAgreed, events.Progress, events.Evaluated)
+    ends = (events.StopAgreed,) if not request.job.is_leader else (events.StopAgreed, Progress, events.Evaluated)
     last_scores: Evaluated | None = None
     run = Run(request.folder)
     with ExitStack() as stack:

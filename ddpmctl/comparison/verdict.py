@@ -117,13 +117,8 @@ def score_arms(candidates: Sequence[Candidate], spec: EvaluationSpec, *, anyway:
     if not anyway:
         _check_alike([entry.checkpoint for entry in candidates], spec)
     by_path = {entry.checkpoint: entry for entry in candidates}
-    scored: list[tuple[Candidate, CheckpointResult]] = []
-    for event in evaluate_checkpoints([entry.checkpoint for entry in candidates], spec):
-        if isinstance(event, CheckpointResult):
-            scored.append((by_path[event.path], event))
-        else:
-            yield event
-    return _arms(scored)
+    rows, _ = yield from evaluate_checkpoints([entry.checkpoint for entry in candidates], spec)
+    return _arms([(by_path[row.path], row) for row in rows])
 
 
 def pooled_files(conditions: Mapping[str, object]) -> tuple[str, ...]:

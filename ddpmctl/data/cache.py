@@ -22,7 +22,7 @@ import numpy as np
 from ddpmctl.data.folders import Problem, raise_first, read_json
 from ddpmctl.data.images import SIZE, FoundImage, decode_image, each_image
 from ddpmctl.errors import DataError, DdpmctlError, UsageError
-from ddpmctl.files import atomic_write
+from ddpmctl.files import atomic_write, write_text
 from ddpmctl.progress import Notice, Progress
 
 UNUSED_DAYS = 30
@@ -180,8 +180,7 @@ def _write(entry: Path, key: str, images: np.ndarray, digest: str) -> None:
     with atomic_write(entry) as temporary, open(temporary, "wb") as file:
         np.lib.format.write_array(file, images, version=(1, 0), allow_pickle=False)
     about = {"key": key, "shape": list(images.shape), "sha256": digest}
-    with atomic_write(entry.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    write_text(entry.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
     mark_used(entry)
 
 

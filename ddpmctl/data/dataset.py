@@ -14,11 +14,9 @@ from ddpmctl.benchmark import embedded
 from ddpmctl.benchmark.embedded import scene_count
 from ddpmctl.data.cache import benchmark_key, cached_images, decode_folder, folder_key
 from ddpmctl.data.folders import raise_first, read_lab
-from ddpmctl.data.images import SIZE, find_images
+from ddpmctl.data.images import find_images
 from ddpmctl.labels import multi_hot
 from ddpmctl.progress import Notice, Progress
-
-__all__ = ["Conditions", "Dataset", "Notice", "Progress", "load_conditions", "load_dataset"]
 
 
 @dataclass(frozen=True)
@@ -95,20 +93,9 @@ def _load_folder(folder: Path) -> Generator[Progress | Notice, None, Dataset]:
 def _load_benchmark(scenes: int) -> Generator[Progress | Notice, None, Dataset]:
     labels = embedded.train_labels(scenes)
     key = benchmark_key(embedded.fingerprint(scenes))
-    cached = yield from cached_images(key, len(labels), lambda: _render(scenes, len(labels)))
+    cached = yield from cached_images(key, len(labels), lambda: embedded.collected(embedded.render_benchmark(scenes), len(labels)))
     content = _content_key(labels, cached.digest)
     return Dataset(_benchmark_name(scenes), content, cached.images, multi_hot(list(labels.values())), _benchmark_conditions(), None)
-
-
-def _render(scenes: int, count: int) -> Generator[Progress, None, np.ndarray]:
-    images = np.empty((count, 3, SIZE, SIZE), dtype=np.uint8)
-    done = 0
-    yield Progress("rendering", done, count)
-    for chunk in embedded.render_benchmark(scenes):
-        images[done : done + len(chunk)] = chunk.transpose(0, 3, 1, 2)
-        done += len(chunk)
-        yield Progress("rendering", done, count)
-    return images
 
 
 def _content_key(labels: Mapping[str, Sequence[str]], pixels: str) -> str:

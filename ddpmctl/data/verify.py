@@ -12,8 +12,6 @@ from ddpmctl.data.images import PLACES, FoundImage, check_image, each_image, fin
 from ddpmctl.errors import DataError
 from ddpmctl.progress import Progress
 
-__all__ = ["ConditionCount", "Problem", "Progress", "Summary", "verify_folder"]
-
 SUFFIXES = {".png", ".jpg", ".jpeg"}
 
 

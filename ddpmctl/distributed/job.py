@@ -225,17 +225,13 @@ def peer_errors() -> Iterator[None]:
 BACKEND_WORDS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
 
-@contextmanager
-def join(environ: Mapping[str, str] = os.environ) -> Iterator[Job]:
-    """Yield the job that torchrun started this process for; without torchrun, a single process.
+def join(environ: Mapping[str, str] = os.environ) -> Job:
+    """Return the job that torchrun started this process for; without torchrun, a single process.
 
     Raises:
         UsageError: the launcher's variables are incomplete, or its store cannot be reached.
     """
-    if is_single_process(environ):
-        yield SINGLE
-        return
-    yield _join(environ)
+    return SINGLE if is_single_process(environ) else _join(environ)
 
 
 def is_single_process(environ: Mapping[str, str] = os.environ) -> bool:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpmctl.benchmark.embedded import collected
 from ddpmctl.benchmark.raycast import render
 from ddpmctl.benchmark.scenes import OBJECTS, SIDE, Scenes, draw_scenes
 from ddpmctl.checkpoints.format import save_tensors
@@ -90,7 +90,7 @@ def train_classifier(
     compute = compute or make_compute_device(DeviceConfig())
     start = time.perf_counter()
     drawn = draw_scenes(scenes, seed=SEEN_SEEDS + seed % SEEN_SEEDS, triples="any")
-    images = yield from _render(drawn)
+    images = torch.from_numpy((yield from collected(render(drawn), OBJECTS * scenes)))
     labels = _labels(drawn)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "evaluator weights"))
@@ -128,19 +128,6 @@ def check_classifier(classifier: Classifier, scenes: int = CHECK_SCENES, *, seed
     outputs = torch.cat([classifier(_centred(torch.from_numpy(part).flatten(0, 1).permute(0, 3, 1, 2))) for part in render(drawn)])
     labels = _labels(drawn)
     return {count: score(outputs[count - 1 :: OBJECTS], labels[count - 1 :: OBJECTS]) for count in range(1, OBJECTS + 1)}
-
-
-def _render(scenes: Scenes) -> Generator[Progress, None, Tensor]:
-    """Render all frames, scene by scene: uint8 (3 N, 3, 64, 64)."""
-    total = OBJECTS * len(scenes)
-    images = np.empty((total, 3, SIDE, SIDE), dtype=np.uint8)
-    done = 0
-    for part in render(scenes):
-        flat = part.reshape(-1, SIDE, SIDE, 3)
-        images[done : done + len(flat)] = flat.transpose(0, 3, 1, 2)
-        done += len(flat)
-        yield Progress("rendering", done, total)
-    return torch.from_numpy(images)
 
 
 def _labels(scenes: Scenes) -> Tensor:
@@ -208,6 +195,3 @@ def augment(images: Tensor, random: torch.Generator) -> Tensor:
 def _centred(images: Tensor) -> Tensor:
     """Convert uint8 images to float32 in [-1, 1]."""
     return images.float() / 127.5 - 1
-
-
-__all__ = ["NETWORKS", "ClassifierEvent", "ClassifierStep", "ClassifierTrained", "augment", "check_classifier", "train_classifier"]

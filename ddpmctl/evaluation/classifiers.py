@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpmctl.checkpoints.untrusted import Declared, TensorFile, checked, open_tensors
+from ddpmctl.checkpoints.format import not_finite
+from ddpmctl.checkpoints.untrusted import TensorFile, checked, mismatches, open_tensors
 from ddpmctl.errors import DataError
 from ddpmctl.labels import CLASSES
 
@@ -128,8 +129,7 @@ def load_classifier(path: Path | None = None, root: Path | None = None, device: 
             net, key = _network(name, file.outline)
         _check_shapes(net, file.outline.get(key), name)
         weights = file.load()[key]
-    bad = next((part for part, value in weights.items() if value.is_floating_point() and not torch.isfinite(value).all()), None)
-    if bad is not None:
+    if (bad := not_finite(weights)) is not None:
         raise DataError(f"{name}: the weights {bad!r} are not finite")
     net.load_state_dict(weights)
     if isinstance(net, CompactClassifier):
@@ -169,10 +169,10 @@ def lab_network() -> nn.Module:
 def _check_shapes(net: nn.Module, declared: Any, name: str) -> None:
     """Check that a file declares exactly the network's weights, with the same shapes."""
     kind = "ddpmctl classifier" if isinstance(net, CompactClassifier) else "lab's ResNet18 classifier"
-    if not isinstance(declared, dict) or not all(isinstance(value, Declared) for value in declared.values()):
-        raise DataError(f"{name}: the weights of a {kind} must be tensors")
-    shapes = {key: tuple(value.shape) for key, value in net.state_dict().items()}
-    wrong = [key for key, shape in shapes.items() if key not in declared or declared[key].shape != shape] + [key for key in declared if key not in shapes]
+    try:
+        wrong = mismatches(net, declared)
+    except ValueError as error:
+        raise DataError(f"{name}: {error}") from None
     if wrong:
         raise DataError(f"{name}: the weights are not those of a {kind} ({len(wrong)} differ, the first is {wrong[0]!r})")
 
@@ -182,6 +182,3 @@ def _plain_float32(device: torch.device) -> contextlib.AbstractContextManager[ob
     if device.type != "cuda":
         return contextlib.nullcontext()
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-
-
-__all__ = ["BUILT_IN", "FORMAT", "LAB_FILE", "CompactClassifier", "Classifier", "classifier_from", "lab_network", "load_classifier"]

@@ -61,34 +61,38 @@ class EvaluationSpec:
         ]  # fmt: skip
 
 
-def evaluate_checkpoints(paths: Sequence[Path], spec: EvaluationSpec) -> Iterator[EvaluationEvent]:
-    """Yield progress, and a ``CheckpointResult`` or ``Failed`` for each checkpoint, in order.
+def evaluate_checkpoints(paths: Sequence[Path], spec: EvaluationSpec) -> Generator[EvaluationEvent, None, tuple[list[CheckpointResult], list[Failed]]]:
+    """Score checkpoints: yield progress and each failure; return the results and the failures, in order and on every rank.
 
-    Results of unchanged files and settings are read from the cache. All ranks of a job sample and score batches; rank 0 collects
-    them. All ranks yield the same results, ranks other than 0 at the end.
+    Results of unchanged files and settings are read from the cache. All ranks of a job sample and score batches; rank 0 collects them.
     """
     queue: deque[_Due | Failed] = deque()
     worker = _Worker(spec)
-    done: list[CheckpointResult | Failed] = []
+    rows: list[CheckpointResult] = []
+    failures: list[Failed] = []
     parts: list[ScoredBatch] = []
+
+    def conclude() -> Iterator[Failed]:
+        due = queue.popleft()
+        if isinstance(due, Failed):
+            failures.append(due)
+            yield due
+        else:
+            rows.append(_concluded(due, parts, spec))
+            parts.clear()
+
     for item in spec.job.map_ordered(worker.score, _missing_batches(paths, spec, worker, queue)):
         if isinstance(item, Progress):
             yield item
             continue
         while isinstance(queue[0], Failed) or not queue[0].missing:  # complete in the cache
-            done.append(_concluded(queue.popleft(), [], spec))
-            yield done[-1]
+            yield from conclude()
         parts.append(item)
         if sum(len(part.images) for part in parts) == queue[0].count:
-            done.append(_concluded(queue.popleft(), parts, spec))
-            parts = []
-            yield done[-1]
-    for due in queue:
-        done.append(_concluded(due, [], spec))
-        yield done[-1]
-    results = spec.job.from_leader(lambda: done)
-    if not spec.job.is_leader:
-        yield from results
+            yield from conclude()
+    while queue:
+        yield from conclude()
+    return spec.job.from_leader(lambda: (rows, failures))
 
 
 def pipeline_for(checkpoint: Checkpoint, sampling: Mapping[str, Value], compute: ComputeDevice) -> SamplingPipeline:
@@ -141,10 +145,8 @@ def _due(checkpoint: Checkpoint, spec: EvaluationSpec) -> _Due:
     return _Due(checkpoint, config, keys, answers, {name: requests for name, requests in missing.items() if requests})
 
 
-def _concluded(due: _Due | Failed, parts: Sequence[ScoredBatch], spec: EvaluationSpec) -> CheckpointResult | Failed:
+def _concluded(due: _Due, parts: Sequence[ScoredBatch], spec: EvaluationSpec) -> CheckpointResult:
     """Cache the results of a checkpoint, write its grids, and return its result."""
-    if isinstance(due, Failed):
-        return due
     checkpoint, answers = due.checkpoint, dict(due.answers)
     scored = by_condition_file(due.missing, parts) if parts else {}
     for name, scored_images in scored.items():

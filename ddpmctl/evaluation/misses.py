@@ -144,6 +144,3 @@ def _colour(label: str) -> str:
 
 def _shape(label: str) -> str:
     return label.split()[1]
-
-
-__all__ = ["Misses", "account", "account_for", "breakdown", "confusion", "recall"]

@@ -118,7 +118,7 @@ class Failed:
     reason: str
 
 
-EvaluationEvent = Progress | CheckpointResult | Failed
+EvaluationEvent = Progress | Failed
 
 
 def pooled_tally(answers: Mapping[str, FileResults], names: Sequence[str]) -> Tally:

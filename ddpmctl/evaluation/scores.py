@@ -64,6 +64,3 @@ def score(probabilities: Tensor, requested: Tensor) -> Score:
 def pooled(scores: list[Score]) -> Score:
     """Return the sum of several scores."""
     return Score(*(sum(getattr(s, name) for s in scores) for name in ("hits", "labels", "exact", "images")))
-
-
-__all__ = ["THRESHOLD", "Score", "pooled", "score", "top_k_hits"]

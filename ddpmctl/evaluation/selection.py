@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ddpmctl.errors import DataError
 from ddpmctl.evaluation.evaluate import EvaluationSpec, evaluate_checkpoints
-from ddpmctl.evaluation.results import CheckpointResult, EvaluationEvent, Failed, pooled_tally
+from ddpmctl.evaluation.results import CheckpointResult, EvaluationEvent, pooled_tally
 from ddpmctl.statistics.intervals import Interval, accuracy_interval
 from ddpmctl.statistics.tallies import Tally
 
@@ -51,15 +51,9 @@ def confirm_best(rows: Sequence[CheckpointResult], spec: EvaluationSpec) -> coll
     """
     best = rows[best_of(rows)]
     again = replace(spec, seed=spec.seed + OTHER_NOISE, grids=None)
-    confirmed: CheckpointResult | None = None
-    for event in evaluate_checkpoints([best.path], again):
-        if isinstance(event, CheckpointResult):
-            confirmed = event
-        elif isinstance(event, Failed):
-            raise DataError(f"{event.path}: {event.reason}")
-        else:
-            yield event
-    assert confirmed is not None  # a file gives a CheckpointResult or Failed
+    confirmed, failures = yield from evaluate_checkpoints([best.path], again)
+    if failures:
+        raise DataError(f"{best.path}: {failures[0].reason}")
     names = list(best.answers)
-    interval = accuracy_interval(pooled_tally(confirmed.answers, names))
+    interval = accuracy_interval(pooled_tally(confirmed[0].answers, names))
     return Selection(best, pooled_tally(best.answers, names).accuracy, interval)

@@ -41,12 +41,10 @@ def evaluate_sweep(
     found: dict[Path, list[SweepPoint]] = {}
     failures: list[Failed] = []
     for value in values:
-        for event in evaluate_checkpoints(paths, replace(spec, sampling={**spec.sampling, setting: value}, grids=None)):
-            if isinstance(event, CheckpointResult):
-                found.setdefault(event.path, []).append(_point(event, value, spec))
-            elif isinstance(event, Failed):
-                failures.append(event)
-            yield event
+        rows, failed = yield from evaluate_checkpoints(paths, replace(spec, sampling={**spec.sampling, setting: value}, grids=None))
+        failures += failed
+        for row in rows:
+            found.setdefault(row.path, []).append(_point(row, value, spec))
     return found, failures
 
 

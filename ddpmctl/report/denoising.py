@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ddpmctl.grids import draw_sheet, save_gif, save_sheet
+from ddpmctl.grids import draw_sheet, save_gif, save_image
 from ddpmctl.sampling.trajectory import RecordedFrame, Trajectory
 
 T = TypeVar("T")
@@ -38,16 +38,15 @@ def save_denoise_grid(path: Path, times: Sequence[int], trajectories: Sequence[T
             names.append("x0_hat")
             notes.append(below)
     captions = notes if any(map(any, notes)) else None
-    return save_sheet(path, rows, captions=captions, row_titles=names, column_titles=[f"t = {times[index]}" for index in shown])
+    sheet = draw_sheet(rows, captions=captions, row_titles=names, column_titles=[f"t = {times[index]}" for index in shown])
+    return save_image(path, sheet)
 
 
 def save_denoise_gif(path: Path, frames: Sequence[RecordedFrame], titles: Sequence[str], *, with_x0: bool = False) -> Path:
     """Write the frames as a GIF, one column per label set."""
     sheets = []
     for frame in _evenly(frames, LONGEST_GIF):
-        rows = [list(frame.x_t)]
-        if with_x0:
-            rows.append(list(_x0(frame)))
+        rows = [list(frame.x_t), *([list(_x0(frame))] if with_x0 else [])]
         captions = [[""] * len(titles)] * (len(rows) - 1) + [list(titles)]
         sheets.append(draw_sheet(rows, captions=captions))
     return save_gif(path, sheets)

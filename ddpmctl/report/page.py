@@ -16,7 +16,7 @@ from PIL import Image
 from ddpmctl import __version__
 from ddpmctl.evaluation.results import FileResults
 from ddpmctl.evaluation.scores import THRESHOLD
-from ddpmctl.files import atomic_write
+from ddpmctl.files import write_text
 from ddpmctl.labels import CLASSES
 from ddpmctl.report.tables import Table
 
@@ -97,9 +97,7 @@ def write_page(path: Path, page: Page) -> Path:
     """Write the page; all texts are escaped."""
     environment = Environment(loader=PackageLoader("ddpmctl.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text = environment.get_template("page.html.j2").render(page=page, version=__version__)
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
+    return write_text(path, text)
 
 
 def galleries(name: str, answers: Mapping[str, FileResults]) -> Iterator[Gallery]:

@@ -15,7 +15,7 @@ import torch
 from ddpmctl.comparison.recorded import Comparison, Point
 from ddpmctl.comparison.verdict import HELDOUT, Finding, Verdict, arm_interval
 from ddpmctl.evaluation.misses import Misses, account_for, breakdown, recall
-from ddpmctl.files import atomic_write
+from ddpmctl.files import atomic_write, write_text
 from ddpmctl.sampling.pipeline import describe_sampling
 from ddpmctl.statistics.intervals import Interval, accuracy_interval
 
@@ -82,8 +82,7 @@ def write_latex(path: Path, tables: Sequence[Table]) -> None:
         columns = "l" + "r" * (len(table.columns) - 1)
         begin = ["\\begin{table}", "\\centering", f"\\caption{{{_latex(table.title)}}}", f"\\begin{{tabular}}{{{columns}}}"]
         parts.append("\n".join([*begin, *rows, "\\end{tabular}", "\\end{table}"]))
-    with atomic_write(path) as temporary:
-        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_text(path, "\n\n".join(parts) + "\n")
 
 
 def _latex_row(cells: Sequence[str]) -> str:
@@ -248,11 +247,9 @@ def _number(value: float, digits: int) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
     """Write results as JSON."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(result, indent=2) + "\n")
 
 
 def write_csv(path: Path, result: Mapping[str, Any]) -> None:

@@ -22,10 +22,20 @@ from ddpmctl.checkpoints.format import FILE_NAME, recorded_in_name
 from ddpmctl.config import Config
 from ddpmctl.config_toml import dump_toml, load_toml
 from ddpmctl.errors import DataError, UsageError
-from ddpmctl.files import atomic_write, cannot_write, remove_temporary_files
+from ddpmctl.files import cannot_write, remove_temporary_files, write_text
 from ddpmctl.runs.sources import RunSources
 
 STALE_SECONDS = 3600  # a run's folder is made in milliseconds: one that was not finished by now never will be
+
+
+class _Inside:
+    """A path in a run's folder."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: Run, owner: type[Run]) -> Path:
+        return run.folder / self._name
 
 
 @dataclass(frozen=True)
@@ -33,56 +43,16 @@ class Run:
     """A run's folder and the files in it."""
 
     folder: Path
-
-    @property
-    def config_file(self) -> Path:
-        """The settings, as TOML that ``--config`` reads."""
-        return self.folder / "config.toml"
-
-    @property
-    def data_file(self) -> Path:
-        """Which data the run trains on, as JSON."""
-        return self.folder / "data.json"
-
-    @property
-    def metrics_file(self) -> Path:
-        """One JSON object a line for every logged step, epoch and evaluation: nothing in it depends on a clock."""
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def timing_file(self) -> Path:
-        """One JSON object a line: what each line of metrics.jsonl took in seconds."""
-        return self.folder / "timing.jsonl"
-
-    @property
-    def results_file(self) -> Path:
-        """One row an evaluation."""
-        return self.folder / "results.csv"
-
-    @property
-    def state_file(self) -> Path:
-        """All that is needed to go on: raw and averaged weights, optimizers, counters."""
-        return self.folder / "state.pt"
-
-    @property
-    def diagnosis_file(self) -> Path:
-        """What is known of numbers that were not finite, as JSON."""
-        return self.folder / "diagnosis.json"
-
-    @property
-    def lock_file(self) -> Path:
-        """Held by the process that trains here; the file itself stays."""
-        return self.folder / ".lock"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of scored checkpoints."""
-        return self.folder / "checkpoints"
-
-    @property
-    def samples(self) -> Path:
-        """The folder of sample grids."""
-        return self.folder / "samples"
+    config_file = _Inside("config.toml")  # the settings, as TOML that --config reads
+    data_file = _Inside("data.json")  # which data the run trains on
+    metrics_file = _Inside("metrics.jsonl")  # an object for every logged step, epoch and evaluation; nothing in it depends on a clock
+    timing_file = _Inside("timing.jsonl")  # the seconds that each line of metrics.jsonl took
+    results_file = _Inside("results.csv")  # a row for each evaluation
+    state_file = _Inside("state.pt")  # all that is needed to resume: weights and their average, optimizers, counters
+    diagnosis_file = _Inside("diagnosis.json")  # details of NaN or inf
+    lock_file = _Inside(".lock")  # held by the process that trains here; the file itself stays
+    checkpoints = _Inside("checkpoints")  # folder of scored checkpoints
+    samples = _Inside("samples")  # folder of sample grids
 
     @property
     def is_untouched(self) -> bool:
@@ -125,8 +95,7 @@ class Run:
 
     def point(self, name: str, checkpoint: Path) -> None:
         """Make ``best.json`` or ``latest.json`` name a checkpoint: a small file survives copying, where links do not."""
-        with atomic_write(self.folder / f"{name}.json") as temporary:
-            temporary.write_text(json.dumps({"checkpoint": checkpoint.relative_to(self.folder).as_posix()}) + "\n", encoding="utf-8")
+        write_text(self.folder / f"{name}.json", json.dumps({"checkpoint": checkpoint.relative_to(self.folder).as_posix()}) + "\n")
 
     def retain(self, count: int) -> None:
         """Delete scored checkpoints but the best, the last, and the ``count`` latest of the others; each of those that stay is whole on disk."""
@@ -186,8 +155,7 @@ def create_run(parent: Path, name: str | None, config: Config, sources: RunSourc
 
 def save_config(run: Run, config: Config) -> None:
     """Write a run's settings."""
-    with atomic_write(run.config_file) as temporary:
-        temporary.write_text(dump_toml(config), encoding="utf-8")
+    write_text(run.config_file, dump_toml(config))
 
 
 def _sweep_unfinished(parent: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ddpmctl.errors import DataError
-from ddpmctl.files import atomic_write
+from ddpmctl.files import write_text
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ class RunSources:
 
     def save(self, file: Path) -> None:
         """Write the record as JSON."""
-        with atomic_write(file) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=2, default=str) + "\n", encoding="utf-8")
+        write_text(file, json.dumps(asdict(self), indent=2, default=str) + "\n")
 
     @staticmethod
     def load(file: Path) -> RunSources:

@@ -14,7 +14,7 @@ from ddpmctl.config import SamplingConfig
 from ddpmctl.device import ComputeDevice, out_of_memory, release_memory
 from ddpmctl.diffusion.denoiser import Diffusion, Guidance
 from ddpmctl.diffusion.randomness import ImageNoise, Key
-from ddpmctl.diffusion.samplers import Frame, Sampler, own_options, sampler_times
+from ddpmctl.diffusion.samplers import Frame, own_options, sampler_times
 from ddpmctl.diffusion.schedules import Schedule
 from ddpmctl.distributed.job import SINGLE, Job
 from ddpmctl.labels import multi_hot
@@ -76,7 +76,7 @@ class SamplingPipeline:
         device = self.compute.device
         labels = torch.from_numpy(multi_hot([r.labels for r in requests])).float().to(device)
         noise = ImageNoise([r.key for r in requests], IMAGE_SHAPE, device)
-        times, sampler = self._times(), self._sampler()
+        times, sampler = self._times(), SAMPLERS.get(self.sampling.sampler)
         x = noise().contiguous(memory_format=torch.channels_last)
         yield Frame(times[0], x, x, pure_noise=True)
         denoise = self.diffusion.denoiser(self.net, labels, self._guidance())
@@ -88,10 +88,6 @@ class SamplingPipeline:
             if frame is None:
                 return
             yield frame
-
-    def _sampler(self) -> Sampler:
-        sampler: Sampler = SAMPLERS.get(self.sampling.sampler)
-        return sampler
 
     def batches(self, requests: Sequence[ImageRequest], batch_size: int = BATCH) -> Iterator[Progress | Tensor]:
         """Yield progress, and the finished images in order: float32 (B, 3, 64, 64) in [-1, 1] on the device.

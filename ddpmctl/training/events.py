@@ -10,11 +10,6 @@ from ddpmctl.evaluation.scores import Score
 from ddpmctl.progress import Notice, Progress
 from ddpmctl.training.plan import Plan
 
-__all__ = [
-    "EpochDone", "Evaluated", "Event", "Finished", "Notice", "Overridden", "Plan", "Prepared", "Progress", "RolledBack", "Saved", "Started",
-    "StepDone", "StopAgreed", "Ticked",
-]  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Prepared:

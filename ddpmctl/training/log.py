@@ -27,10 +27,10 @@ class RunLog:
     repetition will write again: they are cut off, and so is a last line that was only begun.
     """
 
-    def __init__(self, run: Run) -> None:
-        """Append to the run's files."""
-        self.files = {file.name: file for file in (run.metrics_file, run.timing_file, run.results_file)}
-        self._metrics, self._timing, self._results = self.files.values()
+    def __init__(self, run: Run, *, writes: bool = True) -> None:
+        """Append to the run's files; of several processes, one ``writes``."""
+        self._metrics, self._timing, self._results = run.metrics_file, run.timing_file, run.results_file
+        self.files = {file.name: file for file in (self._metrics, self._timing, self._results) if writes}
 
     def sizes(self) -> dict[str, int]:
         """Return the files' sizes in bytes, after seeing to it that they last through a power cut."""
@@ -61,6 +61,8 @@ class RunLog:
         Raises:
             UsageError: the disk is full.
         """
+        if not self.files:
+            return
         match event:
             case StepDone():
                 self._record("step", event.__dict__)
@@ -103,18 +105,3 @@ class RunLog:
                 handle.write(text.encode())
         except OSError as error:
             raise cannot_write(file.parent, error) from error
-
-
-class NoLog(RunLog):
-    """The log of a process that leaves writing to another one."""
-
-    def sizes(self) -> dict[str, int]:
-        """Return nothing."""
-        return {}
-
-    def cut(self, sizes: Mapping[str, Any]) -> list[str]:
-        """Cut nothing."""
-        return []
-
-    def read(self, event: Event) -> None:
-        """Pass over every event."""

@@ -11,15 +11,15 @@ from ddpmctl.config import RECIPE, Config, Value
 from ddpmctl.errors import DataError, DdpmctlError, DivergedError, show
 from ddpmctl.evaluation.classifiers import Classifier
 from ddpmctl.evaluation.scoring import score_conditions
-from ddpmctl.files import atomic_write
+from ddpmctl.files import write_text
 from ddpmctl.grids import save_grid
 from ddpmctl.progress import Notice
 from ddpmctl.runs.folder import Run, save_config
 from ddpmctl.sampling.pipeline import SamplingPipeline
-from ddpmctl.training.events import EpochDone, Evaluated, Event, Finished, Overridden, Plan, RolledBack, Saved, Started, StepDone, StopAgreed, Ticked
+from ddpmctl.training.events import EpochDone, Evaluated, Event, Finished, Overridden, RolledBack, Saved, Started, StepDone, StopAgreed, Ticked
 from ddpmctl.training.gradients import Diverged
-from ddpmctl.training.log import NoLog, RunLog
-from ddpmctl.training.plan import make_plan
+from ddpmctl.training.log import RunLog
+from ddpmctl.training.plan import Plan, make_plan
 from ddpmctl.training.state import restore, training_state
 from ddpmctl.training.trainer import Trainer
 
@@ -51,7 +51,7 @@ def training_events(
         UsageError: the disk is full, or a batch does not fit in memory.
         PeerError: another process failed.
     """
-    log = RunLog(run) if trainer.replicas.job.is_leader else NoLog(run)
+    log = RunLog(run, writes=trainer.replicas.job.is_leader)
     plan = plan or make_plan(trainer, run.folder, classifier.name)
     yield from _begin(trainer, log, run, recorded or trainer.config, resume=resume)
     yield Started(plan, trainer.counters.step)
@@ -145,8 +145,7 @@ def _with_rollbacks(trainer: Trainer, log: RunLog, run: Run, classifier: Classif
 def _write_diagnosis(run: Run, error: Diverged) -> None:
     last = run.pointer("latest")
     known = {"reason": str(error), **error.diagnosis, "last_checkpoint": None if last is None else last.name, "state": run.state_file.name}
-    with atomic_write(run.diagnosis_file) as temporary:
-        temporary.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    write_text(run.diagnosis_file, json.dumps(known, indent=1) + "\n")
 
 
 def _events(trainer: Trainer, log: RunLog, run: Run, classifier: Classifier) -> Iterator[Event]:

@@ -91,11 +91,6 @@ class Trainer:
         return -(-len(self.images) // self.config.training.batch_size)
 
     @property
-    def parameters(self) -> int:
-        """Numbers that are trained."""
-        return sum(p.numel() for p in self.net.parameters())
-
-    @property
     def fraction(self) -> float:
         """Share of the budget that is used up, 0 to 1."""
         training, counters = self.config.training, self.counters

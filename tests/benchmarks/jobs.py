@@ -25,7 +25,7 @@ from ddpmctl.device import make_compute_device
 from ddpmctl.diffusion.denoiser import Diffusion
 from ddpmctl.evaluation.classifier_training import ClassifierTrained, train_classifier
 from ddpmctl.evaluation.classifiers import Classifier, load_classifier
-from ddpmctl.evaluation.evaluate import EvaluationSpec, evaluate, pipeline_for
+from ddpmctl.evaluation.evaluate import EvaluationSpec, evaluate_checkpoints, pipeline_for
 from ddpmctl.evaluation.misses import breakdown
 from ddpmctl.evaluation.results import CheckpointResult
 from ddpmctl.evaluation.scores import Score, pooled, score
@@ -94,7 +94,7 @@ def speed(seconds: float, rounds: int, peers: Sequence[str]) -> Figures:
         "contenders": {
             name: {
                 "images_per_second": (rate := statistics.median(rates[name])), "gflop_per_image": flops[name] / 1e9,
-                "gflops": rate * flops[name] / 1e9, "parameters": runner.parameters,
+                "gflops": rate * flops[name] / 1e9, "parameters": sum(p.numel() for p in runner.net.parameters()),
             }
             for name, runner in runners.items()
         },
@@ -266,7 +266,7 @@ def folder(count: int, of: int) -> Figures:
         spec = EvaluationSpec(conditions, load_classifier(), make_compute_device(Config().device),
             sampling={"sampler": "dpm++2m", "steps": None, "guidance": 0.0})  # fmt: skip
         start = time.perf_counter()
-        judged = [event for event in evaluate(paths, spec) if isinstance(event, CheckpointResult)]
+        judged, _ = finished(evaluate_checkpoints(paths, spec))
         seconds = time.perf_counter() - start
     assert len(judged) == count
     calls = sum(map(len, conditions.values())) * SamplingPipeline(net, Diffusion.of(Config().diffusion), judged[0].sampling, spec.compute).nfe

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ class Launches(TorchDispatchMode):
 def work(preset: str, seconds: float, batch_size: int | None) -> dict[str, Any]:
     """Measure this process's part and return rank 0's figures."""
     data: Dataset = benchmark_data()
-    with join() as job:
+    with nullcontext(join()) as job:
         config = Config.from_flat(dict(PRESETS[preset]))
         config = config.replace(batch_size=batch_size or config.training.batch_size)
         compute = make_compute_device(config.device, job.local)
@@ -100,7 +101,7 @@ def work(preset: str, seconds: float, batch_size: int | None) -> dict[str, Any]:
             rate = steps_per_second(trainer, seconds)
             return {
                 "images_per_second": rate * config.training.batch_size, "ms": 1000 / rate, "batch_size": config.training.batch_size,
-                "parameters": trainer.parameters, "device": compute.describe(),
+                "parameters": sum(p.numel() for p in trainer.net.parameters()), "device": compute.describe(),
                 "reducing_ms": {} if job.is_single else {str(count): reducing_ms(count, compute.device, together.group) for count in REDUCED},
             }  # fmt: skip
 
@@ -212,7 +213,8 @@ def counted(preset: str) -> dict[str, float]:
         next(frames)
     usual = Config.from_flat(dict(PRESETS[preset])).training
     return {
-        "flops": image, "fixed_flops": flops[2] - 2 * image, "launches": launches.count, "parameters": trainer.parameters, "batch_size": usual.batch_size,
+        "flops": image, "fixed_flops": flops[2] - 2 * image, "launches": launches.count, "parameters": sum(p.numel() for p in trainer.net.parameters()),
+        "batch_size": usual.batch_size,
         "save_every": usual.save_every, "sampling_flops": counter.get_total_flops() / 2, "sampling_launches": sampling.count, "sampling_steps": pipeline.steps,
     }  # fmt: skip
 

@@ -11,7 +11,8 @@ from PIL import Image
 from ddpmctl.benchmark import embedded as benchmark
 from ddpmctl.benchmark.writer import write_benchmark
 from ddpmctl.data.dataset import load_conditions, load_dataset
-from ddpmctl.data.verify import Problem, Summary, verify_folder
+from ddpmctl.data.folders import Problem
+from ddpmctl.data.verify import Summary, verify_folder
 from ddpmctl.errors import DataError, UsageError
 from ddpmctl.progress import Progress
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 
 import torch
 
@@ -70,7 +71,7 @@ def measure(trainer: Trainer, steps: int) -> dict[str, object]:
 
 def main() -> None:
     scenes = dataset()
-    with join() as job:
+    with nullcontext(join()) as job:
         found: dict[str, object] = {}
         compute = make_compute_device(Config().replace(**COMMON).device, job.local)  # type: ignore[arg-type]
         with replicas(job, compute.device) as together:

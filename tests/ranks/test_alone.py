@@ -36,7 +36,7 @@ def test_the_same_command_twice_is_one_run(tmp_path: Path) -> None:
 
 def test_a_stopped_run_is_gone_on_with(run: Path, tmp_path: Path) -> None:
     """Its first half is a run of its own settings that was stopped after an epoch: what the state of a killed one looks like."""
-    from ddpmctl.checkpoints.format import load_tensors
+    from ..conftest import load_tensors
 
     command = ["train", *TINY, "--epochs", "2", "--scenes", "4", "--runs-dir", str(tmp_path), "--exist-ok", "resume"]
     code = (

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 import ddpmctl as package
-from ddpmctl.checkpoints.format import load_tensors
 
-from ..conftest import TINY, ddpmctl
+from ..conftest import TINY, ddpmctl, load_tensors
 from ..survival.kills import RECIPE, differences
 from ..test_cli_errors import folder
 from .launch import finished, several, torchrun, workers

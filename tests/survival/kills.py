@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ddpmctl.checkpoints.format import load_tensors
+from ..conftest import load_tensors
 
 RECIPE = [
     "--width", "8", "--timesteps", "6", "--batch-size", "8", "--precision", "fp32", "--threads", "1", "--device", "cpu", "--scenes", "16",

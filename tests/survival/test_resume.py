@@ -12,7 +12,7 @@ from typing import TypeVar
 import pytest
 import torch
 
-from ddpmctl.checkpoints.format import load_tensors, save_tensors
+from ddpmctl.checkpoints.format import save_tensors
 from ddpmctl.config import Config
 from ddpmctl.data.dataset import Dataset, load_dataset
 from ddpmctl.device import make_compute_device
@@ -23,7 +23,7 @@ from ddpmctl.training.loop import _recipe_changes, save_state
 from ddpmctl.training.state import restore, training_state
 from ddpmctl.training.trainer import Trainer
 
-from ..conftest import TINY, ddpmctl, train
+from ..conftest import TINY, ddpmctl, load_tensors, train
 from ..test_cli_errors import refused
 from .kills import _flat
 

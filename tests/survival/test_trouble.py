@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddpmctl.checkpoints.format import load_checkpoint, load_tensors
+from ddpmctl.checkpoints.format import load_checkpoint
 from ddpmctl.config import Config
 from ddpmctl.device import make_compute_device
 from ddpmctl.errors import UsageError
@@ -26,7 +26,7 @@ from ddpmctl.sampling.pipeline import SamplingPipeline, requests_for, sample_ima
 from ddpmctl.training.state import training_state
 from ddpmctl.training.trainer import Trainer
 
-from ..conftest import TINY, ddpmctl, train
+from ..conftest import TINY, ddpmctl, load_tensors, train
 from ..test_cli_errors import refused
 from .test_resume import dataset, edited, result_of
 
