@@ -27,7 +27,6 @@ from ddpmctl.evaluation.classifier_training import ClassifierTrained, train_clas
 from ddpmctl.evaluation.classifiers import Classifier, load_classifier
 from ddpmctl.evaluation.evaluate import EvaluationSpec, evaluate_checkpoints, pipeline_for
 from ddpmctl.evaluation.misses import breakdown
-from ddpmctl.evaluation.results import CheckpointResult
 from ddpmctl.evaluation.scores import Score, pooled, score
 from ddpmctl.evaluation.scoring import ScoredImages, score_conditions
 from ddpmctl.sampling.pipeline import SamplingPipeline, label_tensor, requests_for
@@ -266,7 +265,7 @@ def folder(count: int, of: int) -> Figures:
         spec = EvaluationSpec(conditions, load_classifier(), make_compute_device(Config().device),
             sampling={"sampler": "dpm++2m", "steps": None, "guidance": 0.0})  # fmt: skip
         start = time.perf_counter()
-        judged, _ = finished(evaluate_checkpoints(paths, spec))
+        judged, _ = finish(evaluate_checkpoints(paths, spec))
         seconds = time.perf_counter() - start
     assert len(judged) == count
     calls = sum(map(len, conditions.values())) * SamplingPipeline(net, Diffusion.of(Config().diffusion), judged[0].sampling, spec.compute).nfe
