@@ -146,12 +146,7 @@ class Config:
             if name not in known:
                 raise UsageError(f"unknown setting {name!r}; there are {', '.join(known)}")
         checked = {name: known[name].check(value) for name, value in values.items()}
-        config = Config(
-            **{
-                section: kind(**{s.name: checked[s.name] for s in settings(section) if s.name in checked})
-                for section, kind in SECTIONS.items()
-            }
-        )
+        config = Config(**{section: kind(**{s.name: checked[s.name] for s in settings(section) if s.name in checked}) for section, kind in SECTIONS.items()})
         _check_together(config)
         return config
 
@@ -258,11 +253,7 @@ class Setting:
         return typing.cast("int | float", number)
 
     def _check_range(self, number: float) -> None:
-        if (
-            (self.low is not None and number < self.low)
-            or (self.high is not None and number > self.high)
-            or (self.above is not None and number <= self.above)
-        ):
+        if (self.low is not None and number < self.low) or (self.high is not None and number > self.high) or (self.above is not None and number <= self.above):
             raise UsageError(f"{self.flag}: {number:g} is out of range ({self.range_text()})")
 
 

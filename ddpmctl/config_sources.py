@@ -89,5 +89,3 @@ def _let_one_budget_win(origin: str, source: Mapping[str, Any], values: dict[str
     if len(named) == 1 and str(source[named[0]]).lower() != "none":
         other = "minutes" if named[0] == "epochs" else "epochs"
         values[other], origins[other] = None, origin
-
-

@@ -15,10 +15,7 @@ from torch import Tensor
 from ddpmctl.checkpoints.format import load_checkpoint
 from ddpmctl.errors import DataError, UsageError
 
-from .report_network import (
-    report_net,
-    saved,
-)
+from .report_network import report_net, saved
 
 
 def without(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -15,18 +15,7 @@ from ddpmctl.registry import NETWORKS
 from ddpmctl.training.trainer import make_network
 
 from .conftest import batch
-from .report_network import (
-    WIDTH,
-    ReportNet,
-    bare,
-    from_data_parallel,
-    linear_betas,
-    periodic_betas,
-    report_net,
-    saved,
-    schedule_buffers,
-    within_a_ddpm,
-)
+from .report_network import WIDTH, ReportNet, bare, from_data_parallel, linear_betas, periodic_betas, report_net, saved, schedule_buffers, within_a_ddpm
 
 
 def test_the_reports_network_has_the_reports_size_and_names() -> None:

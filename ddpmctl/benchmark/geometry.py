@@ -105,8 +105,7 @@ def cast_windows(camera: Camera, solids: Solids, *, width: int, height: int, sup
     top = np.clip(np.rint((0.5 - v / ASPECT) * height - rows / 2).astype(np.int64), 0, height - rows)
     local = camera.turned(solids.positions, solids.rotations)
     ray = local.rays(
-        pixel_columns(left * supersample, columns * supersample, width * supersample),
-        pixel_rows(top * supersample, rows * supersample, height * supersample),
+        pixel_columns(left * supersample, columns * supersample, width * supersample), pixel_rows(top * supersample, rows * supersample, height * supersample)
     )
     eye = (local.eye[:, 0, None, None], local.eye[:, 1, None, None], local.eye[:, 2, None, None])
     distance = np.empty_like(ray[0])

@@ -73,9 +73,7 @@ def compare(
         terminal.warn(f"no verdict: {reason}")
 
 
-def _recorded(
-    terminal: Terminal, paths: list[Path], at_epoch: int | None, last: int, out: Path, *, alone: bool, anyway: bool
-) -> Comparison | None:
+def _recorded(terminal: Terminal, paths: list[Path], at_epoch: int | None, last: int, out: Path, *, alone: bool, anyway: bool) -> Comparison | None:
     """Show what the runs themselves recorded and return it; where it is not ``alone`` what is asked for, it may be missing."""
     from ddpmctl.comparison.recorded import FILES, NothingRecorded, compare_recorded, refuse_unlike
     from ddpmctl.report.figures import save_comparison_figure

@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 import traceback
+from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -18,32 +19,19 @@ run_folder: ContextVar[Path | None] = ContextVar("run_folder", default=None)
 
 def report(error: BaseException) -> Path | None:
     """Write a traceback to the run's folder, or else to the cache; return None if neither is writable."""
-    content = "\n".join(
-        [
-            f"ddpmctl {__version__}, Python {platform.python_version()}, {platform.platform()}, torch {_version('torch')}",
-            f"command: {sys.argv[1] if len(sys.argv) > 1 else ''}",
-            "",
-            "".join(traceback.format_exception(error)),
-        ]
-    )
+    torch = getattr(sys.modules.get("torch"), "__version__", "not loaded")
+    versions = f"ddpmctl {__version__}, Python {platform.python_version()}, {platform.platform()}, torch {torch}"
+    content = f"{versions}\ncommand: {' '.join(sys.argv[1:2])}\n\n{''.join(traceback.format_exception(error))}"
     from ddpmctl.data.cache import cache_folder
 
     name = f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     for find in (run_folder.get, lambda: cache_folder() / "crashes"):
-        try:
-            folder = find()
-            if folder is None:
-                continue
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(content, encoding="utf-8", errors="replace")
-            return folder / name
-        except (OSError, DdpmctlError):
-            continue
+        with suppress(OSError, DdpmctlError):
+            if (folder := find()) is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_text(content, encoding="utf-8", errors="replace")
+                return folder / name
     return None
-
-
-def _version(module: str) -> str:
-    return str(getattr(sys.modules.get(module), "__version__", "not loaded"))
 
 
 def in_one_line(error: BaseException) -> str:

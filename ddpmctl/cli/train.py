@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 PRESETS = "; ".join(f"{name}: {text}" for name, text in PRESET_HELP.items())
 
 
-
 @command("model", "diffusion", "training", "sampling", "device", "run")
 def train(
     given: dict[str, str],
@@ -41,9 +40,7 @@ def train(
     name: Annotated[str | None, typer.Option(help="Name of the run's folder (made from the settings).", show_default=False)] = None,
     runs_dir: RunsDir = RUNS,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder, with its settings.", show_default=False)] = None,
-    override: Annotated[
-        str | None, typer.Option(help="With --resume: settings to change on resume, e.g. lr,epochs.", show_default=False)
-    ] = None,
+    override: Annotated[str | None, typer.Option(help="With --resume: settings to change on resume, e.g. lr,epochs.", show_default=False)] = None,
     exist_ok: Annotated[
         str | None, typer.Option("--exist-ok", metavar="resume", help="resume: where the run exists already, go on with it.", show_default=False)
     ] = None,

@@ -95,9 +95,7 @@ def benchmark_key(fingerprint: str) -> str:
     return hashlib.sha256(json.dumps(["benchmark", DECODER, SIZE, fingerprint]).encode()).hexdigest()
 
 
-def cached_images(
-    key: str, count: int, build: Callable[[], Generator[Progress, None, np.ndarray]]
-) -> Generator[Progress | Notice, None, CachedImages]:
+def cached_images(key: str, count: int, build: Callable[[], Generator[Progress, None, np.ndarray]]) -> Generator[Progress | Notice, None, CachedImages]:
     """Return the entry's images, (count, 3, 64, 64), from the cache, or from ``build()`` which is then written there.
 
     Two processes that build one entry at once both finish: each writes files of its own and renames them, and both write the same.

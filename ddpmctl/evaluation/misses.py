@@ -92,9 +92,7 @@ def breakdown(probabilities: Tensor, requests: Sequence[Sequence[str]]) -> dict[
         shared = len({_colour(label) for label in labels}) < len(labels)
         groups["colours"].setdefault("one shared" if shared else "all differ", []).append(index)
     wanted = torch.from_numpy(multi_hot(list(map(tuple, requests)))).float()
-    return {
-        aspect: {value: score(probabilities[chosen], wanted[chosen]) for value, chosen in sorted(parts.items())} for aspect, parts in groups.items()
-    }
+    return {aspect: {value: score(probabilities[chosen], wanted[chosen]) for value, chosen in sorted(parts.items())} for aspect, parts in groups.items()}
 
 
 def recall(probabilities: Tensor, requests: Sequence[Sequence[str]]) -> dict[str, dict[str, tuple[int, int]]]:

@@ -32,13 +32,7 @@ class ScoredImages:
 
 
 def score_conditions(
-    pipeline: SamplingPipeline,
-    classifier: Classifier,
-    conditions: Mapping[str, Sequence[LabelSet]],
-    *,
-    seed: int,
-    repeats: int = 1,
-    batch_size: int = BATCH,
+    pipeline: SamplingPipeline, classifier: Classifier, conditions: Mapping[str, Sequence[LabelSet]], *, seed: int, repeats: int = 1, batch_size: int = BATCH
 ) -> collections.abc.Generator[Progress, None, dict[str, ScoredImages]]:
     """Sample ``repeats`` images of every condition and return images and classifier outputs by condition file.
 

@@ -127,6 +127,4 @@ class Finished:
     seconds: float
 
 
-Event = (
-    Progress | Notice | Prepared | Started | Ticked | StepDone | StopAgreed | EpochDone | Evaluated | Saved | RolledBack | Overridden | Finished
-)
+Event = Progress | Notice | Prepared | Started | Ticked | StepDone | StopAgreed | EpochDone | Evaluated | Saved | RolledBack | Overridden | Finished
