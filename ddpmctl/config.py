@@ -80,7 +80,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How pictures are made from the network."""
+    """Sampling from the network."""
 
     sampler: str = setting("ddpm", "Sampler.", choices=SAMPLERS)
     steps: int | None = setting(None, "Sampler steps; auto: all T for ddpm, 50 for ddim, 16 for dpm++2m.", low=1, unset="auto")

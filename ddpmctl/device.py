@@ -82,7 +82,7 @@ def _device(name: str, local: int) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError):
-        raise UsageError(f"--device: {name!r} is not here; --device auto takes what is") from None
+        raise UsageError(f"--device: {name!r} is not available; use --device auto") from None
     if device.type not in ("cpu", "cuda", "mps"):
         raise UsageError(f"--device: {name!r} is not supported; use cpu, cuda or mps")
     return device

@@ -115,7 +115,7 @@ class TestEvaluate:
         assert row["sampling"]["steps"] == 3  # all of this model's T, being fewer than ddim's own choice
         again = ddpmctl(*asked, "--steps", 3).stdout
         assert "ddim, 3 steps, guidance 0;" in again
-        assert "1 of 1 from kept results" in again
+        assert "1 of 1 from cached results" in again
         guided = ("--steps", 2, "--guidance", 2, "--guidance-to", 0.7, "--spacing", "karras")
         assert "ddim, 2 steps spaced by karras, guidance 2 for t / T from 0 to 0.7;" in ddpmctl(*asked, *guided).stdout
 
@@ -135,28 +135,28 @@ class TestEvaluate:
         copy = tmp_path / "copy.pth"
         shutil.copy(checkpoint_of(run), copy)
         ask = ("evaluate", copy, "--seed", 7)
-        assert "0 of 1 from kept results" in ddpmctl(*ask).stdout
+        assert "0 of 1 from cached results" in ddpmctl(*ask).stdout
         again = ddpmctl(*ask)
-        assert "1 of 1 from kept results" in again.stdout
-        assert "0 of 1 from kept results" in ddpmctl(*ask, "--steps", 2).stdout
-        assert "0 of 1 from kept results" in ddpmctl("evaluate", copy, "--seed", 8).stdout
+        assert "1 of 1 from cached results" in again.stdout
+        assert "0 of 1 from cached results" in ddpmctl(*ask, "--steps", 2).stdout
+        assert "0 of 1 from cached results" in ddpmctl("evaluate", copy, "--seed", 8).stdout
         content = torch.load(copy, weights_only=True)
         content["weights"]["out.3.bias"] += 0.5
         torch.save(content, copy)
-        assert "0 of 1 from kept results" in ddpmctl(*ask).stdout
+        assert "0 of 1 from cached results" in ddpmctl(*ask).stdout
 
     def test_more_repeats_are_added_to_cached_results(self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ask = ("evaluate", checkpoint_of(run), "--seed", 21, "--precision", "fp32", "--json")
         for count, kept in ((1, "0 of 1"), (3, "0 of 1"), (2, "1 of 1"), (3, "1 of 1")):
             result = ddpmctl(*ask, tmp_path / f"{count}.json", "--repeats", count)
-            assert f"{kept} from kept results" in result.stdout
+            assert f"{kept} from cached results" in result.stdout
         monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(tmp_path / "cache"))
         ddpmctl(*ask, tmp_path / "new.json", "--repeats", 3)
         grown, new = (json.loads((tmp_path / f"{name}.json").read_text())["checkpoints"][0]["scores"] for name in ("3", "new"))
         assert grown == new
         (kept_file, *_) = (tmp_path / "cache" / "results").glob("*.npz")
         kept_file.write_bytes(kept_file.read_bytes()[:-100])
-        assert "0 of 1 from kept results" in ddpmctl(*ask, tmp_path / "again.json", "--repeats", 3).stdout
+        assert "0 of 1 from cached results" in ddpmctl(*ask, tmp_path / "again.json", "--repeats", 3).stdout
         assert json.loads((tmp_path / "again.json").read_text())["checkpoints"][0]["scores"] == new
 
     def test_the_best_is_scored_again_on_new_noise(self, run: Path, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ class TestVerdict:
         assert "sampling" in ddpmctl(*asked).stderr
         assert "sampling" not in ddpmctl(*asked).stderr
         evaluated = ddpmctl("evaluate", pair[0], "--repeats", 2, "--seed", 5)
-        assert "1 of 1 from kept results" in evaluated.stdout
+        assert "1 of 1 from cached results" in evaluated.stdout
 
     def test_a_condition_file_takes_the_place_of_the_datas(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
         (tmp_path / "mine.json").write_text(json.dumps([["red cube"], ["blue sphere", "gray cylinder"]]))
@@ -187,7 +187,7 @@ class TestVerdict:
     def test_runs_that_differ_in_nothing_but_their_seed_are_one_arm(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
         result = ddpmctl("compare", crossed["gelu", "linear", 0], crossed["gelu", "linear", 1], "--repeats", 1, "-o", tmp_path / "c.png")
         assert result.exit_code == 0, result.output
-        assert "no verdict: the runs differ in nothing but their seed" in result.stderr
+        assert "no verdict: the runs differ only in the seed" in result.stderr
 
     def test_forms_of_the_verdict_do_not_go_with_recorded(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
         pair = (crossed["gelu", "linear", 0], crossed["relu", "linear", 0])

@@ -28,7 +28,7 @@ def compare(
     last: Annotated[int, typer.Option(min=1, help="Evaluations that mean and standard deviation are taken over.")] = 10,
     repeats: Annotated[int, typer.Option("--repeats", "-r", min=1, max=1000, help="Images for each condition that the verdict rests on.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise, the same for all.")] = 0,
-    recorded: Annotated[bool, typer.Option("--recorded", help="Only set side by side what is recorded: no pictures, no verdict.")] = False,  # noqa: FBT002
+    recorded: Annotated[bool, typer.Option("--recorded", help="Only compare the recorded scores: no sampling, no verdict.")] = False,  # noqa: FBT002
     anyway: Annotated[bool, typer.Option("--anyway", help="Compare although evaluators or samplers differ.")] = False,  # noqa: FBT002
     data: Data = None,
     scenes: SceneCount = None,
@@ -42,10 +42,10 @@ def compare(
     config: ConfigFile = None,
     assume: Assume = None,
 ) -> None:
-    """Set runs side by side, and say which is better: settings that differ, accuracies, losses, figures, and a verdict.
+    """Compare runs: settings that differ, accuracies, losses, figures, and a verdict on which one is better.
 
-    The verdict scores each run's last checkpoint (or that of --at-epoch) anew, all on the same conditions and the same noise. Runs that
-    differ in nothing but their seed count as one arm, and the spread between them is part of the verdict.
+    The verdict scores each run's last checkpoint (or that of --at-epoch) again, all on the same conditions and the same noise. Runs that
+    differ only in the seed are one arm, and the variance between them is part of the verdict.
     """
     only_one_source(data, scenes)
     terminal = Terminal()
@@ -69,12 +69,12 @@ def compare(
     if len(arms) > 1:
         _conclude(terminal, comparison, arms, spec, outputs)
     else:
-        reason = "the runs differ in nothing but their seed" if arms and len(arms[0].rows) > 1 else "the weights of fewer than two arms load"
+        reason = "the runs differ only in the seed" if arms and len(arms[0].rows) > 1 else "the weights of fewer than two arms load"
         terminal.warn(f"no verdict: {reason}")
 
 
 def _recorded(terminal: Terminal, paths: list[Path], at_epoch: int | None, last: int, out: Path, *, alone: bool, anyway: bool) -> Comparison | None:
-    """Show what the runs themselves recorded and return it; where it is not ``alone`` what is asked for, it may be missing."""
+    """Show the scores that the runs recorded and return them; they may be missing, unless they are ``alone`` asked for."""
     from ddpmctl.comparison.recorded import FILES, NothingRecorded, compare_recorded, refuse_unlike
     from ddpmctl.report.figures import save_comparison_figure
     from ddpmctl.report.tables import recorded_table

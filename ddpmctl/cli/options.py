@@ -40,9 +40,8 @@ RUNS = Path("runs")
 def command(*sections: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that gives a command an option for every setting of some sections.
 
-    What was given on the command line arrives in the argument ``given``, as {flat name: text}; a command that can share its work over the
-    processes of torchrun takes them as ``ranks``. Errors that a person can cause end the process with one line and their exit code; of
-    several processes that fail, the first one speaks.
+    The settings of the command line are passed as ``given``, {flat name: text}. A command that can share its work over the processes of
+    torchrun has an argument ``job``. Errors of the user end the process with one line and their exit code; only the first failing rank prints.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -92,7 +91,7 @@ def command(*sections: str) -> Callable[[Callable[..., None]], Callable[..., Non
 
 
 def _tell(job: Job, text: str) -> None:
-    """Say what went wrong, unless another process of the job said so first."""
+    """Print an error, unless another process of the job failed first."""
     if job.claim(text):
         Terminal().error(text if job.is_single else f"{job}: {text}")
 

@@ -127,10 +127,10 @@ def _train(terminal: Terminal, request: TrainingRequest, stop: StopRequest) -> N
 def _summary(terminal: Terminal, run: Run, evaluated: Evaluated | None) -> None:
     """Print the final table and where the images are."""
     if evaluated is None:
-        terminal.say(f"{run.folder}: its budget was used up already; nothing was left to do")
+        terminal.say(f"{run.folder}: the budget was used up already; nothing to do")
         return
     rows = [[name, f"{s.accuracy:.4f}", f"{s.hits}/{s.labels}", f"{s.exact_match:.4f}", f"{s.exact}/{s.images}"] for name, s in evaluated.scores.items()]
     terminal.table(f"epoch {evaluated.epoch}", ["conditions", "accuracy", "objects found", "exact match", "images right"], rows)
     terminal.result(f"checkpoint: {evaluated.checkpoint}")
     for name in evaluated.scores:
-        terminal.result(f"picture: {run.samples / f'epoch{evaluated.epoch}_{name}.png'}")
+        terminal.result(f"image: {run.samples / f'epoch{evaluated.epoch}_{name}.png'}")

@@ -1,4 +1,4 @@
-"""Which arm is better, by how much, and whether that can be told: arms judged on the same conditions and the same noise."""
+"""Which arm is better, by how much, and whether the difference is significant: arms scored on the same conditions and the same noise."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Finding:
 
     @property
     def significant(self) -> bool:
-        """Whether a difference can be told."""
+        """Whether the difference is significant."""
         return self.p_adjusted < SIGNIFICANT
 
 
@@ -106,13 +106,13 @@ def candidate(path: Path, name: str, at_epoch: int | None = None) -> Candidate:
 
 
 def score_arms(candidates: Sequence[Candidate], spec: EvaluationSpec, *, anyway: bool = False) -> collections.abc.Generator[EvaluationEvent, None, list[Arm]]:
-    """Judge every candidate on the task's conditions and return the arms that they form.
+    """Score every candidate on the conditions and return the arms that they form.
 
-    Runs with the same settings but for the seed are one arm. A candidate whose weights do not load is told of by ``Failed`` and left out.
-    That all pictures are made alike is looked at before the first one is made.
+    Runs with the same settings except the seed are one arm. A candidate that cannot be loaded gives a ``Failed`` event and is left out.
+    Sampling settings are compared before the first image is sampled.
 
     Raises:
-        UsageError: the pictures would be made in different ways, and ``anyway`` does not allow it.
+        UsageError: the sampling settings differ, and ``anyway`` is not set.
     """
     if not anyway:
         _check_alike([entry.checkpoint for entry in candidates], spec)
@@ -144,7 +144,7 @@ def arm_interval(arm: Arm, files: Sequence[str]) -> Interval:
 
 
 def verdict_sentence(first: Arm, second: Arm, finding: Finding) -> str:
-    """Return one pair's verdict: which is better by how much, or that nothing can be told and what would tell."""
+    """Return one pair's verdict: which is better by how much, or that no difference is significant and how many images would show one."""
     found, spread = finding.contrast, finding.contrast.spread
     better, worse = (first, second) if found.estimate >= 0 else (second, first)
     low, high = sorted((found.interval.low, found.interval.high) if found.estimate >= 0 else (-found.interval.low, -found.interval.high))
@@ -179,15 +179,15 @@ def _advice(first: Arm, second: Arm, finding: Finding) -> str:
 def _check_alike(paths: Sequence[Path], spec: EvaluationSpec) -> None:
     used: list[tuple[Path, dict[str, Value]]] = []
     for path in paths:
-        with contextlib.suppress(DdpmctlError):  # a file that cannot be used is told of when its turn comes
+        with contextlib.suppress(DdpmctlError):  # a file that cannot be used is reported when it is scored
             used.append((path, asdict(used_config(load_checkpoint(path, spec.assume), spec).sampling)))
     for path, sampling in used[1:]:
         first, other = used[0][1], used[0][0]
         differing = [f"{name.replace('_', '-')} {first[name]} against {sampling[name]}" for name in first if first[name] != sampling[name]]
         if differing:
             raise UsageError(
-                f"compare: {other} and {path} make their pictures in different ways ({', '.join(differing)}); "
-                "give both the same, such as --sampler dpm++2m --guidance 2, or allow it with --anyway"
+                f"compare: {other} and {path} have different sampling settings ({', '.join(differing)}); "
+                "give both the same, such as --sampler dpm++2m --guidance 2, or add --anyway"
             )
 
 

@@ -122,7 +122,7 @@ def evaluation_table(rows: list[CheckpointResult], spec: EvaluationSpec, best: i
         lines.append(line)
     used = "; ".join(sorted({describe_sampling(row.sampling) for row in rows}))
     kept = sum(row.kept for row in rows)
-    marked = f"best by pooled accuracy: {lines[best][0]}; {used}; {kept} of {len(rows)} from kept results"
+    marked = f"best by pooled accuracy: {lines[best][0]}; {used}; {kept} of {len(rows)} from cached results"
     compute = f"{spec.compute.device.type}, {spec.compute.precision}"
     title = f"classifier {spec.classifier.describe()}; {images_per_condition(spec.repeats)}; {compute}; 95 % intervals in brackets"
     return Table(title, columns, lines, marked)

@@ -32,9 +32,9 @@ SCORED = ("test", "new_test")
 def training_events(
     trainer: Trainer, run: Run, classifier: Classifier, *, plan: Plan | None = None, recorded: Config | None = None, resume: bool = False
 ) -> Generator[Event, None, None]:
-    """Train until the budget is used up, yielding events; the run's files are written here, whoever listens.
+    """Train until the budget is used up, yielding events; this also writes the run's files.
 
-    A reader that stops early loses nothing: on leaving, a state is written from which ``resume`` goes on. The caller holds the run's lock.
+    A caller that stops early loses nothing: when the generator is closed, it writes a state from which ``resume`` continues. The caller holds the run's lock.
     Of several processes, rank 0 alone scores and writes; a reader then stops at ``StopAgreed``, where all of them do.
 
     Args:
@@ -73,7 +73,7 @@ def save_state(trainer: Trainer, log: RunLog, run: Run) -> None:
 
 
 def _begin(trainer: Trainer, log: RunLog, run: Run, recorded: Config, *, resume: bool) -> Iterator[Event]:
-    """Bring the trainer to the run's state, or write the first one: from then on there is always something to go back to."""
+    """Restore the run's state, or write the first one, so that there is always a state to resume from."""
     if not resume:
         save_state(trainer, log, run)
         return
@@ -106,10 +106,10 @@ def _restore(trainer: Trainer, log: RunLog, run: Run, recorded: Config) -> Itera
         changes = "; ".join(f"{name}: {before} in the state, {now} in config.toml" for name, (before, now) in other.items())
         raise DataError(f"{where}: is of other settings than {run.config_file.name} ({changes}); restore the file, and change settings with --override")
     if short := log.cut(sizes):
-        yield Notice(f"{run.folder}: {', '.join(short)} lost rows after the state was saved; they are not made anew")
+        yield Notice(f"{run.folder}: {', '.join(short)} lost rows that the saved state counts; they are missing from now on")
     differs = trainer.config.training.minutes is not None or _recipe_changes(recorded, trainer.config)  # else the same files are written again
     if differs and trainer.replicas.job.is_leader and (names := run.abandon(trainer.counters.scored_epoch)):
-        yield Notice(f"{run.folder}: checkpoints written after the state are set aside in checkpoints/abandoned: {', '.join(names)}")
+        yield Notice(f"{run.folder}: checkpoints written after the state were moved to checkpoints/abandoned: {', '.join(names)}")
 
 
 def _recipe_changes(before: Config, now: Config) -> dict[str, tuple[Value, Value]]:
@@ -118,7 +118,7 @@ def _recipe_changes(before: Config, now: Config) -> dict[str, tuple[Value, Value
 
 
 def _with_rollbacks(trainer: Trainer, log: RunLog, run: Run, classifier: Classifier) -> Iterator[Event]:
-    """Yield training's events; where numbers are no longer finite, write down what is known and, if told to, go back and try again."""
+    """Yield training's events; on NaN or inf, write a diagnosis and, with ``--on-nan rollback``, reload the last saved state."""
     begun = time.perf_counter()
     while True:
         try:
@@ -130,7 +130,7 @@ def _with_rollbacks(trainer: Trainer, log: RunLog, run: Run, classifier: Classif
             if trainer.replicas.job.is_leader:
                 _write_diagnosis(run, error)
             seen_by_all = trainer.replicas.job.is_single or "batch_indices" in error.diagnosis  # found in a step, and not by rank 0 alone while it saves
-        problem = f"{reason}; what is known stands in {run.diagnosis_file}"
+        problem = f"{reason}; details are in {run.diagnosis_file}"
         if trainer.config.run.on_nan != "rollback" or not seen_by_all:
             raise DivergedError(f"{problem}. The last good state is kept: resume with --on-nan rollback, or train anew with a lower --lr or --precision fp32")
         if trainer.counters.rollbacks >= MAX_ROLLBACKS:
@@ -149,7 +149,7 @@ def _write_diagnosis(run: Run, error: Diverged) -> None:
 
 
 def _events(trainer: Trainer, log: RunLog, run: Run, classifier: Classifier) -> Iterator[Event]:
-    """Yield the events of training; wherever one is yielded, a state that is saved there goes on with what follows it."""
+    """Yield the events of training; a state saved where an event is yielded continues with what follows that event."""
     last_tick, counters = 0.0, trainer.counters
     last_saved = time.perf_counter()
     minutes = trainer.config.run.checkpoint_minutes
@@ -231,7 +231,7 @@ def _score_and_save(trainer: Trainer, log: RunLog, run: Run, classifier: Classif
 
 
 def _wait_for_score(trainer: Trainer) -> Iterator[Event]:
-    """Wait while rank 0 makes and scores its pictures, which may take longer than ranks wait for each other within a step."""
+    """Wait while rank 0 samples and scores, which may take longer than the timeout of a step's collectives."""
     counters = trainer.counters
     while not trainer.replicas.job.wait_for_leader(until=trainer.received):
         yield StopAgreed(trainer.received())

@@ -131,7 +131,7 @@ def test_checkpoints_after_the_state_of_a_run_by_the_clock_are_set_aside(dataset
             run.point(name, run.checkpoints / max(file.name for file in run.checkpoints.glob("*.pth")))
         run.state_file.write_bytes(states[0])
         _, notices = until_epoch(2, resume=True)
-        assert [f"set aside in checkpoints/abandoned: {', '.join(later)}" in notice for notice in notices] == [True]
+        assert [f"moved to checkpoints/abandoned: {', '.join(later)}" in notice for notice in notices] == [True]
         assert all((run.checkpoints / "abandoned" / name).is_file() for name in later)
         files = sorted(file.name for file in run.checkpoints.glob("*.pth"))
         assert files == [row["checkpoint"] for row in run.results()]
