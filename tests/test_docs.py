@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -171,3 +172,8 @@ def test_what_is_wrong_is_reported(text: str, expected: str) -> None:
 def test_what_is_right_is_not_reported() -> None:
     text = "# A `heading`, here\n\nSee [this](#a-heading-here) and `--batch-size`.\n\n```console\n$ ddpmctl train --act relu # why\n```\n"
     assert problems(ROOT / "README.md", text) == []
+
+
+@pytest.mark.parametrize("name", [file.stem for file in sorted((ROOT / "tests" / "benchmarks").glob("[a-z]*.py"))])
+def test_every_benchmark_can_be_imported(name: str) -> None:
+    importlib.import_module(f"tests.benchmarks.{name}")
