@@ -186,7 +186,7 @@ def _check_alike(paths: Sequence[Path], spec: EvaluationSpec) -> None:
         differing = [f"{name.replace('_', '-')} {first[name]} against {sampling[name]}" for name in first if first[name] != sampling[name]]
         if differing:
             raise UsageError(
-                f"compare: {other} and {path} have different sampling settings ({', '.join(differing)}); "
+                f"compare: {other} and {path} have different sampler settings ({', '.join(differing)}); "
                 "give both the same, such as --sampler dpm++2m --guidance 2, or add --anyway"
             )
 
