@@ -213,27 +213,24 @@ class Setting:
         try:
             return self._checked(value)
         except UsageError as error:
-            raise UsageError(f"{source or self.flag}{str(error).removeprefix(self.flag)}") from None
+            raise UsageError(f"{source or self.flag}: {error}") from None
 
     def _checked(self, value: Any) -> Value:
         if value is None or (isinstance(value, str) and value.lower() in ("none", self.unset) and self.optional):
             if not self.optional:
-                raise UsageError(f"{self.flag}: a value is needed")
+                raise UsageError("a value is needed")
             return None
         converted = self._convert(value)
         if isinstance(self.choices, Registry):
-            try:
-                self.choices.check(str(converted))
-            except UsageError as error:
-                raise UsageError(f"{self.flag}: {error}") from None
+            self.choices.check(str(converted))
         elif self.choices is not None and converted not in self.choices:
-            raise UsageError(f"{self.flag}: {value!r} is none of {', '.join(self.choices)}")
+            raise UsageError(f"{value!r} is none of {', '.join(self.choices)}")
         if isinstance(converted, int | float) and not isinstance(converted, bool):
             self._check_range(converted)
         return converted
 
     def _convert(self, value: Any) -> str | int | float:
-        wrong = UsageError(f"{self.flag}: {value!r} is no {'whole number' if self.kind is int else 'number' if self.kind is float else 'text'}")
+        wrong = UsageError(f"{value!r} is no {'whole number' if self.kind is int else 'number' if self.kind is float else 'text'}")
         if isinstance(value, bool):
             raise wrong
         if self.kind is str:
@@ -242,19 +239,16 @@ class Setting:
             return value
         try:
             number = self.kind(value)
-        except (TypeError, ValueError, OverflowError):
-            raise wrong from None
-        try:
             finite = math.isfinite(number)
-        except OverflowError:  # a whole number beyond every float
-            finite = False
+        except (TypeError, ValueError, OverflowError):  # the last one also for a whole number beyond every float
+            raise wrong from None
         if not finite or (self.kind is int and isinstance(value, float) and value != number):
             raise wrong
         return typing.cast("int | float", number)
 
     def _check_range(self, number: float) -> None:
         if (self.low is not None and number < self.low) or (self.high is not None and number > self.high) or (self.above is not None and number <= self.above):
-            raise UsageError(f"{self.flag}: {number:g} is out of range ({self.range_text()})")
+            raise UsageError(f"{number:g} is out of range ({self.range_text()})")
 
 
 def settings(section: str | None = None) -> Iterator[Setting]:

@@ -34,8 +34,7 @@ def resolve(given: Mapping[str, str], config_file: Path | None, preset: str, env
         raise UsageError(f"--preset: {preset!r} is none of {', '.join(PRESETS)}")
     values: dict[str, Any] = Config().flat()
     origins = dict.fromkeys(values, "default")
-    preset_origin = f"preset {preset}"
-    for origin, source in ((preset_origin, PRESETS[preset]), *_explicit(given, config_file, environ)):
+    for origin, source in ((f"preset {preset}", PRESETS[preset]), *_explicit(given, config_file, environ)):
         _let_one_budget_win(origin, source, values, origins)
         values |= source
         origins |= dict.fromkeys(source, origin)

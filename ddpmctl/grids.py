@@ -54,7 +54,7 @@ def draw_sheet(
     """Return rows of images (H, W, 3) as one image, with captions under images and titles of rows and columns."""
     font = ImageFont.load_default(FONT_SIZE)
     height, width = (SCALE * side for side in rows[0][0].shape[:2])
-    text_left = max((_width(line, font) for title in row_titles or () for line in _lines(title)), default=-PAD) + PAD
+    text_left = max((int(font.getlength(line)) + 1 for title in row_titles or () for line in _lines(title)), default=-PAD) + PAD
     text_below = [LINE * max((len(_lines(c)) for c in row), default=0) for row in captions] if captions else [0] * len(rows)
     top = LINE + PAD if column_titles else PAD
     columns = max(map(len, rows))
@@ -96,7 +96,3 @@ def _images(images: ImageBatch) -> list[ImageArray]:
 
 def _lines(caption: str) -> list[str]:
     return [part.strip() for part in caption.replace("\n", ",").split(",")] if caption else []
-
-
-def _width(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
-    return int(font.getlength(text)) + 1

@@ -22,12 +22,12 @@ T = TypeVar("T")
 
 
 @functools.cache
-def _declared(package: str) -> dict[str, dict[str, str]]:
-    """Return {registry variable: {entry name: first docstring line}}, parsed from a package's files."""
+def _declared(package: str) -> dict[str, list[str]]:
+    """Return {registry variable: entry names}, parsed from a package's files."""
     spec = importlib.util.find_spec(package)
     assert spec is not None
     assert spec.submodule_search_locations
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, list[str]] = {}
     for file in sorted(Path(spec.submodule_search_locations[0]).glob("*.py")):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             if not isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -35,8 +35,7 @@ def _declared(package: str) -> dict[str, dict[str, str]]:
             for mark in node.decorator_list:
                 match mark:
                     case ast.Call(func=ast.Attribute(value=ast.Name(id=variable), attr="register"), args=[ast.Constant(value=str(name))]):
-                        summary = (ast.get_docstring(node) or "").partition("\n")[0]
-                        found.setdefault(variable, {})[name] = summary.rstrip(".")
+                        found.setdefault(variable, []).append(name)
     return found
 
 
@@ -65,13 +64,9 @@ class Registry(Generic[T]):
 
         return enter
 
-    def summaries(self) -> dict[str, str]:
-        """Return {name: one-line description} of every entry, without importing it."""
-        return dict(_declared(self.package).get(self.variable, {}))
-
     def names(self) -> tuple[str, ...]:
         """Return the name of every entry, without importing it."""
-        return tuple(self.summaries() | dict.fromkeys(self._entries, ""))
+        return tuple(dict.fromkeys([*_declared(self.package).get(self.variable, []), *self._entries]))
 
     def check(self, name: str) -> str:
         """Return ``name`` if it is registered.

@@ -22,9 +22,9 @@ IMAGES_PER_SCENE = 3
 RENDERER_VERSION = 1  # increase it when a pixel or a label changes
 
 
-def conditions() -> dict[str, list[list[str]]]:
+def conditions() -> dict[str, list[tuple[str, ...]]]:
     """Return the conditions: the lab's ``test`` and ``new_test``, and ``heldout``, which is not in the training data."""
-    return {"test": lab_conditions("test"), "new_test": lab_conditions("new_test"), "heldout": [list(triple) for triple in held_out_triples()]}
+    return {"test": lab_conditions("test"), "new_test": lab_conditions("new_test"), "heldout": list(held_out_triples())}
 
 
 def image_names(scenes: int) -> list[str]:

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
 from importlib import resources
 
 from ddpmctl.labels import CLASSES
@@ -19,10 +18,10 @@ ABSENT_TRIPLES = 136
 HELD_OUT_ROUNDS = 4  # each round uses every class once: 4 rounds of 8 triples
 
 
-def lab_conditions(name: str) -> list[list[str]]:
+def lab_conditions(name: str) -> list[tuple[str, ...]]:
     """Return the label sets of the lab's ``"test"`` or ``"new_test"`` file."""
     text = resources.files("ddpmctl.benchmark").joinpath("assets", f"{name}.json").read_text(encoding="utf-8")
-    return [list(labels) for labels in json.loads(text)]
+    return [tuple(labels) for labels in json.loads(text)]
 
 
 @functools.cache
@@ -46,7 +45,7 @@ def absent_triples() -> frozenset[frozenset[str]]:
     """Return the 136 triples that are not in the training data: the held-out ones, the lab's single one, and 103 more."""
     lab = _lab_sets()
     absent = {frozenset(triple) for triple in held_out_triples()} | {frozenset(("cyan cube", "green cylinder", "blue cube"))}
-    for triple in sorted(_all_triples(), key=lambda names: _digest("/".join(names))):
+    for triple in sorted(itertools.combinations(CLASSES, 3), key=lambda names: _digest("/".join(names))):
         if len(absent) == ABSENT_TRIPLES:
             break
         if frozenset(triple) not in lab:
@@ -57,11 +56,7 @@ def absent_triples() -> frozenset[frozenset[str]]:
 @functools.cache
 def training_triples() -> tuple[tuple[str, ...], ...]:
     """Return the 1,888 triples of the training data, in the order of the class numbers."""
-    return tuple(triple for triple in _all_triples() if frozenset(triple) not in absent_triples())
-
-
-def _all_triples() -> Iterator[tuple[str, ...]]:
-    return itertools.combinations(CLASSES, 3)
+    return tuple(triple for triple in itertools.combinations(CLASSES, 3) if frozenset(triple) not in absent_triples())
 
 
 def _lab_sets() -> set[frozenset[str]]:

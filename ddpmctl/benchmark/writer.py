@@ -57,10 +57,7 @@ def _write_images(folder: Path, names: list[str], chunks: Iterator[np.ndarray]) 
             for start in range(0, len(chunk), IMAGES):
                 part = chunk[start : start + IMAGES]
                 paths = [folder / name for name in names[done : done + len(part)]]
-                list(pool.map(_save, paths, part))
+                # Level 3 takes a third of the default's time, and 5 % more space.
+                list(pool.map(lambda path, pixels: Image.fromarray(pixels).save(path, format="PNG", compress_level=3), paths, part))
                 done += len(part)
                 yield Progress("writing", done, len(names))
-
-
-def _save(path: Path, pixels: np.ndarray) -> None:
-    Image.fromarray(pixels).save(path, format="PNG", compress_level=3)  # a third of the default's time, 5 % larger

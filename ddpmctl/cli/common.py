@@ -68,21 +68,6 @@ def prepare_output(path: Path, flag: str, *, folder: bool, suffix: str = "") -> 
     prepare_folder(path if folder else path.parent, flag)
 
 
-def prepare_files(files: Mapping[str, Path | None]) -> None:
-    """Make the folders of the files to write, given by flag, before any work is done for them; '-' is stdout.
-
-    Raises:
-        UsageError: one cannot be written to, or two flags name one file.
-    """
-    named: dict[Path, str] = {}
-    for flag, file in files.items():
-        if file is None or str(file) == "-":
-            continue
-        if (other := named.setdefault(file.resolve(), flag)) != flag:
-            raise UsageError(f"{other} and {flag}: both name {file}, and one would overwrite the other")
-        prepare_output(file, flag, folder=False, suffix=".png" if flag == "--out" else "")
-
-
 @dataclass(frozen=True)
 class Outputs:
     """The files and folders that a command writes besides what it prints, where they are asked for; ``json`` '-' is stdout."""
@@ -105,11 +90,21 @@ class Outputs:
         return {f"--{name}": file for name in ("json", "csv", "latex", "html") if (file := getattr(self, name))}
 
     def prepare(self) -> None:
-        """Create the folders and check the files before any work is done for them."""
+        """Create the folders and check the files before any work is done for them.
+
+        Raises:
+            UsageError: one cannot be written to, or two flags name one file.
+        """
         for flag, folder in (("--grid", self.grid), ("--figures", self.figures)):
             if folder:
                 prepare_output(folder, flag, folder=True)
-        prepare_files({"--out": self.out, **self.files()})
+        named: dict[Path, str] = {}
+        for flag, file in {"--out": self.out, **self.files()}.items():
+            if file is None or str(file) == "-":
+                continue
+            if (other := named.setdefault(file.resolve(), flag)) != flag:
+                raise UsageError(f"{other} and {flag}: both name {file}, and one would overwrite the other")
+            prepare_output(file, flag, folder=False, suffix=".png" if flag == "--out" else "")
 
 
 def named_conditions(files: list[Path] | None, known: Conditions) -> Mapping[str, Sequence[LabelSet]]:

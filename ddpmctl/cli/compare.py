@@ -59,13 +59,13 @@ def compare(
         return
 
     from ddpmctl.comparison.recorded import short_names
-    from ddpmctl.comparison.verdict import candidate, score_arms
+    from ddpmctl.comparison.verdict import checkpoint_of, score_arms
     from ddpmctl.data.dataset import load_conditions
 
     files = named_conditions(conditions, load_conditions(data, scenes=scenes))
     spec = evaluation_spec(files, evaluator, data, chosen, seed=seed, repeats=repeats)
-    candidates = [candidate(path, name, at_epoch) for path, name in zip(paths, short_names(paths), strict=True)]
-    arms = terminal.finish(score_arms(candidates, spec, anyway=anyway))
+    names = {checkpoint_of(path, at_epoch): name for path, name in zip(paths, short_names(paths), strict=True)}
+    arms = terminal.finish(score_arms(names, spec, anyway=anyway))
     if len(arms) > 1:
         _conclude(terminal, comparison, arms, spec, outputs)
     else:
@@ -105,10 +105,9 @@ def _recorded(terminal: Terminal, paths: list[Path], at_epoch: int | None, last:
 def _conclude(terminal: Terminal, comparison: Comparison | None, arms: list[Arm], spec: EvaluationSpec, outputs: Outputs) -> None:
     """Show the verdict, and write it in the forms asked for."""
     from ddpmctl.comparison.verdict import pooled_files, verdict
-    from ddpmctl.report.page import PageFigure
-    from ddpmctl.report.page_content import write_comparison_page
+    from ddpmctl.report.figures import save_verdict_figure
+    from ddpmctl.report.page import PageFigure, write_comparison_page
     from ddpmctl.report.tables import verdict_as_dict, verdict_tables, write_json, write_latex, write_table_csv
-    from ddpmctl.report.verdict_figures import save_verdict_figure
 
     found, compute = verdict(arms, pooled_files(spec.conditions)), spec.compute
     title = f"classifier {spec.classifier.describe()}; {spec.repeats} images per condition; {compute.device.type}, {compute.precision}"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -42,18 +41,15 @@ def render_folder(
 def verify(folder: Annotated[Path, typer.Argument(help="A folder in the lab's layout.")]) -> None:
     """Name every missing, broken or undeclared image and label, in one pass."""
     from ddpmctl.data.folders import Problem
-    from ddpmctl.data.verify import Summary, verify_folder
+    from ddpmctl.data.verify import verify_folder
 
     terminal = Terminal()
-    summary: list[Summary] = []
 
-    def events() -> Iterator[Any]:
-        summary.append((yield from verify_folder(folder)))
-
-    for event in terminal.follow(events()):
+    def show(event: object) -> None:
         if isinstance(event, Problem):
             terminal.result(f"{event.path}: {event.what}")
-    found = summary[0]
+
+    found = terminal.finish(verify_folder(folder), show)
     sizes = ", ".join(f"{count} of {size}" for size, count in found.label_sets_by_size.items())
     terminal.result(f"{found.images:,} images of {found.scenes:,} scenes; {found.label_sets:,} distinct label sets ({sizes})")
     for name, count in found.conditions.items():

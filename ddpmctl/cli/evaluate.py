@@ -133,12 +133,12 @@ def _conclude(
         write_latex(outputs.latex, [table])
     names = [row[0] for row in table.rows]
     if outputs.figures:
-        from ddpmctl.report.page_content import evaluation_figures
+        from ddpmctl.report.page import evaluation_figures
 
         for figure in evaluation_figures(outputs.figures, rows[best], names[best]):
             terminal.say(f"figure: {figure.file}")
     if outputs.html:
-        from ddpmctl.report.page_content import write_evaluation_page
+        from ddpmctl.report.page import write_evaluation_page
 
         terminal.say(f"page: {write_evaluation_page(outputs.html, rows, best, names, table, sentences, spec)}")
 

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 EXIT = {signal.SIGINT: 130, signal.SIGTERM: 143}  # 128 + the signal's number, as in shells
@@ -23,24 +24,15 @@ class Stopped(BaseException):
         self.words = WORDS.get(signal.Signals(number), "stopped")
 
 
+@dataclass
 class StopRequest:
-    """The signal that requested a stop, if any."""
+    """The number of the signal that requested a stop, 0 for none."""
 
-    def __init__(self) -> None:
-        """Start without a request."""
-        self.number: int | None = None
-
-    def __bool__(self) -> bool:
-        """Return whether a stop is requested."""
-        return self.number is not None
-
-    def asked(self) -> int:
-        """Return the signal's number, or 0."""
-        return self.number or 0
+    number: int = 0
 
     def obey(self) -> None:
         """Raise Stopped if a stop is requested."""
-        if self.number is not None:
+        if self.number:
             raise Stopped(self.number)
 
 

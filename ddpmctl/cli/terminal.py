@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
-from types import ModuleType
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBars
 from rich.table import Table
+
+from ddpmctl.progress import Notice, Progress
 
 if TYPE_CHECKING:
     from ddpmctl.training.plan import Plan
@@ -79,15 +81,15 @@ class Terminal:
         if plan.seconds is not None and plan.seconds > DAY:
             self.warn(f"this takes about {human_seconds(plan.seconds)} here; --preset quick is much shorter")
 
-    def finish(self, task: Generator[Any, None, R]) -> R:
-        """Run a task that yields ``Progress`` and return its result."""
+    def finish(self, task: Generator[Any, None, R], show: Callable[[Any], object] = id) -> R:
+        """Run a task that yields events, call ``show`` with each, and return its result."""
         result: list[R] = []
 
         def events() -> Iterator[Any]:
             result.append((yield from task))
 
-        for _ in self.follow(events()):
-            pass
+        for event in self.follow(events()):
+            show(event)
         return result[0]
 
     def follow(self, events: Iterator[E]) -> Iterator[E]:
@@ -104,7 +106,7 @@ class _Plain:
 
     def follow(self, events: Iterator[Any]) -> Iterator[Any]:
         for event in events:
-            line = self._stage(event) if isinstance(event, events_of().Progress) else describe(event)
+            line = self._stage(event) if isinstance(event, Progress) else describe(event)
             if line:
                 self.console.print(escape(line), soft_wrap=True)
             yield event
@@ -128,25 +130,26 @@ class _Live:
 
     def follow(self, events: Iterator[Any]) -> Iterator[Any]:
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        with ProgressBars(*columns, console=self.console, transient=True) as progress:
             for event in events:
                 self._show(progress, event)
                 yield event
 
-    def _show(self, progress: Progress, event: Any) -> None:
-        e = events_of()
+    def _show(self, progress: ProgressBars, event: Any) -> None:
+        from ddpmctl.training import events  # here, not above: it loads torch, which --help does not need
+
         match event:
-            case e.Progress():
+            case Progress():
                 self._bar(progress, event.stage, event.done, event.total, "")
-            case e.Ticked():
+            case events.Ticked():
                 note = f"epoch {event.epoch}  loss {event.loss:.5f}  {event.images_per_second:.0f} images/s  {self.accuracies}"
                 self._bar(progress, "training", event.fraction, 1, note)
-            case e.Evaluated():
+            case events.Evaluated():
                 self.accuracies = "  ".join(f"{name} {score.accuracy:.3f}" for name, score in event.scores.items())
         if line := describe(event):
             progress.console.print(escape(line), soft_wrap=True)
 
-    def _bar(self, progress: Progress, stage: str, done: float, total: float, note: str) -> None:
+    def _bar(self, progress: ProgressBars, stage: str, done: float, total: float, note: str) -> None:
         if stage not in self.bars:
             self.bars[stage] = progress.add_task(escape(stage), note="")
         progress.update(self.bars[stage], completed=done, total=total, note=escape(note))
@@ -154,29 +157,24 @@ class _Live:
             progress.remove_task(self.bars.pop(stage))
 
 
-def events_of() -> ModuleType:
-    """Return the module of events, imported here to keep ``--help`` fast."""
-    from ddpmctl.cli import events
-
-    return events
-
-
 def describe(event: object) -> str:  # noqa: PLR0911 - one line per event
     """Return an event as one line of text, empty for events without a message."""
-    e = events_of()
+    from ddpmctl.evaluation.results import Failed
+    from ddpmctl.training import events
+
     match event:
-        case e.EpochDone():
+        case events.EpochDone():
             return f"epoch {event.epoch}  loss {event.loss:.6f}  {event.images_per_second:.1f} images/s  {human_seconds(event.seconds)}"
-        case e.Evaluated():
+        case events.Evaluated():
             parts = [f"{name} {s.accuracy:.4f} ({s.hits}/{s.labels}), exact {s.exact}/{s.images}" for name, s in event.scores.items()]
             return f"epoch {event.epoch}  " + "  ".join(parts)
-        case e.RolledBack():
+        case events.RolledBack():
             return f"note: {event.reason}; back to step {event.step} at {event.lr_scale:g} of the learning rate (rollback {event.count})"
-        case e.Overridden():
+        case events.Overridden():
             return "note: from here on " + "; ".join(f"{name} is {now}, not {before}" for name, (before, now) in event.changed.items())
-        case e.Failed():
+        case Failed():
             return f"skipped {event.path}: {event.reason}"
-        case e.Notice():
+        case Notice():
             return f"note: {event.text}"
         case _:
             return ""

@@ -69,7 +69,7 @@ def train(
     from ddpmctl.training.session import TrainingRequest, plan_only
 
     stop = StopRequest()
-    request = TrainingRequest(resolved.config, data, scenes, evaluator, name, runs_dir, resume, exist_ok is not None, job, stop.asked)
+    request = TrainingRequest(resolved.config, data, scenes, evaluator, name, runs_dir, resume, exist_ok is not None, job, lambda: stop.number)
     if dry_run:
         plan = plan_only(request)
         terminal.plan(plan)
@@ -111,14 +111,14 @@ def _train(terminal: Terminal, request: TrainingRequest, stop: StopRequest) -> N
                         last_scores = event
                     case events.StopAgreed():
                         stop.number = stop.number or event.number
-                if stop and (request.job.is_single or isinstance(event, ends)):
+                if stop.number and (request.job.is_single or isinstance(event, ends)):
                     break
         except PeerError:
             stop.obey()  # the other processes were stopped by the same signal
             raise
         finally:
             stream.close()
-        if stop:
+        if stop.number:
             terminal.say(f"stopped; to go on: ddpmctl train --resume {run.folder}")
             stop.obey()
     _summary(terminal, run, last_scores)

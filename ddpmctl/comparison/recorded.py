@@ -56,7 +56,7 @@ class RecordedRun:
 
     def best(self, file: str) -> Point:
         """Return the evaluation with the highest accuracy on a condition file; ties: the earliest."""
-        return max(self.points, key=lambda point: (_known(point.accuracy[file]), -point.epoch))
+        return max(self.points, key=lambda point: (point.accuracy[file], -point.epoch))
 
     def last_mean(self, file: str, count: int) -> tuple[float, float]:
         """Return mean and standard deviation over the last ``count`` evaluations; the latter is NaN for one evaluation."""
@@ -161,10 +161,6 @@ def _point(path: Path, row: dict[str, str]) -> Point:
         return point
     except (KeyError, TypeError, ValueError):
         raise DataError(f"{path / 'results.csv'}: a row is not in the form that train writes: {row}") from None
-
-
-def _known(value: float) -> float:
-    return -math.inf if math.isnan(value) else value
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

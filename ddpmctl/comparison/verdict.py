@@ -28,14 +28,6 @@ WORTH_SEEING = 0.05  # the difference for which advice is given: 5 points
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A checkpoint that takes part, under the name of its run or folder."""
-
-    name: str
-    checkpoint: Path
-
-
-@dataclass(frozen=True)
 class Arm:
     """Checkpoints alike in all but the seed of their training.
 
@@ -89,8 +81,8 @@ class Verdict:
             yield verdict_sentence(first, second, finding)
 
 
-def candidate(path: Path, name: str, at_epoch: int | None = None) -> Candidate:
-    """Return what stands for a run, or a folder of checkpoints: its last checkpoint, or the last at or before an epoch.
+def checkpoint_of(path: Path, at_epoch: int | None = None) -> Path:
+    """Return the checkpoint that represents a run or a folder of checkpoints: the last one, or the last at or before an epoch.
 
     Raises:
         UsageError: there is none.
@@ -102,23 +94,22 @@ def candidate(path: Path, name: str, at_epoch: int | None = None) -> Candidate:
         if not files:
             raise UsageError(f"--at-epoch {at_epoch}: {path} holds no checkpoint of that epoch or an earlier one")
     latest = run.pointer("latest") if at_epoch is None else None
-    return Candidate(name, latest or files[-1])
+    return latest or files[-1]
 
 
-def score_arms(candidates: Sequence[Candidate], spec: EvaluationSpec, *, anyway: bool = False) -> collections.abc.Generator[EvaluationEvent, None, list[Arm]]:
-    """Score every candidate on the conditions and return the arms that they form.
+def score_arms(names: Mapping[Path, str], spec: EvaluationSpec, *, anyway: bool = False) -> collections.abc.Generator[EvaluationEvent, None, list[Arm]]:
+    """Score checkpoints on the conditions and return the arms that they form; ``names`` are those of their runs or folders.
 
-    Runs with the same settings except the seed are one arm. A candidate that cannot be loaded gives a ``Failed`` event and is left out.
+    Runs with the same settings except the seed are one arm. A checkpoint that cannot be loaded gives a ``Failed`` event and is left out.
     Sampling settings are compared before the first image is sampled.
 
     Raises:
         UsageError: the sampling settings differ, and ``anyway`` is not set.
     """
     if not anyway:
-        _check_alike([entry.checkpoint for entry in candidates], spec)
-    by_path = {entry.checkpoint: entry for entry in candidates}
-    rows, _ = yield from evaluate_checkpoints([entry.checkpoint for entry in candidates], spec)
-    return _arms([(by_path[row.path], row) for row in rows])
+        _check_alike(list(names), spec)
+    rows, _ = yield from evaluate_checkpoints(list(names), spec)
+    return _arms(names, rows)
 
 
 def pooled_files(conditions: Mapping[str, object]) -> tuple[str, ...]:
@@ -191,21 +182,20 @@ def _check_alike(paths: Sequence[Path], spec: EvaluationSpec) -> None:
             )
 
 
-def _arms(scored: Sequence[tuple[Candidate, CheckpointResult]]) -> list[Arm]:
-    """Return the arms; where one has several runs, all of which the settings are known are named by what differs, else by their folders."""
-    settings = [None if row.foreign else row.config.flat() for _, row in scored]
+def _arms(names: Mapping[Path, str], rows: Sequence[CheckpointResult]) -> list[Arm]:
+    """Return the arms; where one has several runs, arms with known settings are named by what differs, else all by their folders."""
+    settings = [None if row.foreign else row.config.flat() for row in rows]
     known = [own for own in settings if own is not None]
-    names = [name for name in (known[0] if known else ()) if name not in IGNORED and len({own[name] for own in known}) > 1]
-    groups: dict[object, list[tuple[Candidate, CheckpointResult]]] = {}
-    for (entry, row), own in zip(scored, settings, strict=True):
-        groups.setdefault(entry.name if own is None else tuple(own[name] for name in names), []).append((entry, row))
+    varied = [name for name in (known[0] if known else ()) if name not in IGNORED and len({own[name] for own in known}) > 1]
+    groups: dict[object, list[CheckpointResult]] = {}
+    for row, own in zip(rows, settings, strict=True):
+        groups.setdefault(names[row.path] if own is None else tuple(own[name] for name in varied), []).append(row)
     replicated = any(len(members) > 1 for members in groups.values())
     arms = []
     for members in groups.values():
-        entry, first = members[0]
-        differing = {} if first.foreign else {name: first.config.flat()[name] for name in names}
-        title = ", ".join(f"{name}={value}" for name, value in differing.items()) if replicated and differing else entry.name
-        arms.append(Arm(title, tuple(row for _, row in members), differing))
+        differing = {} if members[0].foreign else {name: members[0].config.flat()[name] for name in varied}
+        title = ", ".join(f"{name}={value}" for name, value in differing.items()) if replicated and differing else names[members[0].path]
+        arms.append(Arm(title, tuple(members), differing))
     return arms
 
 

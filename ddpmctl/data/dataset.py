@@ -69,7 +69,7 @@ def load_conditions(data: Path | None, *, scenes: int | None = None) -> Conditio
     """
     if data is None:
         count = scene_count(scenes)
-        name, conditions = _benchmark_name(count), _benchmark_conditions()
+        name, conditions = _benchmark_name(count), embedded.conditions()
         sets: list[Sequence[str]] = list(embedded.train_labels(count).values())
     else:
         lab = read_lab(data)
@@ -95,7 +95,7 @@ def _load_benchmark(scenes: int) -> Generator[Progress | Notice, None, Dataset]:
     key = benchmark_key(embedded.fingerprint(scenes))
     cached = yield from cached_images(key, len(labels), lambda: embedded.collected(embedded.render_benchmark(scenes), len(labels)))
     content = _content_key(labels, cached.digest)
-    return Dataset(_benchmark_name(scenes), content, cached.images, multi_hot(list(labels.values())), _benchmark_conditions(), None)
+    return Dataset(_benchmark_name(scenes), content, cached.images, multi_hot(list(labels.values())), embedded.conditions(), None)
 
 
 def _content_key(labels: Mapping[str, Sequence[str]], pixels: str) -> str:
@@ -105,7 +105,3 @@ def _content_key(labels: Mapping[str, Sequence[str]], pixels: str) -> str:
 
 def _benchmark_name(scenes: int) -> str:
     return f"embedded benchmark ({scenes} scenes)"
-
-
-def _benchmark_conditions() -> dict[str, list[tuple[str, ...]]]:
-    return {name: [tuple(names) for names in sets] for name, sets in embedded.conditions().items()}

@@ -46,7 +46,7 @@ def save_denoise_gif(path: Path, frames: Sequence[RecordedFrame], titles: Sequen
     """Write the frames as a GIF, one column per label set."""
     sheets = []
     for frame in _evenly(frames, LONGEST_GIF):
-        rows = [list(frame.x_t), *([list(_x0(frame))] if with_x0 else [])]
+        rows = [list(frame.x_t), *([list(_white(frame.x_t) if frame.x0_hat is None else frame.x0_hat)] if with_x0 else [])]
         captions = [[""] * len(titles)] * (len(rows) - 1) + [list(titles)]
         sheets.append(draw_sheet(rows, captions=captions))
     return save_gif(path, sheets)
@@ -55,10 +55,6 @@ def save_denoise_gif(path: Path, frames: Sequence[RecordedFrame], titles: Sequen
 def _evenly(items: Sequence[T], count: int) -> list[T]:
     positions = np.linspace(0, len(items) - 1, min(count, len(items)))
     return [items[round(position)] for position in positions]
-
-
-def _x0(frame: RecordedFrame) -> npt.NDArray[np.uint8]:
-    return _white(frame.x_t) if frame.x0_hat is None else frame.x0_hat
 
 
 def _white(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

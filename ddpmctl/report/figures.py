@@ -1,22 +1,28 @@
-"""Matplotlib figures of recorded scores, and common figure functions."""
+"""The figures of a comparison, recorded scores and verdict, and what all figures share."""
 
 from __future__ import annotations
 
 import math
 import statistics
+import textwrap
+from dataclasses import replace
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ddpmctl.comparison.recorded import FILES, Comparison, RecordedRun
+from ddpmctl.comparison.verdict import HELDOUT, Verdict, arm_interval
 from ddpmctl.config import Value
 from ddpmctl.files import atomic_write
+from ddpmctl.statistics.intervals import Interval
 
 # Okabe & Ito's colour-blind safe palette; markers and dashes also work without colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
 MARKERS = "osD^vPX"
 DPI = 130
+ROW = 0.42  # inches per line of the verdict's figure
 
 
 def save_comparison_figure(path: Path, comparison: Comparison) -> Path:
@@ -64,6 +70,47 @@ def replicates(comparison: Comparison) -> dict[str, list[RecordedRun]]:
         differing = ", ".join(f"{name}={value}" for name, value in zip(comparison.differing, values, strict=True)) if isinstance(values, tuple) else ""
         titled[arms[0].name if len(arms) == 1 else f"{differing or 'all'} ({len(arms)} seeds: mean and range)"] = arms
     return titled
+
+
+def save_verdict_figure(path: Path, verdict: Verdict) -> Path:
+    """Write PNG and SVG: accuracy of each arm by condition file on the left, differences and effects on the right."""
+    heldout = [replace(finding, name=f"{finding.name}, on {HELDOUT}") for finding in verdict.heldout]
+    findings = [*(finding for _, _, finding in verdict.pairs), *heldout, *verdict.effects]
+    files = list(verdict.arms[0].rows[0].answers)
+    lines = max(len(findings), len(verdict.arms) * (len(files) + 1) / 2)
+    figure = Figure(figsize=(11, 1.9 + ROW * lines), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for number, file in enumerate(files):
+        intervals = [arm_interval(arm, [file]) for arm in verdict.arms]
+        places = [row + (number - (len(files) - 1) / 2) * 0.22 for row in range(len(verdict.arms))]
+        _bars(left, intervals, places, COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)], file, 1.0)
+    left.set_yticks(range(len(verdict.arms)), [_wrapped(f"{arm.name}\n{_seeds(len(arm.rows))}") for arm in verdict.arms])
+    left.set(xlabel="accuracy, 95 % interval", ylim=(len(verdict.arms) - 0.5, -0.5))
+    left.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.3 / (1 + 0.08 * lines)), ncols=len(files))
+    for row, finding in enumerate(findings):
+        colour = COLOURS[0] if finding.significant else "#777777"
+        _bars(right, [finding.contrast.interval], [row], colour, "o" if finding.significant else "D", "", 100.0)
+    right.axvline(0, color="black", linewidth=1, linestyle=":")
+    right.set_yticks(range(len(findings)), [_wrapped(f"{f.name}\np = {f.p_adjusted:.2g}{'' if f.significant else ': not significant'}") for f in findings])
+    right.set(xlabel=f"points of accuracy, {' + '.join(verdict.files)}\n95 % interval", ylim=(len(findings) - 0.5, -0.5))
+    for axis in (left, right):
+        axis.grid(alpha=0.3, axis="x")
+        axis.tick_params(labelsize=9)
+    return save_figure(path, figure)
+
+
+def _bars(axis: Axes, intervals: list[Interval], places: list[float], colour: str, marker: str, label: str, scale: float) -> None:
+    values = [scale * found.estimate for found in intervals]
+    errors = [[scale * (found.estimate - found.low) for found in intervals], [scale * (found.high - found.estimate) for found in intervals]]
+    axis.errorbar(values, places, xerr=errors, color=colour, marker=marker, linestyle="none", capsize=3, markersize=5, label=label)
+
+
+def _seeds(count: int) -> str:
+    return f"{count} training seeds" if count > 1 else "one training seed"
+
+
+def _wrapped(text: str, width: int = 42) -> str:
+    return "\n".join(line for part in text.splitlines() for line in textwrap.wrap(part, width))
 
 
 def save_figure(path: Path, figure: Figure) -> Path:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from ddpmctl import __version__
-from ddpmctl.evaluation.results import FileResults
+from ddpmctl.comparison.verdict import Verdict
+from ddpmctl.diffusion.schedules import Schedule, make_schedule
+from ddpmctl.evaluation.evaluate import EvaluationSpec
+from ddpmctl.evaluation.results import CheckpointResult, FileResults
 from ddpmctl.evaluation.scores import THRESHOLD
 from ddpmctl.files import write_text
 from ddpmctl.labels import CLASSES
-from ddpmctl.report.tables import Table
+from ddpmctl.report.evaluation_figures import save_class_bars, save_confusion, save_schedules
+from ddpmctl.report.tables import Table, breakdown_tables
+
+GALLERIES = 6  # checkpoints with images: about 300 KB each per condition file
 
 
 @dataclass(frozen=True)
@@ -37,22 +44,11 @@ class PageFigure:
 
 @dataclass(frozen=True)
 class Mark:
-    """A label under an image: whether it is requested, whether it is shown, and its probability."""
+    """A label under an image: ``kind`` is "hit" or "miss" for a requested one, "extra" for another that is shown."""
 
     label: str
-    asked: bool
-    shown: bool
+    kind: str
     probability: float
-
-    @property
-    def sign(self) -> str:
-        """Hit, miss or extra, as a symbol."""
-        return "✓" if self.asked and self.shown else "✗" if self.asked else "+"
-
-    @property
-    def kind(self) -> str:
-        """Hit, miss or extra, as a word."""
-        return "hit" if self.asked and self.shown else "miss" if self.asked else "extra"
 
 
 @dataclass(frozen=True)
@@ -93,27 +89,96 @@ class Page:
     facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
-def write_page(path: Path, page: Page) -> Path:
-    """Write the page; all texts are escaped."""
-    environment = Environment(loader=PackageLoader("ddpmctl.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    text = environment.get_template("page.html.j2").render(page=page, version=__version__)
-    return write_text(path, text)
+def write_evaluation_page(
+    path: Path, rows: Sequence[CheckpointResult], best: int, names: Sequence[str], table: Table, sentences: Sequence[str], spec: EvaluationSpec
+) -> Path:
+    """Write an evaluation's page: a table of all checkpoints, and the breakdown, figures and images of the best."""
+    chosen = rows[best]
+    tables = [table, *(replace(part, title=f"{names[best]}: {part.title}") for part in breakdown_tables(chosen.answers))]
+    with tempfile.TemporaryDirectory() as folder:
+        figures = evaluation_figures(Path(folder), chosen, names[best])
+        page = Page("Evaluation", sentences, tables, figures, _galleries([names[best]], [chosen]), facts(rows, names, spec))
+        return _write_page(path, page)
 
 
-def galleries(name: str, answers: Mapping[str, FileResults]) -> Iterator[Gallery]:
-    """Yield a gallery for each condition file of a checkpoint."""
-    for file, found in answers.items():
-        cards = [
-            Card(_data_uri(image), _marks(labels, outputs))
-            for labels, image, outputs in zip(found.conditions, found.images, found.probabilities[:, 0], strict=True)
+def write_comparison_page(
+    path: Path, verdict: Verdict, tables: Sequence[Table], figures: Sequence[PageFigure], warnings: Sequence[str], spec: EvaluationSpec
+) -> Path:
+    """Write a comparison's page: the verdict, tables, figures, and the images of each arm's first checkpoint."""
+    rows = [row for arm in verdict.arms for row in arm.rows]
+    names = [f"{arm.name}, {row.path.name}" for arm in verdict.arms for row in arm.rows]
+    with tempfile.TemporaryDirectory() as folder:
+        more = [
+            PageFigure(
+                save_class_bars(Path(folder) / f"classes-{number}.png", arm.rows[0].answers, arm.name).with_suffix(".svg"),
+                f"Requests met by class: {arm.name} (its first checkpoint)",
+            )
+            for number, arm in enumerate(verdict.arms)
         ]
-        yield Gallery(f"{name}: {file}", cards)
+        more.append(_schedules(Path(folder), rows))
+        shown = [*verdict.sentences(), *warnings]
+        images = _galleries([arm.name for arm in verdict.arms], [arm.rows[0] for arm in verdict.arms])
+        return _write_page(path, Page("Comparison", shown, tables, [*figures, *more], images, facts(rows, names, spec)))
+
+
+def evaluation_figures(folder: Path, row: CheckpointResult, name: str) -> list[PageFigure]:
+    """Write the figures of one checkpoint as PNG and SVG."""
+    return [
+        PageFigure(save_class_bars(folder / "classes.png", row.answers, name).with_suffix(".svg"), f"Requests met by class: {name}"),
+        PageFigure(save_confusion(folder / "confusion.png", row.answers, name).with_suffix(".svg"), f"Classes shown in images that request each class: {name}"),
+        _schedules(folder, [row]),
+    ]
+
+
+def facts(rows: Sequence[CheckpointResult], names: Sequence[str], spec: EvaluationSpec) -> dict[str, dict[str, str]]:
+    """Return the settings and hashes of an evaluation, by section."""
+    answers: Mapping[str, FileResults] = rows[0].answers
+    found = {
+        "Evaluation": {
+            "classifier": f"{spec.classifier.name}, sha256 {spec.classifier.sha256}",
+            "conditions": ", ".join(f"{name} ({len(one.conditions)})" for name, one in answers.items()),
+            "images per condition": str(spec.repeats),
+            "seed": str(spec.seed),
+            "device": f"{spec.compute.device.type}, {spec.compute.precision}",
+            "ddpmctl": __version__,
+        }
+    }
+    for row, name in zip(rows, names, strict=True):
+        settings = {f"{section}.{key}": str(value) for section, values in asdict(row.config).items() for key, value in values.items()}
+        found[name] = {"file": str(row.path), "sha256": row.sha256, "epoch": str(row.epoch), **settings}
+    return found
+
+
+def _galleries(names: Sequence[str], rows: Sequence[CheckpointResult]) -> list[Gallery]:
+    """Return a gallery for each condition file of the first checkpoints."""
+    return [
+        Gallery(
+            f"{name}: {file}", [Card(_data_uri(image), _marks(*pair)) for image, *pair in zip(of.images, of.conditions, of.probabilities[:, 0], strict=True)]
+        )
+        for name, row in zip(names[:GALLERIES], rows, strict=False)
+        for file, of in row.answers.items()
+    ]
 
 
 def _marks(labels: Sequence[str], outputs: npt.NDArray[np.float32]) -> list[Mark]:
     shown = {name for name, value in zip(CLASSES, outputs, strict=True) if value > THRESHOLD}
-    listed = [*labels, *sorted(shown - set(labels))]
-    return [Mark(label, label in labels, label in shown, float(outputs[CLASSES.index(label)])) for label in listed]
+    kinds = {**{label: "hit" if label in shown else "miss" for label in labels}, **dict.fromkeys(sorted(shown - set(labels)), "extra")}
+    return [Mark(label, kind, float(outputs[CLASSES.index(label)])) for label, kind in kinds.items()]
+
+
+def _schedules(folder: Path, rows: Sequence[CheckpointResult]) -> PageFigure:
+    found: dict[str, Schedule] = {}
+    for row in rows:
+        diffusion = row.config.diffusion
+        found.setdefault(f"{diffusion.schedule}, T = {diffusion.timesteps}", make_schedule(diffusion))
+    return PageFigure(save_schedules(folder / "schedules.png", found).with_suffix(".svg"), f"Noise schedules: {'; '.join(found)}")
+
+
+def _write_page(path: Path, page: Page) -> Path:
+    """Write the page; all texts are escaped."""
+    environment = Environment(loader=PackageLoader("ddpmctl.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    text = environment.get_template("page.html.j2").render(page=page, version=__version__)
+    return write_text(path, text)
 
 
 def _data_uri(image: npt.NDArray[np.uint8]) -> str:

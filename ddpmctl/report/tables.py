@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ddpmctl.evaluation.evaluate import EvaluationSpec
     from ddpmctl.evaluation.results import CheckpointResult, Failed, FileResults
     from ddpmctl.evaluation.selection import Selection
-    from ddpmctl.statistics.tallies import Tally
 
 MISS_WORDS = {
     "swapped": "colour exchanged with another requested object",
@@ -44,13 +43,8 @@ class Table:
     note: str = ""
 
 
-def with_interval(tally: Tally) -> str:
-    """Return an accuracy with its interval, such as ``0.9410 (0.905-0.966)``."""
-    return in_brackets(accuracy_interval(tally))
-
-
 def in_brackets(interval: Interval) -> str:
-    """Return an estimate with its interval in brackets."""
+    """Return an estimate with its interval, such as ``0.9410 (0.905-0.966)``."""
     return f"{interval.estimate:.4f} ({interval.low:.3f}-{interval.high:.3f})"
 
 
@@ -118,7 +112,7 @@ def evaluation_table(rows: list[CheckpointResult], spec: EvaluationSpec, best: i
         line = [spec.titles.get(row.path, row.path.name), "" if row.epoch is None else str(row.epoch)]
         line += [("" if row.loss is None else f"{row.loss:.6f}")] if with_loss else []
         line += [f"{row.recorded[name]:.4f}" if name in row.recorded else "" for name in recorded]
-        line += [text for name in files for text in (with_interval(row.answers[name].tally), f"{row.scores[name].exact_match:.4f}")]
+        line += [text for name in files for text in (in_brackets(accuracy_interval(row.answers[name].tally)), f"{row.scores[name].exact_match:.4f}")]
         lines.append(line)
     used = "; ".join(sorted({describe_sampling(row.sampling) for row in rows}))
     kept = sum(row.kept for row in rows)

@@ -19,14 +19,6 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Started:
-    """Training begins, or goes on at ``step``."""
-
-    plan: Plan
-    step: int
-
-
-@dataclass(frozen=True)
 class Ticked:
     """A sign of life between steps; not logged.
 
@@ -118,13 +110,4 @@ class Overridden:
     changed: dict[str, tuple[Value, Value]]
 
 
-@dataclass(frozen=True)
-class Finished:
-    """The run has used up its budget."""
-
-    run: Path
-    epoch: int
-    seconds: float
-
-
-Event = Progress | Notice | Prepared | Started | Ticked | StepDone | StopAgreed | EpochDone | Evaluated | Saved | RolledBack | Overridden | Finished
+Event = Progress | Notice | Prepared | Ticked | StepDone | StopAgreed | EpochDone | Evaluated | Saved | RolledBack | Overridden

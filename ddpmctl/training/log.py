@@ -18,6 +18,7 @@ RESULT_COLUMNS = (
     "epoch", "step", "images_seen", "seconds", "loss", "test", "new_test", "test_exact", "new_test_exact", "evaluator", "checkpoint"
 )  # fmt: skip
 TIMES = ("seconds", "images_per_second")
+KINDS: dict[type, str] = {StepDone: "step", EpochDone: "epoch", RolledBack: "rollback", Overridden: "override"}
 
 
 class RunLog:
@@ -63,19 +64,12 @@ class RunLog:
         """
         if not self.files:
             return
-        match event:
-            case StepDone():
-                self._record("step", event.__dict__)
-            case EpochDone():
-                self._record("epoch", event.__dict__)
-            case RolledBack():
-                self._record("rollback", event.__dict__)
-            case Overridden():
-                self._record("override", event.__dict__)
-            case Evaluated():
-                scores = {name: value.to_dict() for name, value in event.scores.items()}
-                self._record("evaluation", {**event.__dict__, "scores": scores, "checkpoint": event.checkpoint.name})
-                self._result(event)
+        if isinstance(event, Evaluated):
+            scores = {name: value.to_dict() for name, value in event.scores.items()}
+            self._record("evaluation", {**event.__dict__, "scores": scores, "checkpoint": event.checkpoint.name})
+            self._result(event)
+        elif kind := KINDS.get(type(event)):
+            self._record(kind, event.__dict__)
 
     def _record(self, kind: str, values: Mapping[str, Any]) -> None:
         self._append(self._metrics, json.dumps({"event": kind, **{name: value for name, value in values.items() if name not in TIMES}}) + "\n")

@@ -16,10 +16,9 @@ from ddpmctl.grids import save_grid
 from ddpmctl.progress import Notice
 from ddpmctl.runs.folder import Run, save_config
 from ddpmctl.sampling.pipeline import SamplingPipeline
-from ddpmctl.training.events import EpochDone, Evaluated, Event, Finished, Overridden, RolledBack, Saved, Started, StepDone, StopAgreed, Ticked
+from ddpmctl.training.events import EpochDone, Evaluated, Event, Overridden, RolledBack, Saved, StepDone, StopAgreed, Ticked
 from ddpmctl.training.gradients import Diverged
 from ddpmctl.training.log import RunLog
-from ddpmctl.training.plan import Plan, make_plan
 from ddpmctl.training.state import restore, training_state
 from ddpmctl.training.trainer import Trainer
 
@@ -30,7 +29,7 @@ SCORED = ("test", "new_test")
 
 
 def training_events(
-    trainer: Trainer, run: Run, classifier: Classifier, *, plan: Plan | None = None, recorded: Config | None = None, resume: bool = False
+    trainer: Trainer, run: Run, classifier: Classifier, *, recorded: Config | None = None, resume: bool = False
 ) -> Generator[Event, None, None]:
     """Train until the budget is used up, yielding events; this also writes the run's files.
 
@@ -41,7 +40,6 @@ def training_events(
         trainer: before its first step.
         run: the folder to write to.
         classifier: scores each saved checkpoint.
-        plan: for the ``Started`` event; made here where it is None.
         recorded: settings that the state must have, where the trainer's are to replace them.
         resume: continue from the run's state.
 
@@ -52,9 +50,7 @@ def training_events(
         PeerError: another process failed.
     """
     log = RunLog(run, writes=trainer.replicas.job.is_leader)
-    plan = plan or make_plan(trainer, run.folder, classifier.name)
     yield from _begin(trainer, log, run, recorded or trainer.config, resume=resume)
-    yield Started(plan, trainer.counters.step)
     try:
         for event in _with_rollbacks(trainer, log, run, classifier):
             log.read(event)
@@ -119,11 +115,9 @@ def _recipe_changes(before: Config, now: Config) -> dict[str, tuple[Value, Value
 
 def _with_rollbacks(trainer: Trainer, log: RunLog, run: Run, classifier: Classifier) -> Iterator[Event]:
     """Yield training's events; on NaN or inf, write a diagnosis and, with ``--on-nan rollback``, reload the last saved state."""
-    begun = time.perf_counter()
     while True:
         try:
             yield from _events(trainer, log, run, classifier)
-            yield Finished(run.folder, trainer.counters.epoch, time.perf_counter() - begun)
             return
         except Diverged as error:
             reason = str(error)

@@ -6,7 +6,6 @@ import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -65,7 +64,7 @@ def make_plan(trainer: Trainer, run: Path, classifier: str) -> Plan:
         run=run,
         data=trainer.dataset.name,
         images=images,
-        parameters=network_size(config.model).parameters,
+        parameters=network_size(config.model)[0],
         device=compute.describe() if job.is_single else f"{job.size} processes, each on {compute.describe()}",
         precision=compute.precision,
         steps_per_epoch=trainer.batches_per_epoch,
@@ -77,19 +76,12 @@ def make_plan(trainer: Trainer, run: Path, classifier: str) -> Plan:
     )
 
 
-class NetworkSize(NamedTuple):
-    """Numbers that are trained, and bytes of the whole state dict."""
-
-    parameters: int
-    bytes: int
-
-
 @functools.cache
-def network_size(config: ModelConfig) -> NetworkSize:
-    """Return the size of a network, which is built without memory for its weights."""
+def network_size(config: ModelConfig) -> tuple[int, int]:
+    """Return a network's number of parameters and the bytes of its state dict; it is built without memory for its weights."""
     with torch.device("meta"):
         net = NETWORKS.get(config.net)(config)
-    return NetworkSize(sum(p.numel() for p in net.parameters()), sum(value.numel() * value.element_size() for value in net.state_dict().values()))
+    return sum(p.numel() for p in net.parameters()), sum(value.numel() * value.element_size() for value in net.state_dict().values())
 
 
 def seconds_per_image(trainer: Trainer) -> float:
@@ -146,7 +138,7 @@ class Room:
 
 def room_for(config: Config) -> Room:
     """Return what a run of these settings needs, from the size of its network."""
-    weights, training = network_size(config.model).bytes, config.training
+    weights, training = network_size(config.model)[1], config.training
     scored = 1 if training.epochs is None else -(-training.epochs // training.save_every)
     kept = scored if config.run.keep is None else min(scored, config.run.keep + 3)  # the best, the last, and one more while it is written
     copies = 1 + (training.ema is not None) + MOMENTS.get(training.optimizer, 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -158,7 +158,7 @@ def _begin(request: TrainingRequest, compute: ComputeDevice) -> Generator[Event,
         evaluator_sha256=classifier.sha256,
     )
     run = Run(job.from_leader(lambda: create_run(request.runs_dir, request.name, config, sources).folder))
-    with _locked_by_leader(run, job):
+    with locked(run) if job.is_leader else nullcontext():
         yield from _follow(request, run, dataset, classifier, compute, recorded=None)
 
 
@@ -190,7 +190,7 @@ def _resume(request: TrainingRequest, compute: ComputeDevice) -> Generator[Event
     if classifier.sha256 != sources.evaluator_sha256:
         theirs = sources.evaluator_sha256[:12]
         raise UsageError(f"--resume {folder}: its scores are by evaluator {theirs}, not by {classifier.describe()}; name the file with --evaluator")
-    with _locked_by_leader(run, job):
+    with locked(run) if job.is_leader else nullcontext():
         if job.is_leader:
             check_room(request.config, folder, already=len(list(run.checkpoints.glob("*.pth"))))
         dataset = yield from _load(replace(request, data=data, scenes=sources.scenes))
@@ -204,16 +204,11 @@ def _load(request: TrainingRequest) -> Generator[Event, None, Dataset]:
     return dataset
 
 
-def _locked_by_leader(run: Run, job: Job) -> AbstractContextManager[None]:
-    return locked(run) if job.is_leader else nullcontext()
-
-
 def _follow(
     request: TrainingRequest, run: Run, dataset: Dataset, classifier: Classifier, compute: ComputeDevice, *, recorded: Config | None
 ) -> Generator[Event, None, None]:
     """Train until the end; ``recorded`` are a resumed run's settings so far."""
     with replicas(request.job, compute.device) as together:
         trainer = Trainer(request.config, compute, dataset, replicas=together, received=request.received)
-        plan = make_plan(trainer, run.folder, classifier.describe())
-        yield Prepared(plan)
-        yield from training_events(trainer, run, classifier, plan=plan, recorded=recorded, resume=recorded is not None)
+        yield Prepared(make_plan(trainer, run.folder, classifier.describe()))
+        yield from training_events(trainer, run, classifier, recorded=recorded, resume=recorded is not None)

@@ -1,14 +1,18 @@
-"""The training state: everything that a run needs to continue, as tensors and plain values."""
+"""The training state: everything that a run needs to continue, as tensors and plain values; a saved one is checked before it is used."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ddpmctl.checkpoints.format import not_finite
 from ddpmctl.errors import DataError, show
 from ddpmctl.training.gradients import Diverged
-from ddpmctl.training.state_validation import check_optimizer_state, check_weights, validated_counters
-from ddpmctl.training.trainer import Trainer
+from ddpmctl.training.trainer import Counters, Trainer
 
 STATE_FORMAT = "ddpmctl training state 2"
 
@@ -48,16 +52,16 @@ def restore(trainer: Trainer, state: Any, where: str) -> None:
         raise DataError(f"{where}: the run was trained on other data than {trainer.dataset.name}")
     peaks = [[group["peak_lr"] for group in optimizer.param_groups] for optimizer in trainer.optimizers]
     try:
-        counters = validated_counters(state["counters"])
+        counters = _validated_counters(state["counters"])
         if counters.batch > trainer.batches_per_epoch:
             raise ValueError("batch index exceeds the epoch's length")
-        check_weights(trainer.net.state_dict(), state["net"])
+        _check_weights(trainer.net.state_dict(), state["net"])
         trainer.net.load_state_dict(state["net"])
         if trainer.average is not None:
-            check_weights(trainer.average.state_dict(), state["average"])
+            _check_weights(trainer.average.state_dict(), state["average"])
             trainer.average.load_state_dict(state["average"])
         for optimizer, saved in zip(trainer.optimizers, state["optimizers"], strict=True):
-            check_optimizer_state(optimizer, saved)
+            _check_optimizer_state(optimizer, saved)
             optimizer.load_state_dict(saved)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise DataError(f"{where}: does not fit the run's settings ({show(str(error).splitlines()[0] if str(error) else repr(error))})") from None
@@ -65,3 +69,44 @@ def restore(trainer: Trainer, state: Any, where: str) -> None:
         for group, peak in zip(optimizer.param_groups, own, strict=True):
             group["peak_lr"] = peak
     trainer.go_on_from(counters)
+
+
+def _validated_counters(saved: Any) -> Counters:
+    """Return saved counters; ValueError where one is missing, unknown, of another type or out of range."""
+    fresh = Counters()
+    if not isinstance(saved, dict) or set(saved) != set(fresh.__dict__):
+        raise ValueError("unknown or missing counters")
+    for name, value in saved.items():
+        if type(value) is not type(getattr(fresh, name)) or not math.isfinite(value) or (value < 0 and name != "best"):
+            raise ValueError(f"counter {name!r} is {show(value)}")
+    return Counters(**saved)
+
+
+def _check_weights(expected: Mapping[str, Tensor], saved: Any) -> None:
+    """Compare saved weights with a network's; ValueError where names, shapes or types differ, or values are not finite."""
+    if not isinstance(saved, dict) or set(saved) != set(expected):
+        raise ValueError("weights of another network")
+    for name, value in expected.items():
+        if not isinstance(saved[name], Tensor) or saved[name].shape != value.shape or saved[name].dtype != value.dtype:
+            raise ValueError(f"weights {name!r} have another shape or type")
+    if (bad := not_finite(saved)) is not None:
+        raise ValueError(f"weights {bad!r} are not finite")
+
+
+def _check_optimizer_state(optimizer: torch.optim.Optimizer, saved: Any) -> None:
+    """Compare an optimizer's saved state with its parameters (torch itself would fail only within a step); ValueError where they differ."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    groups, frames = saved["param_groups"], saved["state"]
+    if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
+        raise ValueError("state of another optimizer")
+    if [set(group) for group in groups] != [set(group) for group in optimizer.param_groups]:
+        raise ValueError("optimizer groups have other settings")
+    if frames and set(frames) != set(range(len(parameters))):
+        raise ValueError("optimizer state of other parameters")
+    names = {frozenset(of) for of in frames.values()}
+    if len(names) > 1:
+        raise ValueError("optimizer state has different entries for different parameters")
+    for index, of in frames.items():
+        for name, value in of.items():
+            if isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameters[index].shape:
+                raise ValueError(f"optimizer entry {name!r} of parameter {index} has another shape")

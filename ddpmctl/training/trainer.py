@@ -20,7 +20,38 @@ from ddpmctl.distributed.replicas import Replicas
 from ddpmctl.registry import NETWORKS
 from ddpmctl.training.gradients import Gradients, require_finite
 from ddpmctl.training.optimizers import make_optimizers, set_lr
-from ddpmctl.training.state_validation import Counters
+
+
+@dataclass
+class Counters:
+    """Progress of a run; with the config and the seed it determines all that follows.
+
+    Attributes:
+        seconds: of training steps alone, over all resumptions.
+        epoch_loss: sum of loss x images since the epoch began.
+        logged_loss, logged_images: the same since the last logged step.
+        scored_epoch: the last epoch after which a checkpoint was scored and saved.
+        last_loss: mean loss of the last whole epoch.
+        lr: learning rate of the last step.
+        lr_scale: what rollbacks have left of the learning rate.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    images_seen: int = 0
+    seconds: float = 0.0
+    epoch_images: int = 0
+    epoch_seconds: float = 0.0
+    scored_epoch: int = 0
+    last_loss: float = 0.0
+    best: float = -1.0
+    lr: float = 0.0
+    lr_scale: float = 1.0
+    rollbacks: int = 0
+    epoch_loss: float = 0.0
+    logged_loss: float = 0.0
+    logged_images: int = 0
 
 
 def make_network(config: Config) -> nn.Module:
@@ -111,8 +142,7 @@ class Trainer:
 
     def weights(self) -> dict[str, Tensor]:
         """Return the weights to sample with: the average where one is kept."""
-        net = self.net if self.average is None else self.average.module
-        return {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+        return {name: value.detach().cpu().contiguous() for name, value in self.sampling_network().state_dict().items()}
 
     def sampling_network(self) -> nn.Module:
         """Return the network to sample with, in evaluation mode; ``step`` sets training mode again."""

@@ -35,7 +35,7 @@ print((trainer.counters.images_seen - first) / (time.perf_counter() - start))
 
 def images_per_second(seconds: float, busy: int, changes: dict[str, str]) -> float:
     """Train beside ``busy`` processes that each keep a core busy, with some environment variables changed."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    environment = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")}
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
     try:
         made = subprocess.run(
