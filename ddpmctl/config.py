@@ -230,7 +230,7 @@ class Setting:
         return converted
 
     def _convert(self, value: Any) -> str | int | float:
-        wrong = UsageError(f"{value!r} is no {'whole number' if self.kind is int else 'number' if self.kind is float else 'text'}")
+        wrong = UsageError(f"{value!r} is not {'a whole number' if self.kind is int else 'a number' if self.kind is float else 'text'}")
         if isinstance(value, bool):
             raise wrong
         if self.kind is str:
@@ -280,7 +280,7 @@ def _check_together(config: Config) -> None:
     if sampling.guidance_to < sampling.guidance_from:
         raise UsageError(f"--guidance-to: {sampling.guidance_to:g} is below --guidance-from {sampling.guidance_from:g}")
     if config.model.width % 8:
-        raise UsageError(f"--width: {config.model.width} is no multiple of 8, which group norm needs")
+        raise UsageError(f"--width: {config.model.width} is not a multiple of 8, which group norm needs")
 
 
 # What quick and best share. Where each choice was measured: docs/experiments.md.

@@ -48,7 +48,7 @@ def load_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: is no TOML: {error}") from None
+        raise DataError(f"{path}: is not valid TOML: {error}") from None
     sections = {setting.name: setting.section for setting in settings()}
     flat: dict[str, Any] = {}
     for key, value in content.items():

@@ -147,13 +147,13 @@ class TestVerdict:
         assert verdict["files"] == ["mine"]
         assert list(verdict["arms"][0]["scores"]) == ["mine"]
 
-    def test_pictures_made_in_different_ways_are_not_compared_unless_told_to(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
+    def test_images_from_different_samplers_are_compared_only_with_anyway(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
         other = train(tmp_path, "--epochs", 1, "--act", "relu", "--sampler", "ddim", "--steps", 3)
         asked = ("compare", crossed["gelu", "linear", 0], other, "--repeats", 1, "-o", tmp_path / "c.png")
         refused = ddpmctl(*asked)
         assert refused.exit_code == 2
         assert "sampler ddpm against ddim" in refused.stderr
-        assert "sampling" not in refused.stderr  # said before any picture is made
+        assert "sampling" not in refused.stderr  # said before any image is sampled
         recorded = ddpmctl(*asked, "--recorded")
         assert recorded.exit_code == 2
         assert "sampler ddpm against ddim" in recorded.stderr

@@ -140,7 +140,7 @@ def test_runs_below_a_file_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_resume_on_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
-    assert "is no run" in refused(2, "train", "--resume", tmp_path)
+    assert "is not a run" in refused(2, "train", "--resume", tmp_path)
     assert "there is no such run folder" in refused(2, "train", "--resume", tmp_path / "nowhere")
 
 
@@ -151,7 +151,7 @@ def test_resume_on_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
         (["--schedule", "cosin"], "did you mean 'cosine'"),
         (["--preset", "fast"], "none of report, quick"),
         (["--epochs", "0"], "out of range"),
-        (["--lr", "fast"], "is no number"),
+        (["--lr", "fast"], "is not a number"),
         (["--epochs", "3", "--minutes", "3"], "give one budget"),
         (["--device", "tpu9"], "--device"),
         (["--name", "a/b"], "no folder name"),
@@ -210,10 +210,10 @@ def test_one_file_for_two_outputs(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("variables", "toml", "words"),
     [
-        ({"DDPMCTL_LR": "abc"}, "", "DDPMCTL_LR: 'abc' is no number"),
+        ({"DDPMCTL_LR": "abc"}, "", "DDPMCTL_LR: 'abc' is not a number"),
         ({"DDPMCTL_LR": "-1"}, "", "DDPMCTL_LR: -1 is out of range"),
         ({"DDPMCTL_ACT": "gello"}, "", "DDPMCTL_ACT: unknown activation 'gello'"),
-        ({}, 'lr = "abc"', "my.toml: lr: 'abc' is no number"),
+        ({}, 'lr = "abc"', "my.toml: lr: 'abc' is not a number"),
         ({}, "[model]\nwidth = 4", "my.toml: width: 4 is out of range"),
     ],
 )

@@ -19,7 +19,7 @@ from ddpmctl.config_toml import load_toml
 from .conftest import TINY, ddpmctl, load_tensors, size, train
 
 
-def test_a_run_holds_settings_metrics_results_checkpoints_and_pictures(run: Path) -> None:
+def test_a_run_holds_settings_metrics_results_checkpoints_and_images(run: Path) -> None:
     assert Config.from_flat(load_toml(run / "config.toml")).model.width == 8
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in metrics if record["event"] == "epoch"] == [1, 2]

@@ -112,9 +112,9 @@ def test_unknown_settings_and_presets() -> None:
         ("learning_rate = 1.0", UsageError, "unknown setting 'learning_rate'"),
         ("[training]\nwidth = 8", UsageError, r"unknown setting 'width' in \[training\]"),
         ("[optimiser]\nlr = 1.0", UsageError, r"unknown setting 'lr' in \[optimiser\]"),
-        ("[training", DataError, "is no TOML"),
-        ("lr = ", DataError, "is no TOML"),
-        ("\udcff", DataError, "is no TOML"),
+        ("[training", DataError, "is not valid TOML"),
+        ("lr = ", DataError, "is not valid TOML"),
+        ("\udcff", DataError, "is not valid TOML"),
     ],
 )
 def test_wrong_toml_is_refused_by_name(tmp_path: Path, toml: str, kind: type[Exception], message: str) -> None:

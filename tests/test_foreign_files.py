@@ -28,7 +28,7 @@ WRONG_WEIGHTS: dict[str, Callable[[dict[str, Tensor]], object]] = {
     "a missing first layer": lambda w: without(w, "init_conv.conv1.0.weight"),
     "one layer too many": lambda w: w | {"up3.weight": torch.zeros(3)},
     "other names": lambda w: {f"encoder.{name}": value for name, value in w.items()},
-    "a first layer that is no kernel": lambda w: w | {"init_conv.conv1.0.weight": torch.zeros(16)},
+    "a first layer that is not a kernel": lambda w: w | {"init_conv.conv1.0.weight": torch.zeros(16)},
     "not a number": lambda w: w | {"out.3.bias": torch.full((3,), math.nan)},
     "text among the weights": lambda w: w | {"out.3.bias": "zero"},
     "a strange schedule": lambda w: {"alphabar_t": torch.linspace(1, 0, 401)} | {f"nn_model.{name}": value for name, value in w.items()},

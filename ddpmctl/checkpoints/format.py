@@ -73,7 +73,7 @@ def checked_bytes(path: Path) -> bytes:
 
     Raises:
         UsageError: there is no such file.
-        DataError: the file is damaged or is no file of tensors.
+        DataError: the file is damaged or not a file of tensors.
     """
     with open_tensors(path):
         return path.read_bytes()

@@ -173,7 +173,7 @@ def chosen_checkpoint(named: Path | None, runs_dir: Path, assume: dict[str, Valu
     elif named.is_dir():
         pointer = Run(named).pointer("best") or Run(named).pointer("latest")
         if pointer is None:
-            raise UsageError(f"{named}: is no run with a checkpoint; name a .pth file or a run")
+            raise UsageError(f"{named}: is not a run with a checkpoint; name a .pth file or a run")
         named = pointer
         terminal.say(f"checkpoint: {named} (the run's best)")
     checkpoint = load_checkpoint(named, assume)

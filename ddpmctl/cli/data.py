@@ -65,7 +65,7 @@ def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([0-9]{1,5})[xX]([0-9]{1,5})", text)
     sides = [int(side) for side in match.groups()] if match else []
     if not match or not all(SIDES[0] <= side <= SIDES[1] for side in sides):
-        raise UsageError(f"--size: {text!r} is no size; give width x height in pixels, e.g. 320x240, each from {SIDES[0]} to {SIDES[1]}")
+        raise UsageError(f"--size: {text!r} is not a size; give width x height in pixels, e.g. 320x240, each from {SIDES[0]} to {SIDES[1]}")
     return sides[0], sides[1]
 
 

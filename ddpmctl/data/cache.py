@@ -1,8 +1,8 @@
 """The decoded images as one array on disk, so that only the first start pays for decoding or rendering.
 
 An entry is ``KEY.npy`` (uint8, (N, 3, 64, 64)) and ``KEY.json`` (key, shape, sha256 of the array's bytes). The key is made of the
-content, so that nothing has ever to be declared stale; the sum is checked at each start (about 0.2 s for the lab's 221 MB), so that a
-damaged entry is built anew and never trained on.
+content, so an entry never becomes stale; the hash is checked at each start (about 0.2 s for the lab's 221 MB), so that a
+damaged entry is rebuilt and never trained on.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class CachedImages:
 
 
 def cache_folder() -> Path:
-    """Return the cache folder: ``DDPMCTL_CACHE_DIR``, else this system's own place for caches (it need not exist).
+    """Return the cache folder: ``DDPMCTL_CACHE_DIR``, else the system's cache folder (it need not exist).
 
     Raises:
-        UsageError: nothing says where the user's folder is.
+        UsageError: the user's home folder is unknown.
     """
     if chosen := os.environ.get("DDPMCTL_CACHE_DIR"):
         return Path(chosen)
@@ -98,7 +98,7 @@ def benchmark_key(fingerprint: str) -> str:
 def cached_images(key: str, count: int, build: Callable[[], Generator[Progress, None, np.ndarray]]) -> Generator[Progress | Notice, None, CachedImages]:
     """Return the entry's images, (count, 3, 64, 64), from the cache, or from ``build()`` which is then written there.
 
-    Two processes that build one entry at once both finish: each writes files of its own and renames them, and both write the same.
+    Two processes may build one entry at once: each writes temporary files with the same content and renames them.
     """
     entry: Path | None = None
     try:
@@ -147,7 +147,7 @@ def _read(entry: Path, key: str, count: int) -> CachedImages | None:
         DataError: there is one, and it is damaged.
     """
     about_path = entry.with_suffix(".json")
-    if not os.path.lexists(about_path):  # written last: without it the entry is none, or is being written
+    if not os.path.lexists(about_path):  # written last: without it the entry is missing or incomplete
         return None
     try:
         about = read_json(about_path)
@@ -155,15 +155,15 @@ def _read(entry: Path, key: str, count: int) -> CachedImages | None:
         about = None
     shape = (count, 3, SIZE, SIZE)
     if not isinstance(about, dict) or about.get("key") != key or about.get("shape") != list(shape):
-        raise DataError(f"{about_path}: damaged; it is made anew")
+        raise DataError(f"{about_path}: damaged; it is rebuilt")
     images = _read_array(entry, shape)
     if images is None or _sha256(images) != about.get("sha256"):
-        raise DataError(f"{entry}: damaged; it is made anew")
+        raise DataError(f"{entry}: damaged; it is rebuilt")
     return CachedImages(images, str(about["sha256"]))
 
 
 def _read_array(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Read an .npy file of a shape known beforehand; what the file says of itself is compared, and never used to take memory."""
+    """Read an .npy file of a shape known beforehand; its header is compared with that shape, and never used to allocate memory."""
     with suppress(OSError, ValueError), open(path, "rb") as file:
         if np.lib.format.read_magic(file) != (1, 0) or np.lib.format.read_array_header_1_0(file) != (shape, False, np.dtype(np.uint8)):
             return None

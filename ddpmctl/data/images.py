@@ -20,7 +20,7 @@ from ddpmctl.data.folders import Problem
 from ddpmctl.errors import DataError, show
 
 SIZE = 64  # pixels on a side of every training image
-PLACES = ("iclevr", "images", ".")  # the usual one first: it saves a look at every name
+PLACES = ("iclevr", "images", ".")  # the most common one first, which saves a check of every name in the others
 FORMATS = ("PNG", "JPEG")
 PNG_END = b"IEND\xaeB`\x82"
 TRAILER = 65536  # bytes that may follow the end of a PNG
@@ -40,7 +40,7 @@ class FoundImage:
 
     @property
     def path(self) -> Path:
-        """The file's path (made when asked for: a cached start never asks for 18,009 of them)."""
+        """The file's path, built on demand: a cached start does not need 18,009 of them."""
         return self.place / self.name
 
 
@@ -48,7 +48,7 @@ def find_images(folder: Path, names: Sequence[str]) -> tuple[list[FoundImage], l
     """Return the declared images that are there, and a problem for each that is missing or may not be opened.
 
     The images all lie in one place: the folder itself, ``iclevr/`` or ``images/``, whichever holds most of them. That place may be
-    a link to another disk, but no file in it may be one that leads out of it.
+    a link to another disk, but no file in it may be a link that leads out of it.
     """
     best: tuple[list[FoundImage], list[Problem]] | None = None
     for place in (folder / place for place in PLACES):
@@ -95,7 +95,7 @@ def check_image(path: Path) -> None:
 
 
 def each_image(paths: Iterable[Path], work: Callable[[Path], T]) -> Generator[T | DataError, None, None]:
-    """Yield ``work(path)``, or the DataError that it raised, for each path in order; Pillow lets threads share the work."""
+    """Yield ``work(path)``, or the DataError that it raised, for each path in order, in several threads."""
 
     def tried(path: Path) -> T | DataError:
         try:
@@ -111,7 +111,7 @@ def each_image(paths: Iterable[Path], work: Callable[[Path], T]) -> Generator[T 
 
 def _find_in(place: Path, folder: Path, names: Sequence[str]) -> tuple[list[FoundImage], list[Problem]]:
     inside = (Path(os.path.realpath(place)), Path(os.path.realpath(folder)))
-    parents: dict[str, bool] = {"": True}  # sub-folder -> whether it stays inside; one look each, not one per image
+    parents: dict[str, bool] = {"": True}  # sub-folder -> whether it stays inside; checked once each, not once per image
     found, problems = [], []
     prefix = os.path.join(place, "")
     for name in names:
@@ -174,5 +174,5 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "is neither a PNG nor a JPEG image"
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return f"has more than {Image.MAX_IMAGE_PIXELS} pixels; that is no training image"
+        return f"has more than {Image.MAX_IMAGE_PIXELS} pixels, too many for a training image"
     return f"cannot be decoded ({show(str(error))[1:-1] or type(error).__name__})"

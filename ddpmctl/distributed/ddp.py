@@ -18,7 +18,7 @@ from ddpmctl.distributed.job import Job, peer_errors
 from ddpmctl.distributed.replicas import Replicas
 from ddpmctl.errors import UsageError
 
-# The argument's name in the torch at hand: 2.15 warns of the older one, which is all that 2.11 knows.
+# The argument's name in the installed torch: 2.11 has only the older one, and 2.15 warns about it.
 SYNC_BUFFERS = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in inspect.signature(DistributedDataParallel).parameters)
 STEP_TIMEOUT = timedelta(minutes=10)  # of a collective within a training step
 
@@ -114,7 +114,7 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm with the statistics of all ranks' images (Ioffe & Szegedy 2015), for devices that torch's SyncBatchNorm does not serve."""
+    """Batch norm with the statistics of all ranks' images (Ioffe & Szegedy 2015), for devices that torch's SyncBatchNorm does not support."""
 
     group: Any
 

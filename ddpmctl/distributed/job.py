@@ -1,6 +1,6 @@
 """The processes of one job: who this one is, what they agree on, and how the failure of one reaches the others.
 
-A single process is a job of size 1 whose verbs do the obvious thing and import nothing of torch.distributed. Under torchrun, values travel
+A single process is a job of size 1 whose methods act locally and import nothing of torch.distributed. Under torchrun, values travel
 through torch's object collectives over a gloo group (``ddpmctl.distributed.ddp`` has its own group for gradients).
 
 Three things stay by hand, because torch has nothing for them. Collectives block in C++, where Python handles no signal, so they run in a
@@ -44,7 +44,7 @@ FAILURE = "failure"
 
 
 def split(count: int, pieces: int, index: int) -> slice:
-    """Return the ``index``-th of ``pieces`` neighbouring parts of ``count`` things; sizes differ by one at most, the first part is the largest."""
+    """Return the ``index``-th of ``pieces`` consecutive parts of ``count`` items; sizes differ by one at most, the first part is the largest."""
     return slice(-(-count * index // pieces), -(-count * (index + 1) // pieces))
 
 
@@ -87,7 +87,7 @@ class Job:
             return self.is_leader
 
     def from_leader(self, value: Callable[[], T]) -> T:
-        """Return rank 0's ``value()`` on every process; the others do not call it. All processes come here in the same order.
+        """Return rank 0's ``value()`` on every process; the others do not call it. All processes must call this in the same order.
 
         Raises:
             PeerError: another process failed.
@@ -152,7 +152,7 @@ class Job:
 
         Args:
             work: a piece to progress and its result; runs on the process whose turn it is.
-            pieces: read on rank 0 alone, no further than the processes have use for.
+            pieces: read on rank 0 only, as far as needed.
 
         Raises:
             PeerError: another process failed.
@@ -160,7 +160,7 @@ class Job:
         remaining = iter(pieces)
         while part := self.from_leader(lambda: list(itertools.islice(remaining, self.size))):
             own = (yield from work(part[self.rank])) if self.rank < len(part) else None
-            yield from self._gathered(own)[: len(part)]  # type: ignore[misc]  # None stands for no piece alone
+            yield from self._gathered(own)[: len(part)]  # type: ignore[misc]  # None only where there was no piece
 
     def _gathered(self, own: T) -> list[T]:
         """Return every process's value on rank 0, nothing on the others."""

@@ -1,4 +1,4 @@
-"""The copies of a network that train together: what a training step needs of the other processes, and nothing for a single one."""
+"""The copies of a network that train together: what a training step needs from the other processes; nothing for a single one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Replicas:
-    """One replica: every verb is the identity."""
+    """One replica: every method is the identity."""
 
     def __init__(self, job: Job = SINGLE) -> None:
         """Take the job whose processes train."""

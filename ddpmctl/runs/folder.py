@@ -25,7 +25,7 @@ from ddpmctl.errors import DataError, UsageError
 from ddpmctl.files import cannot_write, remove_temporary_files, write_text
 from ddpmctl.runs.sources import RunSources
 
-STALE_SECONDS = 3600  # a run's folder is made in milliseconds: one that was not finished by now never will be
+STALE_SECONDS = 3600  # an unfinished run folder of this age was left by a killed process
 
 
 class _Inside:
@@ -64,17 +64,17 @@ class Run:
         """Return the run's settings.
 
         Raises:
-            UsageError: the folder is no run.
+            UsageError: the folder is not a run.
         """
         if not self.config_file.is_file():
-            raise UsageError(f"{self.folder}: is no run (it has no config.toml)")
+            raise UsageError(f"{self.folder}: is not a run (it has no config.toml)")
         return Config.from_flat(load_toml(self.config_file))
 
     def results(self) -> list[dict[str, str]]:
         """Return the rows of results.csv, as text; none before the first evaluation.
 
         Raises:
-            DataError: the file is no CSV.
+            DataError: the file is not CSV.
         """
         if not self.results_file.is_file():
             return []
@@ -98,7 +98,7 @@ class Run:
         write_text(self.folder / f"{name}.json", json.dumps({"checkpoint": checkpoint.relative_to(self.folder).as_posix()}) + "\n")
 
     def retain(self, count: int) -> None:
-        """Delete scored checkpoints but the best, the last, and the ``count`` latest of the others; each of those that stay is whole on disk."""
+        """Delete scored checkpoints but the best, the last, and the ``count`` latest of the others."""
         spared = {self.pointer("best"), self.pointer("latest")}
         others = [file for file in find_checkpoints(self.folder) if file not in spared]
         for file in others[: max(0, len(others) - count)]:
@@ -133,7 +133,7 @@ def create_run(parent: Path, name: str | None, config: Config, sources: RunSourc
         UsageError: the name is taken or no folder name, or the parent cannot be written to.
     """
     if name is not None and (not re.fullmatch(r"[\w.+-]+", name) or name.strip(".") == ""):
-        raise UsageError(f"--name: {name!r} is no folder name; use letters, digits, '.', '_', '+' and '-'")
+        raise UsageError(f"--name: {name!r} is not a folder name; use letters, digits, '.', '_', '+' and '-'")
     try:
         parent.mkdir(parents=True, exist_ok=True)
         _sweep_unfinished(parent)
@@ -166,7 +166,7 @@ def _sweep_unfinished(parent: Path) -> None:
 
 
 def _claim(made: Path, parent: Path, name: str | None, config: Config) -> Path:
-    """Give a finished folder its name; a rename onto a folder that holds something fails, whoever made it a moment ago."""
+    """Rename a finished folder; renaming onto a non-empty folder fails, so two processes cannot take the same name."""
     base = name or name_for(config)
     for suffix in ("", *(f"-{n}" for n in range(2, 10_000))):
         try:
@@ -181,9 +181,9 @@ def _claim(made: Path, parent: Path, name: str | None, config: Config) -> Path:
 
 @contextmanager
 def locked(run: Run) -> Iterator[None]:
-    """Hold a run's folder against every other process that would train in it; what killed ones left half-written is removed.
+    """Lock a run's folder for this process, and remove the temporary files of killed ones.
 
-    The operating system lets go of the lock when its holder dies, however that happens.
+    The operating system releases the lock when the process ends, for whatever reason.
 
     Raises:
         UsageError: another process is training there; names it.
@@ -215,7 +215,7 @@ def _holder(run: Run) -> str:
 
 
 def name_for(config: Config) -> str:
-    """Return a run name that tells runs apart by what people vary: network, activation, schedule, budget, seed."""
+    """Return a run name from the settings that users vary most: network, activation, schedule, budget, seed."""
     model, training = config.model, config.training
     budget = f"{training.epochs}ep" if training.epochs is not None else f"{training.minutes:g}min"
     return f"{model.net}{model.width}-{model.act}-{config.diffusion.schedule}-{budget}-s{training.seed}"
@@ -225,7 +225,7 @@ def open_run(folder: Path) -> Run:
     """Return the run in a folder.
 
     Raises:
-        UsageError: the folder is no run.
+        UsageError: the folder is not a run.
     """
     run = Run(folder)
     if not folder.is_dir():
@@ -272,6 +272,6 @@ def _by_epoch(folder: Path) -> list[Path]:
 
 
 def epoch_in_name(path: Path) -> int:
-    """Return the epoch that a report-style file name tells, -1 where it tells none."""
+    """Return the epoch in a report-style file name, or -1."""
     match = FILE_NAME.fullmatch(path.name)
     return int(match["epoch"]) if match else -1

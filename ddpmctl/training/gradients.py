@@ -21,7 +21,7 @@ from ddpmctl.errors import DivergedError, UsageError
 
 
 class Diverged(DivergedError):
-    """Numbers that are not finite, with what is known of them as plain values."""
+    """Numbers that are not finite, with a diagnosis of plain values."""
 
     def __init__(self, message: str, diagnosis: dict[str, Any]) -> None:
         """Take the message and the diagnosis."""

@@ -1,4 +1,4 @@
-"""The run's log: metrics.jsonl, timing.jsonl and results.csv, which a resumed run continues without losing or doubling a row."""
+"""The run's log: metrics.jsonl, timing.jsonl and results.csv, in which a resumed run neither loses nor repeats a row."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ KINDS: dict[type, str] = {StepDone: "step", EpochDone: "epoch", RolledBack: "rol
 class RunLog:
     """The reader of the event stream that appends to the run's files.
 
-    The sizes of the files are kept in each state to resume from. A run that was killed since has rows behind them, which its
-    repetition will write again: they are cut off, and so is a last line that was only begun.
+    Each saved state has the sizes of these files. On resume, rows written after the state are cut off, because the resumed run writes
+    them again; so is an incomplete last line.
     """
 
     def __init__(self, run: Run, *, writes: bool = True) -> None:
@@ -34,7 +34,7 @@ class RunLog:
         self.files = {file.name: file for file in (self._metrics, self._timing, self._results) if writes}
 
     def sizes(self) -> dict[str, int]:
-        """Return the files' sizes in bytes, after seeing to it that they last through a power cut."""
+        """Return the files' sizes in bytes, after an fsync of each."""
         for file in self.files.values():
             if file.exists():
                 with file.open("rb+") as handle:
@@ -42,7 +42,7 @@ class RunLog:
         return {name: file.stat().st_size if file.exists() else 0 for name, file in self.files.items()}
 
     def cut(self, sizes: Mapping[str, Any]) -> list[str]:
-        """Take the files back to what they were when a state was saved; return the names of those that have lost rows since."""
+        """Truncate the files to their sizes at a saved state; return the names of those that are shorter."""
         short = []
         for name, file in self.files.items():
             size = sizes.get(name)
@@ -57,7 +57,7 @@ class RunLog:
         return short
 
     def read(self, event: Event) -> None:
-        """Append an event that belongs in the log; others are passed over.
+        """Append an event that belongs in the log; ignore others.
 
         Raises:
             UsageError: the disk is full.

@@ -126,9 +126,11 @@ def _with_rollbacks(trainer: Trainer, log: RunLog, run: Run, classifier: Classif
             seen_by_all = trainer.replicas.job.is_single or "batch_indices" in error.diagnosis  # found in a step, and not by rank 0 alone while it saves
         problem = f"{reason}; details are in {run.diagnosis_file}"
         if trainer.config.run.on_nan != "rollback" or not seen_by_all:
-            raise DivergedError(f"{problem}. The last good state is kept: resume with --on-nan rollback, or train anew with a lower --lr or --precision fp32")
+            raise DivergedError(
+                f"{problem}. The last good state is kept: resume with --on-nan rollback, or start a new run with a lower --lr or --precision fp32"
+            )
         if trainer.counters.rollbacks >= MAX_ROLLBACKS:
-            raise DivergedError(f"{problem}. It was rolled back {MAX_ROLLBACKS} times already; train anew with a lower --lr or --precision fp32")
+            raise DivergedError(f"{problem}. It was rolled back {MAX_ROLLBACKS} times already; start a new run with a lower --lr or --precision fp32")
         yield from _restore(trainer, log, run, trainer.config)
         trainer.counters.rollbacks += 1
         trainer.counters.lr_scale /= 2
@@ -214,8 +216,7 @@ def _score_and_save(trainer: Trainer, log: RunLog, run: Run, classifier: Classif
         counters.best = mean
         run.point("best", path)
     counters.scored_epoch = counters.epoch
-    if not trainer.replicas.job.is_single:
-        trainer.replicas.job.from_leader(lambda: None)  # ends the others' waiting
+    trainer.replicas.job.from_leader(lambda: None)  # ends the others' waiting
     yield Evaluated(counters.epoch, counters.step, counters.images_seen, counters.last_loss, counters.seconds, scores, classifier.sha256, path)
     save_state(trainer, log, run)
     if config.run.keep is not None:

@@ -49,7 +49,7 @@ def make_plan(trainer: Trainer, run: Path, classifier: str) -> Plan:
     """Return what training will do; the duration for a number of epochs is estimated from two forward and backward passes.
 
     Args:
-        trainer: before its first step; it is not changed. All processes of its job come here.
+        trainer: before its first step; it is not changed. All processes of its job must call this.
         run: the run's folder.
         classifier: the name of the network that scores.
     """
@@ -87,7 +87,7 @@ def network_size(config: ModelConfig) -> tuple[int, int]:
 def seconds_per_image(trainer: Trainer) -> float:
     """Return the seconds that one process takes for an image's gradients, measured on the second of two small batches.
 
-    Weights and running statistics stay as they are. All processes of the job come here: batch norm may need each of them.
+    Weights and running statistics stay as they are. All processes of the job must call this: batch norm may need each of them.
 
     Raises:
         UsageError: the batch does not fit in memory; names settings that fit.
@@ -146,7 +146,7 @@ def room_for(config: Config) -> Room:
 
 
 def check_room(config: Config, folder: Path, *, already: int = 0) -> None:
-    """Refuse a run that will not fit on the disk of ``folder``, of whose checkpoints ``already`` are there.
+    """Refuse a run that will not fit on the disk of ``folder``, which has ``already`` checkpoints of the run.
 
     Raises:
         UsageError: says what is needed and what is free.

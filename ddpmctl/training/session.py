@@ -27,7 +27,7 @@ from ddpmctl.training.loop import training_events
 from ddpmctl.training.plan import Plan, check_room, make_plan
 from ddpmctl.training.trainer import Trainer
 
-# Settings that a saved state cannot be carried over to.
+# Settings that cannot change on resume.
 FIXED = frozenset({"net", "act", "width", "optimizer", "ema", "seed"})
 
 
@@ -124,12 +124,12 @@ def overridable(text: str | None) -> set[str]:
     """Return the settings that ``--override`` names.
 
     Raises:
-        UsageError: one is no setting of a recipe, or cannot change within a run.
+        UsageError: one is not a setting of a recipe, or cannot change within a run.
     """
     known = {setting.name for section in RECIPE for setting in settings(section)}
     names = {part.strip().replace("-", "_") for part in text.split(",")} if text is not None else set()
     if unknown := sorted(names - known):
-        raise UsageError(f"--override: {unknown[0]!r} is no setting of a run's recipe; name them with commas between, e.g. lr,epochs")
+        raise UsageError(f"--override: {unknown[0]!r} is not a setting of a run's recipe; name them with commas between, e.g. lr,epochs")
     if fixed := sorted(names & FIXED):
         raise UsageError(f"--override: {fixed[0]} cannot change within a run; train a new one")
     return names

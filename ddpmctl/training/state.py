@@ -47,7 +47,7 @@ def restore(trainer: Trainer, state: Any, where: str) -> None:
         DataError: the state has another format, is of other data, or does not fit the settings; ``where`` names it.
     """
     if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
-        raise DataError(f"{where}: is no training state of this version")
+        raise DataError(f"{where}: is not a training state of this version")
     if state.get("data") != trainer.dataset.key:
         raise DataError(f"{where}: the run was trained on other data than {trainer.dataset.name}")
     peaks = [[group["peak_lr"] for group in optimizer.param_groups] for optimizer in trainer.optimizers]

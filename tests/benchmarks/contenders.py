@@ -84,7 +84,7 @@ def ours(name: str, preset: str, data: Dataset, **settings: object) -> tuple[Con
         return trainer.counters.images_seen - before
 
     def sample(labels: Tensor, seed: int, steps: int) -> Tensor:
-        raise NotImplementedError("ours are judged by the engine itself")
+        raise NotImplementedError("our checkpoints are scored by ddpmctl itself")
 
     return Contender(name, trainer.net, step, sample, lambda x: trainer.net(x, x.new_zeros(1, 24), x.new_ones(1))), trainer
 

@@ -1,4 +1,4 @@
-"""Fuzzing the readers of files from strangers: label files and checkpoints.
+"""Fuzzing the readers of untrusted files: label files and checkpoints.
 
     python -m tests.benchmarks.fuzz manifest|checkpoint [--minutes 10] [--seed 0]
 

@@ -120,7 +120,7 @@ def report_epochs(seconds: float, epochs: int) -> Figures:
 def accuracy(
     name: str, minutes: float, seed: int, out: str, repeats: int = 8, preset: str = "quick", settings: Mapping[str, Any] | None = None, peer_steps: int = 20
 ) -> Figures:
-    """Train from scratch for some minutes and score the pictures; those of ours are kept in ``out`` for a second classifier."""
+    """Train from scratch for some minutes and score the images; ours are kept in ``out`` for a second classifier."""
     data, evaluator = benchmark_data(), load_classifier()
     if name != "ours":
         return _peer_accuracy(contender(name, data, seed), data, evaluator, minutes, seed, peer_steps)
@@ -128,13 +128,13 @@ def accuracy(
     trained = _trained(path, data, preset, {"minutes": minutes, "epochs": None, "seed": seed, **(settings or {})})
     pipeline = pipeline_for(load_checkpoint(path), {}, make_compute_device(Config().device))
     start = time.perf_counter()
-    judged = finish(score_conditions(pipeline, evaluator, data.conditions, seed=1000 + seed, repeats=repeats))
-    np.savez(path.with_suffix(".npz"), **{kind: scored_images.images.numpy() for kind, scored_images in judged.items()})
+    scored = finish(score_conditions(pipeline, evaluator, data.conditions, seed=1000 + seed, repeats=repeats))
+    np.savez(path.with_suffix(".npz"), **{kind: scored_images.images.numpy() for kind, scored_images in scored.items()})
     return {
         "contender": ", ".join([f"ours: {preset}", *map(str, (settings or {}).values())]), "minutes": minutes, "seed": seed, **trained, "repeats": repeats,
-        "scores": {kind: scored_images.score.to_dict() for kind, scored_images in judged.items()}, "heldout": _held_out_against_seen(judged, repeats),
-        "by_colours": _by_colours(judged),
-        "sampling": pipeline.describe(), "sampling_ms_per_image": 1000 * (time.perf_counter() - start) / sum(len(j.requests) for j in judged.values()),
+        "scores": {kind: scored_images.score.to_dict() for kind, scored_images in scored.items()}, "heldout": _held_out_against_seen(scored, repeats),
+        "by_colours": _by_colours(scored),
+        "sampling": pipeline.describe(), "sampling_ms_per_image": 1000 * (time.perf_counter() - start) / sum(len(j.requests) for j in scored.values()),
     }  # fmt: skip
 
 
@@ -151,21 +151,21 @@ def _trained(path: Path, data: Dataset, preset: str, settings: Mapping[str, Any]
     return figures
 
 
-def _by_colours(judged: Mapping[str, ScoredImages]) -> Figures:
+def _by_colours(scored: Mapping[str, ScoredImages]) -> Figures:
     """Score the lab's files apart by whether two requested objects share a colour."""
-    answers = torch.cat([judged[kind].probabilities for kind in SCORED])
-    requested = [request.labels for kind in SCORED for request in judged[kind].requests]
+    answers = torch.cat([scored[kind].probabilities for kind in SCORED])
+    requested = [request.labels for kind in SCORED for request in scored[kind].requests]
     return {name: part.to_dict() for name, part in breakdown(answers, requested)["colours"].items()}
 
 
-def _held_out_against_seen(judged: Mapping[str, ScoredImages], repeats: int) -> Figures:
+def _held_out_against_seen(scored: Mapping[str, ScoredImages], repeats: int) -> Figures:
     """Compare held-out label sets with the three-object ones of the lab's files that training showed."""
     trained = load_conditions(None).trained_sets
-    seen = [(request, answer) for kind in SCORED for request, answer in zip(judged[kind].requests, judged[kind].probabilities, strict=True)
+    seen = [(request, answer) for kind in SCORED for request, answer in zip(scored[kind].requests, scored[kind].probabilities, strict=True)
             if len(request.labels) == 3 and frozenset(request.labels) in trained]  # fmt: skip
     requests, answers = [request for request, _ in seen], [answer for _, answer in seen]
     of_seen = score(torch.stack(answers), label_tensor(requests)).accuracy if seen else math.nan
-    return {"seen_triples": of_seen, "heldout_triples": judged["heldout"].score.accuracy, "seen_conditions": len(seen) // repeats}
+    return {"seen_triples": of_seen, "heldout_triples": scored["heldout"].score.accuracy, "seen_conditions": len(seen) // repeats}
 
 
 def _peer_accuracy(peer: Contender, data: Dataset, evaluator: Classifier, minutes: float, seed: int, steps: int) -> Figures:
@@ -242,8 +242,8 @@ def _doubled_step(net: torch.nn.Module, diffusion: Diffusion, x: Tensor, labels:
 
 
 def _scores(pipeline: SamplingPipeline, evaluator: Classifier, conditions: Mapping[str, Sequence[tuple[str, ...]]], repeats: int) -> Figures:
-    judged = finish(score_conditions(pipeline, evaluator, conditions, seed=2, repeats=repeats))
-    return {kind: scored_images.score.to_dict() for kind, scored_images in judged.items()}
+    scored = finish(score_conditions(pipeline, evaluator, conditions, seed=2, repeats=repeats))
+    return {kind: scored_images.score.to_dict() for kind, scored_images in scored.items()}
 
 
 # (d) A folder of checkpoints
@@ -265,10 +265,10 @@ def folder(count: int, of: int) -> Figures:
         spec = EvaluationSpec(conditions, load_classifier(), make_compute_device(Config().device),
             sampling={"sampler": "dpm++2m", "steps": None, "guidance": 0.0})  # fmt: skip
         start = time.perf_counter()
-        judged, _ = finish(evaluate_checkpoints(paths, spec))
+        scored, _ = finish(evaluate_checkpoints(paths, spec))
         seconds = time.perf_counter() - start
-    assert len(judged) == count
-    calls = sum(map(len, conditions.values())) * SamplingPipeline(net, Diffusion.of(Config().diffusion), judged[0].sampling, spec.compute).nfe
+    assert len(scored) == count
+    calls = sum(map(len, conditions.values())) * SamplingPipeline(net, Diffusion.of(Config().diffusion), scored[0].sampling, spec.compute).nfe
     return {"checkpoints": count, "calls": calls, "seconds": seconds, "minutes_for_all": seconds / count * of / 60, "of": of}
 
 

@@ -21,18 +21,18 @@ from ddpmctl.files import atomic_write, sha256_file
 from ddpmctl.progress import Notice, Progress
 
 from ..conftest import ddpmctl
-from .conftest import entry, finish, flip, load, picture, posix
+from .conftest import entry, example_image, finish, flip, load, posix
 
 # The cache
 
 
-def test_a_changed_folder_is_decoded_anew(folder: Path, cache: Path) -> None:
+def test_a_changed_folder_is_decoded_again(folder: Path, cache: Path) -> None:
     load(folder)
     kept = entry(cache)
     inode = kept.stat().st_ino
     load(folder)
     assert entry(cache).stat().st_ino == inode
-    changed = picture(9)
+    changed = example_image(9)
     changed.save(folder / "iclevr" / "CLEVR_train_000001_0.png")
     data = load(folder)
     np.testing.assert_array_equal(data.images[2].transpose(1, 2, 0), np.asarray(changed.resize((64, 64), Image.Resampling.BILINEAR)))
@@ -209,7 +209,7 @@ def test_an_entry_that_is_used_after_a_month_is_kept(tmp_path: Path, monkeypatch
     finish(load_dataset(None, scenes=1))
     for file in (*tmp_path.glob("*.*"), tmp_path / ".last-removal"):
         os.utime(file, (0, 0))
-    assert finish(load_dataset(None, scenes=1))[0] == []  # it is not rendered anew
+    assert finish(load_dataset(None, scenes=1))[0] == []  # it is not rendered again
 
 
 def test_a_hit_counts_as_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

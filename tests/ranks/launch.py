@@ -18,7 +18,7 @@ QUIET = {"OMP_NUM_THREADS": "1"}
 def torchrun(
     count: int, *arguments: object, restarts: int = 0, module: str = "ddpmctl", environment: Mapping[str, str] | None = None, endpoint: str | None = None
 ) -> subprocess.Popen[str]:
-    """Start a module in ``count`` processes; with an endpoint, as one of two launchers that meet there, each on a machine of its own."""
+    """Start a module in ``count`` processes; with an endpoint, as one of two launchers that meet there, as if each were another machine."""
     place = ["--standalone"] if endpoint is None else ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "job"]
     launcher = [sys.executable, "-m", "torch.distributed.run", *place, "--nproc-per-node", str(count), "--max-restarts", str(restarts)]
     command = [*launcher, "-m", module, *map(str, arguments)]

@@ -61,7 +61,7 @@ def test_evaluate_lists_a_broken_file_once_and_scores_the_rest(run: Path, tmp_pa
     assert "1 of 3 checkpoints could not be scored" in line
 
 
-def test_sample_makes_the_pictures_of_one_process(run: Path, tmp_path: Path) -> None:
+def test_sample_gives_the_images_of_one_process(run: Path, tmp_path: Path) -> None:
     def arguments(name: str) -> list[object]:
         return ["sample", run, "--labels", "red cube,blue sphere", "--labels", "gray cylinder", "-n", 50, "-o", tmp_path / name, "--threads", 1]
 

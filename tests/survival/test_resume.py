@@ -193,7 +193,7 @@ def test_what_may_change_is_named(copy: Path) -> None:
     ("arguments", "expected"),
     [
         (["--override", "lr"], "--lr VALUE"),
-        (["--override", "learning"], "'learning' is no setting"),
+        (["--override", "learning"], "'learning' is not a setting"),
         (["--override", "width", "--width", "16"], "width cannot change within a run"),
         (["--width", "16"], "train a new run instead"),
         (["--batch-size", "4"], "--override batch_size"),

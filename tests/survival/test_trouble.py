@@ -273,7 +273,7 @@ class Crowded(nn.Module):
 
 
 @pytest.mark.parametrize("room", [1, 5, 64])
-def test_sampling_takes_smaller_batches_where_memory_is_short_and_makes_the_same_pictures(room: int) -> None:
+def test_sampling_takes_smaller_batches_where_memory_is_short_and_gives_the_same_images(room: int) -> None:
     from ddpmctl.diffusion.denoiser import Diffusion
 
     config = Config().replace(timesteps=6, sampler="ddpm")
