@@ -140,7 +140,7 @@ def test_runs_below_a_file_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_resume_on_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
-    assert "is no run" in refused(2, "train", "--resume", tmp_path)
+    assert "is not a run" in refused(2, "train", "--resume", tmp_path)
     assert "there is no such run folder" in refused(2, "train", "--resume", tmp_path / "nowhere")
 
 
@@ -154,7 +154,7 @@ def test_resume_on_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
         (["--lr", "fast"], "is no number"),
         (["--epochs", "3", "--minutes", "3"], "give one budget"),
         (["--device", "tpu9"], "--device"),
-        (["--name", "a/b"], "no folder name"),
+        (["--name", "a/b"], "not a folder name"),
         (["--scenes", "0"], "--scenes"),
         (["--scenes", "3", "--data", "x"], "--scenes"),
         (["--config", "nowhere.toml"], "nowhere.toml"),

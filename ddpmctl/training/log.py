@@ -1,4 +1,4 @@
-"""The run's log: metrics.jsonl, timing.jsonl and results.csv, which a resumed run continues without losing or doubling a row."""
+"""The run's log: metrics.jsonl, timing.jsonl and results.csv; a resumed run neither loses nor repeats a row."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ TIMES = ("seconds", "images_per_second")
 
 
 class RunLog:
-    """The reader of the event stream that appends to the run's files.
+    """Appends events to the run's log files.
 
-    The sizes of the files are kept in each state to resume from. A run that was killed since has rows behind them, which its
-    repetition will write again: they are cut off, and so is a last line that was only begun.
+    Each saved state contains the sizes of the files. On resume, rows written after that state are cut off, because the resumed run
+    writes them again; so is an incomplete last line.
     """
 
     def __init__(self, run: Run, *, writes: bool = True) -> None:
-        """Append to the run's files; of several processes, one ``writes``."""
+        """Append to the run's files; with several processes, only one ``writes``."""
         self._metrics, self._timing, self._results = run.metrics_file, run.timing_file, run.results_file
         self.files = {file.name: file for file in (self._metrics, self._timing, self._results) if writes}
 
     def sizes(self) -> dict[str, int]:
-        """Return the files' sizes in bytes, after seeing to it that they last through a power cut."""
+        """Return the files' sizes in bytes, after an fsync of each."""
         for file in self.files.values():
             if file.exists():
                 with file.open("rb+") as handle:
@@ -41,7 +41,7 @@ class RunLog:
         return {name: file.stat().st_size if file.exists() else 0 for name, file in self.files.items()}
 
     def cut(self, sizes: Mapping[str, Any]) -> list[str]:
-        """Take the files back to what they were when a state was saved; return the names of those that have lost rows since."""
+        """Truncate the files to the sizes in a saved state; return the names of files that are shorter, having lost rows."""
         short = []
         for name, file in self.files.items():
             size = sizes.get(name)
@@ -56,7 +56,7 @@ class RunLog:
         return short
 
     def read(self, event: Event) -> None:
-        """Append an event that belongs in the log; others are passed over.
+        """Append an event to the log; events of other kinds are ignored.
 
         Raises:
             UsageError: the disk is full.

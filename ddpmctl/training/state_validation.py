@@ -16,16 +16,16 @@ from ddpmctl.errors import show
 
 @dataclass
 class Counters:
-    """Progress of a run; with the config and the seed it determines all that follows.
+    """Progress of a run; with the config and the seed it determines the remaining steps.
 
     Attributes:
-        seconds: of training steps alone, over all resumptions.
+        seconds: duration of the training steps, including those before a resume.
         epoch_loss: sum of loss x images since the epoch began.
         logged_loss, logged_images: the same since the last logged step.
         scored_epoch: the last epoch after which a checkpoint was scored and saved.
         last_loss: mean loss of the last whole epoch.
         lr: learning rate of the last step.
-        lr_scale: what rollbacks have left of the learning rate.
+        lr_scale: factor of the learning rate from rollbacks.
     """
 
     step: int = 0
@@ -71,17 +71,17 @@ def check_weights(expected: Mapping[str, Tensor], saved: Any) -> None:
 def check_optimizer_state(optimizer: torch.optim.Optimizer, saved: Any) -> None:
     """Compare an optimizer's saved state with its parameters (torch itself would fail only within a step); ValueError where they differ."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    groups, frames = saved["param_groups"], saved["state"]
+    groups, states = saved["param_groups"], saved["state"]
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
         raise ValueError("state of another optimizer")
     if [set(group) for group in groups] != [set(group) for group in optimizer.param_groups]:
         raise ValueError("optimizer groups have other settings")
-    if frames and set(frames) != set(range(len(parameters))):
+    if states and set(states) != set(range(len(parameters))):
         raise ValueError("optimizer state of other parameters")
-    names = {frozenset(of) for of in frames.values()}
+    names = {frozenset(entries) for entries in states.values()}
     if len(names) > 1:
         raise ValueError("optimizer state has different entries for different parameters")
-    for index, of in frames.items():
-        for name, value in of.items():
+    for index, entries in states.items():
+        for name, value in entries.items():
             if isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameters[index].shape:
                 raise ValueError(f"optimizer entry {name!r} of parameter {index} has another shape")

@@ -49,7 +49,7 @@ def test_a_stopped_run_is_gone_on_with(run: Path, tmp_path: Path) -> None:
     assert load_tensors(made / "state.pt")[0]["counters"]["epoch"] == 1
     result = ddpmctl(*command)
     assert result.exit_code == 0, result.output
-    assert "exists already; going on with it" in result.stderr
+    assert "exists already; resuming it" in result.stderr
     assert (made / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
 
 

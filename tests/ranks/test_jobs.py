@@ -105,7 +105,7 @@ def test_a_killed_rank_leads_to_a_restart_and_the_same_end(rank: int, undisturbe
     wait_for_rows(process, tmp_path / "r", 4)  # two epochs, their score and another epoch
     os.kill(workers(process.pid)[rank], signal.SIGKILL)
     _, message = finished(process)
-    assert "exists already; going on with it" in message
+    assert "exists already; resuming it" in message
     assert "Traceback (most recent call last)" not in message
     assert differences(undisturbed, tmp_path / "r") == []
 
@@ -119,7 +119,7 @@ def test_two_launchers_are_one_job_which_survives_a_kill(undisturbed: Path, tmp_
     wait_for_rows(launchers[0], tmp_path / "r", 3)
     os.kill(workers(launchers[1].pid)[0], signal.SIGKILL)
     message = "".join(finished(launcher)[1] for launcher in launchers)
-    assert message.count("exists already; going on with it") == 1
+    assert message.count("exists already; resuming it") == 1
     assert differences(undisturbed, tmp_path / "r") == []
 
 

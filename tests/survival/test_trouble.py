@@ -290,7 +290,7 @@ def test_training_says_which_micro_batch_would_fit(dataset: object) -> None:
     config = Config().replace(width=8, timesteps=6, batch_size=12, epochs=1, precision="fp32", device="cpu")
     trainer = Trainer(config, make_compute_device(config.device), dataset)  # type: ignore[arg-type]
     trainer.net = trainer.forward = Crowded(4)
-    with pytest.raises(UsageError, match=r"12 images at a time do not fit .* --micro-batch 3 does, and adds up the gradients of 4"):
+    with pytest.raises(UsageError, match=r"12 images at a time do not fit .* --micro-batch 3 does, and accumulates 4 of them"):
         trainer.step()
 
 
