@@ -57,7 +57,7 @@ def jobs(out: Path, *, quick: bool) -> Iterator[Job]:
     classifier = str(out / "resnet18.pth")
     amounts = {"steps": 5, "scenes": 50, "check_scenes": 20} if quick else {"steps": 2400, "scenes": 12000, "check_scenes": 2000}
     yield Job("second-classifier", "second_classifier", {"out": classifier, **amounts})
-    yield Job("second-opinion", "second_opinion", {"classifier": classifier, "pictures": [str(out / "quick-30.npz"), str(out / "quick-5-0.npz")]})
+    yield Job("second-opinion", "second_opinion", {"classifier": classifier, "images": [str(out / "quick-30.npz"), str(out / "quick-5-0.npz")]})
     yield Job("start-up", "start_up")
     if on_gpu():
         yield Job("gpu-report", "report_epochs", {"seconds": 5.0 if quick else 60.0, "epochs": 600})
