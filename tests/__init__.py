@@ -2,6 +2,6 @@
 
 import os
 
-# Before torch and numpy read them, and for the processes that tests start: small tensors on several threads spend most of it waiting.
+# Set before torch and numpy read them, and inherited by processes that tests start: for small tensors, several threads are slower than one.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")

@@ -55,8 +55,8 @@ def test_image_labels_time_and_activation_matter(name: str, act: str) -> None:
         here = net(x_t, labels, time)
         for other in others:
             assert (net(*other) - here).abs().amax((1, 2, 3)).min() > 1e-4
-        stranger = network(name, "gelu" if act == "tanh" else "tanh")(x_t, labels, time)
-        assert (stranger - here).abs().max() > 1e-4
+        other_act = network(name, "gelu" if act == "tanh" else "tanh")(x_t, labels, time)
+        assert (other_act - here).abs().max() > 1e-4
 
 
 @every_network

@@ -23,7 +23,7 @@ def torchrun(
     environment: Mapping[str, str] | None = None,
     endpoint: str | None = None,
 ) -> subprocess.Popen[str]:
-    """Start a module in ``count`` processes; with an endpoint, as one of two launchers that meet there, each on a machine of its own."""
+    """Start a module in ``count`` processes; with an endpoint, as one of two launchers that connect there, as on two machines."""
     place = ["--standalone"] if endpoint is None else ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "job"]
     launcher = [sys.executable, "-m", "torch.distributed.run", *place, "--nproc-per-node", str(count), "--max-restarts", str(restarts)]
     command = [*launcher, "-m", module, *map(str, arguments)]
@@ -32,7 +32,7 @@ def torchrun(
 
 
 def finished(process: subprocess.Popen[str], code: int = 0, timeout: float = 120) -> tuple[str, str]:
-    """Wait for a job and return what it said on stdout and stderr; it must not hang, and must end with ``code``."""
+    """Wait for a job and return its stdout and stderr; it must not hang, and must end with ``code``."""
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -43,7 +43,7 @@ def finished(process: subprocess.Popen[str], code: int = 0, timeout: float = 120
 
 
 def workers(launcher: int) -> list[int]:
-    """Return the processes that a launcher has started, by rank."""
+    """Return the process ids of a launcher's workers, by rank."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
