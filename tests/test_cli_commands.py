@@ -272,7 +272,6 @@ class TestDenoiseGrid:
         assert np.array_equal(last, pixels(tmp_path / "out" / "000-red-cube-seed0-000.png"))
         assert 60 < first.std() < 110  # unit normal noise on the scale of 127.5, clipped
 
-
     def test_confidence_is_written_under_every_frame(self, run: Path, tmp_path: Path) -> None:
         """One line of text per label, blank only for pure noise."""
         for name, options in {"with": (), "without": ("--no-confidence",)}.items():

@@ -59,9 +59,7 @@ def crossed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, in
     """Two activations by two schedules, the linear ones with two training seeds."""
     folder = tmp_path_factory.mktemp("crossed")
     cells = [(act, schedule, 0) for act in ("gelu", "relu") for schedule in ("linear", "cosine")] + [("gelu", "linear", 1), ("relu", "linear", 1)]
-    return {
-        (act, schedule, seed): train(folder, "--epochs", 1, "--act", act, "--schedule", schedule, "--seed", seed) for act, schedule, seed in cells
-    }
+    return {(act, schedule, seed): train(folder, "--epochs", 1, "--act", act, "--schedule", schedule, "--seed", seed) for act, schedule, seed in cells}
 
 
 class TestVerdict:

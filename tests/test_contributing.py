@@ -50,12 +50,7 @@ def apply(root: Path, block: str) -> None:
     ("title", "listing", "words", "use"),
     [
         ("A noise schedule", ["train", "--help"], "scaled-linear", ["train", *TINY, "--schedule", "scaled-linear"]),
-        (
-            "A sampler with an option of its own",
-            ["sample", "--help"],
-            "--churn",
-            ["train", *TINY, "--sampler", "churned", "--churn", "0.3", "--steps", "2"],
-        ),
+        ("A sampler with an option of its own", ["sample", "--help"], "--churn", ["train", *TINY, "--sampler", "churned", "--churn", "0.3", "--steps", "2"]),
         ("A network", ["train", "--help"], "one-convolution", ["train", *TINY, "--net", "one-convolution"]),
         ("An optimizer", ["train", "--help"], "sgd", ["train", *TINY, "--optimizer", "sgd"]),
         ("A command", ["--help"], "classes", ["classes"]),

@@ -65,8 +65,7 @@ def test_objectives_agree_on_inexact_predictions(signal: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "target"),
-    [("eps", lambda x0, eps, a, b: eps), ("x0", lambda x0, eps, a, b: x0), ("v", lambda x0, eps, a, b: a * eps - b * x0)],
+    ("name", "target"), [("eps", lambda x0, eps, a, b: eps), ("x0", lambda x0, eps, a, b: x0), ("v", lambda x0, eps, a, b: a * eps - b * x0)]
 )
 def test_targets_equal_their_formulas(name: str, target: Callable[..., Tensor]) -> None:
     x0, eps = pair()

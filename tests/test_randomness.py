@@ -53,8 +53,7 @@ def test_different_uses_have_different_seeds(one: tuple, other: tuple) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
-    [((0, "image", "a/b"), (0, "image", "a", "b")), ((0, "image", "1"), (0, "image", 1)), ((0, "image", 1, "2/3"), (0, "image", 1, 2, 3))],
+    ("one", "other"), [((0, "image", "a/b"), (0, "image", "a", "b")), ((0, "image", "1"), (0, "image", 1)), ((0, "image", 1, "2/3"), (0, "image", 1, 2, 3))]
 )
 def test_uses_with_the_same_joined_text_have_different_seeds(one: tuple, other: tuple) -> None:
     assert derived_seed(*one) != derived_seed(*other)

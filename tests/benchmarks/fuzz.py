@@ -129,9 +129,7 @@ def main() -> int:
     start, examples, number = time.perf_counter(), 0, given_.seed
     with tempfile.TemporaryDirectory() as folder:
         test, drawn = {"manifest": manifest_fuzz, "checkpoint": checkpoint_fuzz}[given_.reader](Path(folder))
-        around = settings(
-            max_examples=EXAMPLES, deadline=5000, database=None, suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink)
-        )
+        around = settings(max_examples=EXAMPLES, deadline=5000, database=None, suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink))
         while time.perf_counter() - start < 60 * given_.minutes:
             seed(number)(around(given(*drawn)(test)))()
             examples, number = examples + EXAMPLES, number + 1

@@ -16,12 +16,7 @@ QUIET = {"OMP_NUM_THREADS": "1"}
 
 
 def torchrun(
-    count: int,
-    *arguments: object,
-    restarts: int = 0,
-    module: str = "ddpmctl",
-    environment: Mapping[str, str] | None = None,
-    endpoint: str | None = None,
+    count: int, *arguments: object, restarts: int = 0, module: str = "ddpmctl", environment: Mapping[str, str] | None = None, endpoint: str | None = None
 ) -> subprocess.Popen[str]:
     """Start a module in ``count`` processes; with an endpoint, as one of two launchers that connect there, as on two machines."""
     place = ["--standalone"] if endpoint is None else ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "job"]

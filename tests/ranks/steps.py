@@ -1,6 +1,6 @@
 """A worker for torchrun: first-step gradients, a loss curve and the images seen, for several recipes, saved by rank 0.
 
-    torchrun --nproc-per-node 2 -m tests.ranks.steps OUT.pt
+torchrun --nproc-per-node 2 -m tests.ranks.steps OUT.pt
 """
 
 from __future__ import annotations
