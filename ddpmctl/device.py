@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,13 +95,11 @@ def _bf16_is_faster(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.ones(768, 768, dtype=dtype)
-        runs = []
-        for _ in range(4):
+    matrices = [torch.ones(768, 768, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    seconds = {a.dtype: math.inf for a in matrices}
+    for _ in range(8):
+        for a in matrices:  # in turn, so that other work on the machine slows both
             start = time.perf_counter()
             torch.mm(a, a)
-            runs.append(time.perf_counter() - start)
-        seconds[dtype] = min(runs)
+            seconds[a.dtype] = min(seconds[a.dtype], time.perf_counter() - start)
     return seconds[torch.bfloat16] < 0.75 * seconds[torch.float32]

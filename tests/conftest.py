@@ -1,4 +1,4 @@
-"""Fixtures that several files share: a cache of their own, and one tiny trained run."""
+"""Shared fixtures: a separate cache, and one small trained run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TINY = ["--width", "8", "--timesteps", "3", "--batch-size", "8", "--precision", 
 
 @pytest.fixture(scope="session", autouse=True)
 def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the person's cache and settings out of the tests, and the tests out of them."""
+    """Isolate the tests from the user's cache and settings."""
     kept = {name: value for name, value in os.environ.items() if name.startswith("DDPMCTL_") and name != "DDPMCTL_ICLEVR"}
     for name in kept:
         del os.environ[name]
@@ -33,7 +33,7 @@ def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 
 
 def ddpmctl(*arguments: object) -> Result:
-    """Run the command line in this process; stdout and stderr stay apart."""
+    """Run the command line in this process; stdout and stderr are separate."""
     return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
@@ -48,7 +48,7 @@ def train(runs: Path, *arguments: object, scenes: int = 4) -> Path:
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of two epochs; tests read it and leave it as it is."""
+    """A finished run of two epochs; tests must not change it."""
     return train(tmp_path_factory.mktemp("shared"), "--epochs", 2)
 
 

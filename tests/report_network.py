@@ -1,4 +1,4 @@
-"""The report's network, written out a second time from the table in the design, and its files as the report's code writes them."""
+"""A second implementation of the report's network, from the table in the design, and its files as the report's code writes them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class ReportNet(nn.Module):
 
 
 def report_net(act: str = "gelu", n_feat: int = WIDTH) -> ReportNet:
-    """Return it as after some training: every layer's signal has some size, so that each one shows in the output."""
+    """Return a network as after some training, in which every layer affects the output."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = ReportNet(n_feat, act)
@@ -95,7 +95,7 @@ def report_net(act: str = "gelu", n_feat: int = WIDTH) -> ReportNet:
                     module.bias.normal_(0, 0.3)
                 if isinstance(module, nn.BatchNorm2d):
                     module.momentum = 1.0
-            net.train()(*batch(8, seed=9))  # leaves the statistics of a batch in every batch norm
+            net.train()(*batch(8, seed=9))  # sets the running statistics of every batch norm
     return net.eval()
 
 

@@ -70,7 +70,7 @@ class TestSample:
         for name, options in {"a": ("-n", 1), "b": ("-n", 3), "c": ("-n", 1, "--seed", 1)}.items():
             assert ddpmctl("sample", run, "--labels", "red cube", "-o", tmp_path / name, *options).exit_code == 0
         a, b = (pixels(tmp_path / name / "000-red-cube-seed0-000.png").astype(int) for name in "ab")
-        assert np.abs(a - b).max() <= 1  # rounding to 8 bits may tip where float32 differs in its last digits
+        assert np.abs(a - b).max() <= 1  # rounding to 8 bits may differ where float32 differs in its last digits
         assert np.abs(a - pixels(tmp_path / "c" / "000-red-cube-seed1-000.png")).max() > 20
 
     def test_the_default_is_the_best_checkpoint_of_the_newest_run(self, run: Path, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ class TestEvaluate:
     def test_the_actual_number_of_steps_is_shown_and_in_the_cache_key(self, run: Path) -> None:
         asked = ("evaluate", checkpoint_of(run), "--sampler", "ddim", "--seed", 11)
         (row,) = json.loads(ddpmctl(*asked, "--steps", "auto", "--json", "-").stdout)["checkpoints"]
-        assert row["sampling"]["steps"] == 3  # all of this model's T, being fewer than ddim's own choice
+        assert row["sampling"]["steps"] == 3  # the model's T, which is smaller than ddim's default
         again = ddpmctl(*asked, "--steps", 3).stdout
         assert "ddim, 3 steps, guidance 0;" in again
         assert "1 of 1 from cached results" in again

@@ -1,4 +1,4 @@
-"""compare through the real command line: what is recorded, and the verdict."""
+"""compare through the real command line: recorded scores, and the verdict."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .conftest import ddpmctl, size, train
 class TestRecorded:
     @pytest.fixture
     def report_folders(self, tmp_path: Path) -> tuple[Path, Path]:
-        """Two folders whose only record is their file names, with the report's figures at 400 and 399."""
+        """Two folders with scores only in the file names, with the report's figures at 400 and 399."""
         folders = []
         recorded = {"gelu": [(395, 0.5, 0.55), (400, 0.5555555555555556, 0.6190476190476191)], "relu": [(394, 0.6, 0.5), (399, 0.5416666, 0.619)]}
         for name, rows in recorded.items():
             folders.append(tmp_path / name)
             folders[-1].mkdir()
             for epoch, test, new_test in rows:
-                (folders[-1] / f"epoch{epoch}_{test}_{new_test}.pth").write_bytes(b"weights are not looked at")
+                (folders[-1] / f"epoch{epoch}_{test}_{new_test}.pth").write_bytes(b"weights are not read")
         return folders[0], folders[1]
 
     def test_report_style_folders(self, report_folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ class TestRecorded:
         assert "single draws" in result.stderr
         assert size(tmp_path / "c.png")[0] > 900
 
-    def test_settings_that_differ_and_no_others(self, run: Path, tmp_path: Path) -> None:
+    def test_only_settings_that_differ_are_listed(self, run: Path, tmp_path: Path) -> None:
         other = train(tmp_path, "--epochs", 1, "--lr", "0.0005", "--seed", 3, scenes=2)
         result = ddpmctl("compare", run, other, "--recorded", "-o", tmp_path / "c.png")
         assert result.exit_code == 0, result.output
@@ -56,7 +56,7 @@ class TestRecorded:
 
 @pytest.fixture(scope="module")
 def crossed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, int], Path]:
-    """Two activations by two schedules, the first cell's row with two training seeds."""
+    """Two activations by two schedules, the linear ones with two training seeds."""
     folder = tmp_path_factory.mktemp("crossed")
     cells = [(act, schedule, 0) for act in ("gelu", "relu") for schedule in ("linear", "cosine")] + [("gelu", "linear", 1), ("relu", "linear", 1)]
     return {(act, schedule, seed): train(folder, "--epochs", 1, "--act", act, "--schedule", schedule, "--seed", seed) for act, schedule, seed in cells}
@@ -85,7 +85,7 @@ class TestVerdict:
         assert size(tmp_path / "c-verdict.png")[0] > 1000
         assert (tmp_path / "c-verdict.svg").read_text().startswith("<?xml")
 
-    def test_held_out_conditions_are_a_family_of_their_own(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
+    def test_held_out_conditions_are_a_separate_family(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
         runs = [crossed["gelu", "linear", 0], crossed["relu", "linear", 0], crossed["relu", "cosine", 0]]
         outputs = {name: tmp_path / f"v.{name}" for name in ("json", "latex", "html")}
         written = [part for name, file in outputs.items() for part in (f"--{name}", file)]
@@ -113,7 +113,7 @@ class TestVerdict:
         assert result.exit_code == 0, result.output
         found = json.loads((tmp_path / "v.json").read_text(), parse_constant=pytest.fail)
         assert (found["files"], found["heldout"]) == (["heldout"], [])
-        assert found["pairs"][0]["low"] is None  # one condition tells nothing of others
+        assert found["pairs"][0]["low"] is None  # one condition gives no interval
 
     def test_two_crossed_settings_have_main_effects_and_an_interaction(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
         runs = [crossed[act, schedule, 0] for act in ("gelu", "relu") for schedule in ("linear", "cosine")]
@@ -137,7 +137,7 @@ class TestVerdict:
         evaluated = ddpmctl("evaluate", pair[0], "--repeats", 2, "--seed", 5)
         assert "1 of 1 from cached results" in evaluated.stdout
 
-    def test_a_condition_file_takes_the_place_of_the_datas(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
+    def test_a_condition_file_replaces_those_of_the_data(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
         (tmp_path / "mine.json").write_text(json.dumps([["red cube"], ["blue sphere", "gray cylinder"]]))
         pair = (crossed["gelu", "linear", 0], crossed["relu", "linear", 0])
         asked = ("compare", *pair, "--repeats", 2, "--conditions", tmp_path / "mine.json", "-o", tmp_path / "c.png", "--json", tmp_path / "v.json")
@@ -147,21 +147,21 @@ class TestVerdict:
         assert verdict["files"] == ["mine"]
         assert list(verdict["arms"][0]["scores"]) == ["mine"]
 
-    def test_images_from_different_samplers_are_compared_only_with_anyway(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
+    def test_images_of_different_sampler_settings_are_compared_only_with_anyway(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
         other = train(tmp_path, "--epochs", 1, "--act", "relu", "--sampler", "ddim", "--steps", 3)
         asked = ("compare", crossed["gelu", "linear", 0], other, "--repeats", 1, "-o", tmp_path / "c.png")
         refused = ddpmctl(*asked)
         assert refused.exit_code == 2
         assert "sampler ddpm against ddim" in refused.stderr
-        assert "sampling" not in refused.stderr  # said before any image is sampled
+        assert "sampling" not in refused.stderr  # refused before sampling
         recorded = ddpmctl(*asked, "--recorded")
         assert recorded.exit_code == 2
         assert "sampler ddpm against ddim" in recorded.stderr
         assert ddpmctl(*asked, "--anyway").exit_code == 0
         assert ddpmctl(*asked, "--sampler", "ddim", "--steps", 3).exit_code == 0
 
-    def test_checkpoints_alone_carry_what_a_verdict_needs(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
-        """Files without a run about them and without scores in their names: their own settings say which are replicates."""
+    def test_checkpoint_files_are_enough_for_a_verdict(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
+        """Files outside of a run and without scores in their names: replicates are found by the recorded settings."""
         files = []
         for act in ("gelu", "relu"):
             for seed in (0, 1):
@@ -173,7 +173,7 @@ class TestVerdict:
         assert {arm["name"]: len(arm["checkpoints"]) for arm in arms} == {"act=gelu": 2, "act=relu": 2}
         assert "no table of what was recorded" in result.stderr
 
-    def test_where_no_weights_load_what_is_recorded_stands_without_a_verdict(self, tmp_path: Path) -> None:
+    def test_if_no_weights_load_recorded_scores_are_shown_without_a_verdict(self, tmp_path: Path) -> None:
         for name in ("gelu", "relu"):
             (tmp_path / name).mkdir()
             (tmp_path / name / "epoch5_0.5_0.6.pth").write_bytes(b"torn")
@@ -182,12 +182,12 @@ class TestVerdict:
         assert "no verdict: the weights of fewer than two arms load" in result.stderr
         assert "0.6000" in result.stdout
 
-    def test_runs_that_differ_in_nothing_but_their_seed_are_one_arm(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
+    def test_runs_that_differ_only_in_their_seed_are_one_arm(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
         result = ddpmctl("compare", crossed["gelu", "linear", 0], crossed["gelu", "linear", 1], "--repeats", 1, "-o", tmp_path / "c.png")
         assert result.exit_code == 0, result.output
         assert "no verdict: the runs differ only in the seed" in result.stderr
 
-    def test_forms_of_the_verdict_do_not_go_with_recorded(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
+    def test_outputs_of_the_verdict_are_refused_with_recorded(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
         pair = (crossed["gelu", "linear", 0], crossed["relu", "linear", 0])
         result = ddpmctl("compare", *pair, "--recorded", "--html", tmp_path / "v.html", "-o", tmp_path / "c.png")
         assert result.exit_code == 2
@@ -195,7 +195,7 @@ class TestVerdict:
 
 
 @pytest.mark.slow
-def test_runs_that_differ_in_their_seed_alone_are_one_line_with_a_band(tmp_path: Path) -> None:
+def test_runs_that_differ_only_in_their_seed_are_one_line_with_a_band(tmp_path: Path) -> None:
     from ddpmctl.comparison.recorded import compare_recorded
     from ddpmctl.report.figures import replicates, save_comparison_figure
 

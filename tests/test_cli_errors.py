@@ -154,7 +154,7 @@ def test_resume_on_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
         (["--lr", "fast"], "is not a number"),
         (["--epochs", "3", "--minutes", "3"], "give one budget"),
         (["--device", "tpu9"], "--device"),
-        (["--name", "a/b"], "no folder name"),
+        (["--name", "a/b"], "not a folder name"),
         (["--scenes", "0"], "--scenes"),
         (["--scenes", "3", "--data", "x"], "--scenes"),
         (["--config", "nowhere.toml"], "nowhere.toml"),

@@ -19,7 +19,7 @@ from ddpmctl.config_toml import load_toml
 from .conftest import TINY, ddpmctl, load_tensors, size, train
 
 
-def test_a_run_holds_settings_metrics_results_checkpoints_and_images(run: Path) -> None:
+def test_a_run_contains_settings_metrics_results_checkpoints_and_images(run: Path) -> None:
     assert Config.from_flat(load_toml(run / "config.toml")).model.width == 8
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in metrics if record["event"] == "epoch"] == [1, 2]
@@ -36,7 +36,7 @@ def test_a_run_holds_settings_metrics_results_checkpoints_and_images(run: Path) 
     assert height > 4 * 128
 
 
-def test_checkpoints_carry_their_settings(run: Path) -> None:
+def test_checkpoints_contain_their_settings(run: Path) -> None:
     checkpoint = load_checkpoint(next((run / "checkpoints").glob("epoch2_*.pth")))
     assert checkpoint.config.flat() == Config.from_flat(load_toml(run / "config.toml")).flat()
     assert (checkpoint.epoch, checkpoint.foreign) == (2, False)
@@ -50,14 +50,14 @@ def test_best_and_latest_point_into_the_run(run: Path) -> None:
     assert (run / best).is_file()
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_one_others(run: Path, tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_weights_and_different_seeds_different_ones(run: Path, tmp_path: Path) -> None:
     weights = [load_checkpoint(next((train(tmp_path / str(s), "--epochs", 2, "--seed", s) / "checkpoints").glob("epoch2_*"))).weights for s in (0, 1)]
     reference = load_checkpoint(next((run / "checkpoints").glob("epoch2_*"))).weights
     assert all(torch.equal(weights[0][name], reference[name]) for name in reference)
     assert any(not torch.equal(weights[1][name], reference[name]) for name in reference)
 
 
-def test_a_second_run_of_the_same_settings_gets_a_folder_of_its_own(tmp_path: Path) -> None:
+def test_a_second_run_of_the_same_settings_gets_its_own_folder(tmp_path: Path) -> None:
     first, second = (train(tmp_path, "--epochs", 1, scenes=1) for _ in range(2))
     assert second.name == f"{first.name}-2"
 
@@ -80,12 +80,12 @@ def test_dry_run_prints_the_reports_recipe(act: str, tmp_path: Path) -> None:
         'objective = "eps"', "epochs = 600", 'optimizer = "adam"', "lr = 0.0001", 'lr_decay = "none"', 'sampler = "ddpm"', 'steps = "none"', "save_every = 5",
     ):  # fmt: skip
         assert re.search(rf"^{re.escape(line)}  #", result.stdout, re.M), line
-    said = result.stderr
-    assert "18,009 images" in said
-    assert "parameters" in said
-    assert "168,000 steps" not in said
-    assert "600 epochs" in said
-    assert re.search(r"this takes about \d+\.\d days here; --preset quick", said)
+    message = result.stderr
+    assert "18,009 images" in message
+    assert "parameters" in message
+    assert "168,000 steps" not in message
+    assert "600 epochs" in message
+    assert re.search(r"this takes about \d+\.\d days here; --preset quick", message)
     assert not (tmp_path / "runs").exists()
 
 
@@ -101,7 +101,7 @@ def test_linear_decay_is_the_reports(tmp_path: Path) -> None:
     assert rates == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
 
 
-def test_resuming_a_stopped_run_goes_on_in_the_same_folder_and_ends_where_it_would_have(tmp_path: Path) -> None:
+def test_a_resumed_run_stays_in_its_folder_and_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     from ddpmctl.data.dataset import load_dataset
     from ddpmctl.device import make_compute_device
     from ddpmctl.evaluation.classifiers import load_classifier
@@ -126,7 +126,7 @@ def test_resuming_a_stopped_run_goes_on_in_the_same_folder_and_ends_where_it_wou
     config = opened.config()
     stream = training_events(Trainer(config, make_compute_device(config.device), dataset), opened, load_classifier())
     for event in stream:
-        # A reader that leaves in the middle of the second epoch.
+        # Stop in the middle of the second epoch.
         if isinstance(event, events.Saved) and event.path.name == "state.pt":
             next(stream)
             break
@@ -148,7 +148,7 @@ def test_resume_refuses_other_settings_and_says_which(run: Path) -> None:
     assert "lr: 0.0001 in the run, 0.01 now" in result.stderr
 
 
-def test_a_finished_run_is_left_as_it_is_by_resume(run: Path) -> None:
+def test_resume_does_not_change_a_finished_run(run: Path) -> None:
     before = (run / "metrics.jsonl").read_bytes()
     result = ddpmctl("train", "--resume", run)
     assert result.exit_code == 0, result.output
@@ -156,7 +156,7 @@ def test_a_finished_run_is_left_as_it_is_by_resume(run: Path) -> None:
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-def test_minutes_are_a_budget_and_the_decay_follows_the_clock(tmp_path: Path) -> None:
+def test_minutes_are_a_budget_and_the_decay_follows_the_time(tmp_path: Path) -> None:
     folder = train(tmp_path, "--minutes", "0.03", "--lr-decay", "linear", scenes=8)
     last, times = ([json.loads(line) for line in (folder / name).read_text().splitlines()][-2] for name in ("metrics.jsonl", "timing.jsonl"))
     assert (last["event"], times["event"]) == ("epoch", "epoch")
@@ -165,7 +165,7 @@ def test_minutes_are_a_budget_and_the_decay_follows_the_clock(tmp_path: Path) ->
     assert (folder / "latest.json").is_file()
 
 
-def test_off_a_terminal_there_is_one_plain_line_an_epoch(tmp_path: Path) -> None:
+def test_without_a_terminal_there_is_one_plain_line_per_epoch(tmp_path: Path) -> None:
     result = ddpmctl("train", *TINY, "--epochs", 2, "--scenes", 2, "--runs-dir", tmp_path)
     lines = [line for line in result.stderr.splitlines() if re.match(r"epoch \d+  loss", line)]
     assert len(lines) == 2

@@ -283,7 +283,7 @@ def test_every_registered_name_has_an_entry_and_a_description(registry: Registry
         assert callable(registry.get(name))
         assert registry.get(name).__doc__, name
     with pytest.raises(UsageError, match=registry.kind):
-        registry.get("nothing of the sort")
+        registry.get("unknown name")
 
 
 def test_duplicate_names_are_refused() -> None:
@@ -306,6 +306,6 @@ def test_settings_that_are_not_nested_by_section_are_a_value_error(content: obje
         Config.from_dict(content)
 
 
-def test_a_config_comes_back_from_its_dict_under_any_section_names() -> None:
+def test_a_config_is_restored_from_its_dict_under_any_section_names() -> None:
     config = Config().replace(width=64, epochs=3)
     assert Config.from_dict({f"old {name}": section for name, section in config.to_dict().items()}) == config

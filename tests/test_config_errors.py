@@ -1,4 +1,4 @@
-"""Settings that cannot be used: refused by flag, in one line, with what is permitted."""
+"""Invalid settings are refused in one line that names the flag and the permitted values."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_out_of_range(name: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("setting", [s for s in SETTINGS.values() if s.kind is not str], ids=lambda s: s.name)
-def test_the_ends_of_a_range_belong_to_it(setting: Setting) -> None:
+def test_the_limits_of_a_range_are_permitted(setting: Setting) -> None:
     for end in (setting.low, setting.high):
         if end is not None:
             assert setting.check(setting.kind(end)) == end
@@ -57,7 +57,7 @@ def test_wrong_types(name: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("value", [10**400, "9" * 400], ids=["number", "text"])
-def test_a_number_beyond_all_bounds(value: object) -> None:
+def test_a_number_too_large_for_a_float(value: object) -> None:
     with pytest.raises(UsageError, match="--width"):
         Config().replace(width=value)
 
@@ -69,7 +69,7 @@ def test_a_number_beyond_all_bounds(value: object) -> None:
         *(("optimizer", "adamW", "adamw"), ("sampler", "dpm2m", "dpm++2m"), ("time_sampling", "lognormal", "logit-normal")),
     ],
 )
-def test_an_unknown_choice_is_told_with_the_nearest_and_all(name: str, value: str, near: str) -> None:
+def test_the_error_for_an_unknown_choice_names_the_nearest_and_all(name: str, value: str, near: str) -> None:
     with pytest.raises(UsageError, match=SETTINGS[name].flag) as message:
         resolve({name: value}, None, "report", {})
     assert f"did you mean {near!r}" in str(message.value)
@@ -78,7 +78,7 @@ def test_an_unknown_choice_is_told_with_the_nearest_and_all(name: str, value: st
 
 
 @pytest.mark.parametrize(("name", "value"), [("lr_decay", "cosine"), ("precision", "fp16"), ("objective", "flow-matching")])
-def test_an_unknown_choice_is_told_with_all(name: str, value: str) -> None:
+def test_the_error_for_an_unknown_choice_names_all(name: str, value: str) -> None:
     with pytest.raises(UsageError, match=value) as message:
         resolve({name: value}, None, "report", {})
     assert SETTINGS[name].range_text() in str(message.value)
@@ -94,7 +94,7 @@ def test_an_unknown_choice_is_told_with_all(name: str, value: str) -> None:
         ({"width": 12}, "--width"),
     ],
 )
-def test_settings_that_do_not_go_together(values: dict[str, float], flag: str) -> None:
+def test_settings_that_exclude_each_other(values: dict[str, float], flag: str) -> None:
     with pytest.raises(UsageError, match=flag):
         Config().replace(**values)
 
@@ -130,7 +130,7 @@ def test_wrong_values_in_toml(tmp_path: Path, toml: str) -> None:
         resolve({}, written(tmp_path, toml), "report", {})
 
 
-def test_a_missing_config_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_config_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nowhere\.toml"):
         resolve({}, tmp_path / "nowhere.toml", "report", {})
 
@@ -145,7 +145,7 @@ def test_a_missing_config_file_is_told(tmp_path: Path) -> None:
         (["--config", "nowhere.toml"], 2, "nowhere.toml"),
     ],
 )
-def test_the_command_line_tells_in_one_line_and_by_its_exit_code(arguments: list[str], code: int, message: str) -> None:
+def test_the_command_line_prints_one_line_and_sets_the_exit_code(arguments: list[str], code: int, message: str) -> None:
     result = CliRunner().invoke(app, ["train", "--print-config", *arguments])
     assert result.exit_code == code
     assert result.stdout == ""

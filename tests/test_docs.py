@@ -1,4 +1,4 @@
-"""The documentation, held against the code: commands, flags, files, links."""
+"""The documentation, checked against the code: commands, flags, files, links."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def anchors(text: str) -> set[str]:
 
 
 def problems(file: Path, text: str) -> list[str]:
-    """Return everything that is wrong with a text that stands in a file."""
+    """Return all problems of a file's text."""
     found = [problem for line in command_lines(text) if (problem := problem_of_line(line))]
     flags = {flag for command in commands() for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
     flags |= {"--help", "--install-completion", "--show-completion"}
@@ -128,7 +128,7 @@ def _problem_of_name(code: str) -> str | None:
 
 
 @pytest.mark.parametrize("file", DOCS, ids=lambda file: file.name)
-def test_a_document_is_true(file: Path) -> None:
+def test_a_document_has_no_problems(file: Path) -> None:
     assert problems(file, file.read_text(encoding="utf-8")) == []
 
 
@@ -164,12 +164,12 @@ def test_the_readme_links_every_document() -> None:
         ("TODO\n", "placeholder"),
     ],
 )
-def test_what_is_wrong_is_reported(text: str, expected: str) -> None:
+def test_problems_are_reported(text: str, expected: str) -> None:
     (problem,) = problems(ROOT / "README.md", text)
     assert expected in problem
 
 
-def test_what_is_right_is_not_reported() -> None:
+def test_a_correct_text_has_no_problems() -> None:
     text = "# A `heading`, here\n\nSee [this](#a-heading-here) and `--batch-size`.\n\n```console\n$ ddpmctl train --act relu # why\n```\n"
     assert problems(ROOT / "README.md", text) == []
 

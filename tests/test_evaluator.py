@@ -184,7 +184,7 @@ class TestScores:
         wanted[:5, [0, 9]] = 1
         out = torch.full((6, 24), 0.1)
         out[0, [0, 9]] = 0.9  # right
-        out[1, [0, 9, 3]] = 0.9  # one too many: the lab's count does not mind, or not always
+        out[1, [0, 9, 3]] = 0.9  # one too many, which the lab's accuracy does not always count as an error
         out[2, 0] = 0.9  # one too few
         out[3, [0, 3]] = 0.9  # one wrong
         out[4, [0, 9]] = torch.tensor([0.9, 0.5])  # at the threshold is not above it
@@ -234,7 +234,7 @@ class TestRetraining:
 
         state = torch.random.get_rng_state()
         assert loss(0) == loss(0) != loss(1)
-        assert torch.equal(state, torch.random.get_rng_state())  # the caller's random numbers are its own
+        assert torch.equal(state, torch.random.get_rng_state())  # the global random state is unchanged
 
     def test_augmentation_keeps_shape_and_range(self) -> None:
         images = random_images(6)

@@ -76,7 +76,7 @@ def test_errors_of_a_missing_file_and_a_folder(tmp_path: Path) -> None:
         load_checkpoint(tmp_path)
 
 
-class Intruder:
+class Exploit:
     def __init__(self, target: Path) -> None:
         self.target = str(target)
 
@@ -87,7 +87,7 @@ class Intruder:
 @pytest.mark.parametrize("dump", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))], ids=["zip", "pickle"])
 def test_nothing_in_a_file_is_executed(tmp_path: Path, dump: Callable[[object, Path], object]) -> None:
     path = tmp_path / "weights.pth"
-    dump({**report_net().state_dict(), "extra": Intruder(tmp_path / "broken-in")}, path)
+    dump({**report_net().state_dict(), "extra": Exploit(tmp_path / "broken-in")}, path)
     with pytest.raises(DataError, match=r"weights\.pth"):
         load_checkpoint(path)
     assert not (tmp_path / "broken-in").exists()

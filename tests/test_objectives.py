@@ -96,16 +96,16 @@ def test_the_stated_mean_and_deviation_are_those_of_the_embedded_benchmark() -> 
 # The loss
 
 
-class Watcher(nn.Module):
+class RecordingNet(nn.Module):
     """A network that records its inputs and returns a function of them."""
 
-    def __init__(self, answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, output: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         super().__init__()
-        self.answer = answer
+        self.output = output
 
     def forward(self, x_t: Tensor, labels: Tensor, time: Tensor) -> Tensor:
         self.x_t, self.labels, self.time = x_t, labels, time
-        return self.answer(x_t, labels, time)
+        return self.output(x_t, labels, time)
 
 
 def loss_of(**settings: object) -> tuple[TrainingLoss, Diffusion]:
@@ -114,7 +114,7 @@ def loss_of(**settings: object) -> tuple[TrainingLoss, Diffusion]:
     return TrainingLoss(diffusion, config.training, CPU), diffusion
 
 
-def steps_of(net: Watcher, diffusion: Diffusion) -> Tensor:
+def steps_of(net: RecordingNet, diffusion: Diffusion) -> Tensor:
     t = net.time.double() * diffusion.schedule.timesteps
     torch.testing.assert_close(t, t.round(), rtol=0, atol=1e-3)
     return t.round().long()
@@ -126,22 +126,22 @@ def test_the_exact_target_has_zero_loss(objective: str, time_sampling: str) -> N
     loss, diffusion = loss_of(objective=objective, time_sampling=time_sampling)
     x0, _ = pair((16, 3, 8, 8), torch.float32)
 
-    def answer(x_t: Tensor, labels: Tensor, time: Tensor) -> Tensor:
+    def output(x_t: Tensor, labels: Tensor, time: Tensor) -> Tensor:
         t = (time.double() * 400).round().long().numpy()
         signal, noise = (torch.tensor(s[t], dtype=torch.float32).view(-1, 1, 1, 1) for s in (diffusion.schedule.signal, diffusion.schedule.noise))
         return diffusion.objective.target(x0, (x_t - signal * x0) / noise, signal, noise)
 
-    net = Watcher(answer)
+    net = RecordingNet(output)
     batch = loss.draw(x0, torch.ones(16, 24), torch.Generator().manual_seed(0))
     assert loss(net, batch).item() < 1e-8
-    assert loss(Watcher(lambda *given: answer(*given) + 0.5), batch).item() == pytest.approx(0.25, rel=1e-4)
+    assert loss(RecordingNet(lambda *given: output(*given) + 0.5), batch).item() == pytest.approx(0.25, rel=1e-4)
 
 
 def test_the_reports_loss_equals_a_manual_computation() -> None:
     loss, diffusion = loss_of()
     x0, _ = pair((6, 3, 8, 8), torch.float32)
     labels = torch.eye(6, 24)
-    net = Watcher(lambda x_t, labels, time: 0.3 * x_t + labels.sum(1).view(-1, 1, 1, 1) * time.view(-1, 1, 1, 1))
+    net = RecordingNet(lambda x_t, labels, time: 0.3 * x_t + labels.sum(1).view(-1, 1, 1, 1) * time.view(-1, 1, 1, 1))
     value = loss(net, loss.draw(x0, labels, torch.Generator().manual_seed(11)))
 
     t = steps_of(net, diffusion)
@@ -162,7 +162,7 @@ def test_the_reports_loss_equals_a_manual_computation() -> None:
 def test_the_loss_is_a_pure_function_of_the_generators_seed() -> None:
     loss, _ = loss_of(label_dropout=0.5)
     x0, _ = pair(dtype=torch.float32)
-    net = Watcher(lambda x_t, labels, time: x_t * labels.sum(1).view(-1, 1, 1, 1))
+    net = RecordingNet(lambda x_t, labels, time: x_t * labels.sum(1).view(-1, 1, 1, 1))
     values = [loss(net, loss.draw(x0, torch.ones(4, 24), torch.Generator().manual_seed(seed))).item() for seed in (1, 1, 2)]
     assert values[0] == values[1] != values[2]
 
@@ -176,12 +176,12 @@ def test_x0_weighted_by_snr_plus_one_is_the_loss_of_v() -> None:
     for objective, weight in (("x0", "snr+1"), ("v", "flat")):
         loss, diffusion = loss_of(objective=objective, loss_weight=weight, weight_limit=1e6)
 
-        def answer(x_t: Tensor, labels: Tensor, time: Tensor, diffusion: Diffusion = diffusion) -> Tensor:
+        def output(x_t: Tensor, labels: Tensor, time: Tensor, diffusion: Diffusion = diffusion) -> Tensor:
             t = (time.double() * 400).round().long().numpy()
             signal, noise = (torch.tensor(s[t], dtype=torch.float32).view(-1, 1, 1, 1) for s in (diffusion.schedule.signal, diffusion.schedule.noise))
             return diffusion.objective.target(guess, (x_t - signal * guess) / noise, signal, noise)
 
-        losses.append(loss(Watcher(answer), loss.draw(x0, torch.ones(6, 24), torch.Generator().manual_seed(0))).item())
+        losses.append(loss(RecordingNet(output), loss.draw(x0, torch.ones(6, 24), torch.Generator().manual_seed(0))).item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
@@ -236,7 +236,7 @@ def test_label_dropout_drops_the_given_fraction(share: float) -> None:
     loss, _ = loss_of(label_dropout=share)
     labels = torch.zeros(4_000, 24)
     labels[:, :3] = 1
-    net = Watcher(lambda x_t, labels, time: x_t)
+    net = RecordingNet(lambda x_t, labels, time: x_t)
     loss(net, loss.draw(torch.zeros(4_000, 1, 1, 1), labels, torch.Generator().manual_seed(0)))
     kept = net.labels.sum(1)
     assert set(kept.tolist()) <= {0.0, 3.0}, "an image keeps all of its labels or none"
@@ -248,7 +248,7 @@ def test_label_dropout_does_not_change_noise_and_times() -> None:
     """The same seed gives the same x_t and t with and without dropout, so recipes can be compared."""
     seen = []
     for share in (0.0, 0.5):
-        net = Watcher(lambda x_t, labels, time: x_t)
+        net = RecordingNet(lambda x_t, labels, time: x_t)
         loss, _ = loss_of(label_dropout=share)
         loss(net, loss.draw(pair(dtype=torch.float32)[0], torch.ones(4, 24), torch.Generator().manual_seed(0)))
         seen.append((net.x_t, net.time))
@@ -264,19 +264,19 @@ def test_the_report_has_no_label_dropout() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_the_given_fraction_of_images_is_mirrored(share: float) -> None:
-    """An x0-prediction of the image as it was is right for all but the mirrored ones."""
+    """A prediction of the original x0 is exact except for mirrored images."""
     count = 2_000
     loss, _ = loss_of(objective="x0", mirror=share)
     x0 = torch.zeros(count, 1, 2, 2)
-    x0[:, :, 0, 0] = 1  # mirrored, it stands at (0, 1): two of four pixels differ by one
-    value = loss(Watcher(lambda x_t, labels, time: x0), loss.draw(x0, torch.ones(count, 24), torch.Generator().manual_seed(0))).item()
+    x0[:, :, 0, 0] = 1  # after mirroring it is at (0, 1): two of four pixels differ by one
+    value = loss(RecordingNet(lambda x_t, labels, time: x0), loss.draw(x0, torch.ones(count, 24), torch.Generator().manual_seed(0))).item()
     assert 2 * value == pytest.approx(share, abs=5 * math.sqrt(share * (1 - share) / count))
 
 
 def test_mirroring_does_not_change_noise_times_and_label_dropout() -> None:
     seen = []
     for share in (0.0, 1.0):
-        net = Watcher(lambda x_t, labels, time: x_t)
+        net = RecordingNet(lambda x_t, labels, time: x_t)
         loss, _ = loss_of(mirror=share, label_dropout=0.5)
         loss(net, loss.draw(torch.zeros(64, 3, 8, 8), torch.ones(64, 24), torch.Generator().manual_seed(0)))
         seen.append((net.x_t, net.time, net.labels))

@@ -80,7 +80,7 @@ def test_initial_weights_are_a_function_of_the_seed() -> None:
 # Images
 
 
-def painter_of(net: str = "context-unet", **settings: object) -> SamplingPipeline:
+def pipeline_of(net: str = "context-unet", **settings: object) -> SamplingPipeline:
     config = Config().replace(net=net, width=8, timesteps=20, beta_2=0.4, steps=4, **settings)
     network = make_network(config).eval()
     with torch.no_grad():
@@ -101,7 +101,7 @@ def images(made: SamplingPipeline, requests: list[ImageRequest], batch_size: int
 @pytest.mark.parametrize("net", NETWORKS.names())
 @pytest.mark.parametrize(("sampler", "eta"), [*((name, 0.0) for name in SAMPLERS.names()), ("ddim", 1.0)])
 def test_images_do_not_depend_on_their_batch(sampler: str, eta: float, net: str) -> None:
-    made = painter_of(net, sampler=sampler, eta=eta, guidance=1.0)
+    made = pipeline_of(net, sampler=sampler, eta=eta, guidance=1.0)
     requests = requests_for("test", CONDITIONS, seed=3)
     together, apart = images(made, requests, 5), images(made, requests, 2)
     torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
@@ -116,7 +116,7 @@ def starts(made: SamplingPipeline, requests: list[ImageRequest], batch_size: int
 @pytest.mark.parametrize("sampler", SAMPLERS.names())
 def test_initial_noise_is_equal_in_any_batch_and_for_any_sampler(sampler: str) -> None:
     requests = requests_for("test", CONDITIONS, seed=3)
-    made = painter_of(sampler=sampler)
+    made = pipeline_of(sampler=sampler)
     together, *none = starts(made, requests, 64)
     assert not none
     apart = starts(made, requests, 2)
@@ -154,7 +154,7 @@ def test_nfe_equals_the_network_calls_per_image(guidance: float, nfe: int) -> No
 
 
 def test_images_are_the_last_frames_as_uint8() -> None:
-    made, requests = painter_of(), requests_for("test", CONDITIONS, seed=3)
+    made, requests = pipeline_of(), requests_for("test", CONDITIONS, seed=3)
     spec = sample_images(made, requests, 2)
     progress = []
     while True:

@@ -179,7 +179,7 @@ def test_auto_is_every_t_for_ddpm_and_few_steps_for_the_others() -> None:
 # Guidance
 
 
-class TwoMinds(nn.Module):
+class ConditionalNet(nn.Module):
     """Returns different outputs with and without labels; counts its images."""
 
     def __init__(self, conditional: Tensor, unconditional: Tensor) -> None:
@@ -200,7 +200,7 @@ class TwoMinds(nn.Module):
 def test_guidance_is_eq_6_of_ho_and_salimans(w: float, objective: str) -> None:
     diffusion, rng = diffusion_of(objective=objective), torch.Generator().manual_seed(1)
     x_t, conditional, unconditional = torch.randn((3, 5, 3, 8, 8), generator=rng)
-    net = TwoMinds(conditional[0], unconditional[0])
+    net = ConditionalNet(conditional[0], unconditional[0])
     labels = torch.eye(5, 24)
     guided = diffusion.denoiser(net, labels, Guidance(w))(x_t, 250)
     assert net.evaluations == (10 if w else 5)
@@ -216,7 +216,7 @@ def test_guidance_is_eq_6_of_ho_and_salimans(w: float, objective: str) -> None:
 @pytest.mark.parametrize(("time", "guided"), [(249, False), (250, True), (300, True), (350, True), (351, False)])
 def test_guidance_is_applied_only_in_its_interval(time: int, guided: bool) -> None:
     diffusion, labels = diffusion_of(timesteps=1000), torch.eye(2, 24)
-    net = TwoMinds(torch.ones(3, 8, 8), torch.zeros(3, 8, 8))
+    net = ConditionalNet(torch.ones(3, 8, 8), torch.zeros(3, 8, 8))
     found = diffusion.denoiser(net, labels, Guidance(2.0, 0.25, 0.35))(torch.zeros(2, 3, 8, 8), time)
     assert found.eps.mean().item() == pytest.approx(3.0 if guided else 1.0)  # (1 + w) * 1 - w * 0
     assert net.evaluations == (4 if guided else 2)
@@ -226,7 +226,7 @@ def test_guidance_is_applied_only_in_its_interval(time: int, guided: bool) -> No
 @pytest.mark.parametrize(("guidance", "calls"), [(0.0, 1), (2.0, 2)])
 def test_network_calls_per_image(sampler: str, guidance: float, calls: int) -> None:
     diffusion = diffusion_of(timesteps=30)
-    net = TwoMinds(torch.zeros(3, 32, 32), torch.zeros(3, 32, 32))
+    net = ConditionalNet(torch.zeros(3, 32, 32), torch.zeros(3, 32, 32))
     sample(diffusion, net, sampler, 0.0, steps=6, count=2, guidance=guidance)
     assert net.evaluations == 2 * 6 * calls
 
@@ -262,7 +262,7 @@ def run(sampler: str, schedule: Schedule, times: list[int], eta: float = 0.0) ->
 
 
 def in_float64(scheduler: object, schedule: Schedule) -> object:
-    """Give a scheduler of theirs our alpha_bar unrounded; built from our T + 1 betas, its timestep t is our index t."""
+    """Give a diffusers scheduler our unrounded alpha_bar; built from our T + 1 betas, its timestep t is our index t."""
     np.testing.assert_allclose(scheduler.alphas_cumprod.numpy(), schedule.alpha_bar, rtol=1e-4)
     scheduler.alphas_cumprod = torch.tensor(schedule.alpha_bar)
     return scheduler
@@ -280,7 +280,7 @@ def test_ddpm_equals_diffusers(schedulers: ModuleType, steps: int | None, schedu
         rng = torch.Generator().manual_seed(t)
         out = theirs.step(wave(x, t), t, x, generator=rng)
         their_draw = torch.randn(x.shape, generator=torch.Generator().manual_seed(t), dtype=x.dtype)
-        # Theirs adds noise at t = 1 too, for it goes on to t = 0; the report's z is 0 there.
+        # diffusers adds noise at t = 1 too, since it continues to t = 0; the report's z is 0 there.
         ours = draw if frame.t > 0 else torch.zeros_like(draw)
         scale = math.sqrt(1 - schedule.alpha_bar[t] / schedule.alpha_bar[frame.t])
         expected = out.prev_sample + scale * (ours - their_draw)
@@ -296,16 +296,16 @@ def test_ddim_equals_diffusers(schedulers: ModuleType, eta: float, steps: int, s
     schedule = reference_schedule(schedule_name)
     times = sampler_times("ddpm", "even", schedule, steps)
     theirs = schedulers.DDIMScheduler(num_train_timesteps=61, trained_betas=schedule.beta, clip_sample=False, set_alpha_to_one=True)
-    in_float64(theirs, schedule).set_timesteps(steps)  # theirs steps by 61 // steps, which is our 60 / steps
+    in_float64(theirs, schedule).set_timesteps(steps)  # diffusers steps by 61 // steps, which is our 60 / steps
     x, draws, frames = run("ddim", schedule, times, eta)
     for t, draw, frame in zip(times[:-1], draws, frames, strict=True):
         if frame.t == 0:
-            theirs.set_timesteps(1)  # one step out of the schedule: to alpha_bar = 1, where ours ends too
+            theirs.set_timesteps(1)  # one step beyond the schedule, to alpha_bar = 1, where ours ends too
         x = theirs.step(wave(x, t), t, x, eta=eta, variance_noise=draw).prev_sample
         torch.testing.assert_close(frame.x_t, x, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")  # in theirs, with NumPy 2
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")  # in diffusers, with NumPy 2
 @pytest.mark.parametrize(("schedule_name", "objective", "prediction_type"), [("linear", "eps", "epsilon"), ("cosine", "v", "v_prediction")])
 @pytest.mark.parametrize("steps", [40, 12, 5, 1])
 def test_dpm_plus_plus_equals_diffusers(schedulers: ModuleType, steps: int, schedule_name: str, objective: str, prediction_type: str) -> None:
@@ -314,14 +314,14 @@ def test_dpm_plus_plus_equals_diffusers(schedulers: ModuleType, steps: int, sche
     theirs = schedulers.DPMSolverMultistepScheduler(
         num_train_timesteps=61, trained_betas=schedule.beta, solver_order=2, prediction_type=prediction_type, final_sigmas_type="zero"
     )
-    with np.errstate(divide="ignore"):  # theirs takes the log of sigma_0, which is 0 for cosine
+    with np.errstate(divide="ignore"):  # diffusers takes the log of sigma_0, which is 0 for cosine
         in_float64(theirs, schedule).set_timesteps(timesteps=times[:-1])
     assert theirs.config.algorithm_type == "dpmsolver++"
 
     def denoise(x_t: Tensor, t: int) -> Prediction:
         return OBJECTIVES.get(objective).prediction(wave(x_t, t), x_t, float(schedule.signal[t]), float(schedule.noise[t]))
 
-    x = normal((2, 3, 8, 8))()  # theirs computes in float32 whatever it is given
+    x = normal((2, 3, 8, 8))()  # diffusers always computes in float32
     frames = SAMPLERS.get("dpm++2m")(denoise, x, times, schedule, normal((2, 3, 8, 8)))
     for t, frame in zip(times[:-1], frames, strict=True):
         x = theirs.step(wave(x, t), t, x).prev_sample

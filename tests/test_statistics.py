@@ -72,7 +72,7 @@ def test_an_impossible_tally_is_refused(hits: list[list[int]]) -> None:
 
 
 def test_an_interval_is_deterministic_and_contains_its_estimate() -> None:
-    tally = World(seed=5).tallies(np.random.default_rng(0), arms=1, repeats=3)[0][0]
+    tally = Simulation(seed=5).tallies(np.random.default_rng(0), arms=1, repeats=3)[0][0]
     first, again, other = (accuracy_interval(tally, seed=s) for s in (3, 3, 4))
     assert first == again
     assert first != other
@@ -110,7 +110,7 @@ def test_the_p_value_is_that_of_all_sign_flips() -> None:
 
 
 def test_equal_arms_have_no_difference() -> None:
-    tally = World(seed=5).tallies(np.random.default_rng(0), arms=1, repeats=3)[0][0]
+    tally = Simulation(seed=5).tallies(np.random.default_rng(0), arms=1, repeats=3)[0][0]
     same = contrast([[tally], [tally]], [1, -1])
     assert (same.estimate, same.interval.low, same.interval.high, same.p) == (0, 0, 0, 1)
 
@@ -137,7 +137,7 @@ def test_arms_with_different_conditions_are_refused() -> None:
 
 
 def test_variance_components_need_at_least_two_images_or_seeds() -> None:
-    world, rng = World(seed=7, seeds=0.05), np.random.default_rng(2)
+    world, rng = Simulation(seed=7, seeds=0.05), np.random.default_rng(2)
     single = contrast(world.tallies(rng, arms=2, repeats=1), [1, -1]).spread
     assert math.isnan(single.images)
     assert single.repeats_for(0.1) is None
@@ -149,7 +149,7 @@ def test_variance_components_need_at_least_two_images_or_seeds() -> None:
 
 
 def test_smaller_differences_need_more_repeats_or_are_undetectable() -> None:
-    spread = contrast(World(seed=3).tallies(np.random.default_rng(4), arms=2, repeats=4), [1, -1]).spread
+    spread = contrast(Simulation(seed=3).tallies(np.random.default_rng(4), arms=2, repeats=4), [1, -1]).spread
     large, small = spread.repeats_for(0.2), spread.repeats_for(0.12)
     assert large is not None
     assert small is not None
@@ -216,7 +216,7 @@ def test_the_advice_names_what_has_to_grow(images: float, one_seed: float, words
 
 
 @dataclass(frozen=True)
-class World:
+class Simulation:
     """Simulated conditions of different difficulty, with effects of arms, seeds and images.
 
     Attributes:
@@ -251,25 +251,25 @@ class World:
         return chances.mean(axis=(1, 2, 3))
 
 
-def with_difference(points: float, **settings: float) -> World:
-    """Return the world in which the first arm is better by ``points``."""
+def with_difference(points: float, **settings: float) -> Simulation:
+    """Return a simulation in which the first arm is better by ``points``."""
     low, high = 0.0, 3.0
     while high - low > 1e-3:
         middle = (low + high) / 2
-        better, worse = World(**settings, effect=middle).truth()
+        better, worse = Simulation(**settings, effect=middle).truth()
         low, high = (middle, high) if better - worse < points else (low, middle)
-    return World(**settings, effect=high)
+    return Simulation(**settings, effect=high)
 
 
 @pytest.mark.parametrize("replicates", [1, 3])
 def test_the_false_positive_rate_is_at_most_6_percent(replicates: int) -> None:
-    world, rng = World(seeds=0.2 if replicates > 1 else 0.0), np.random.default_rng(10)
+    world, rng = Simulation(seeds=0.2 if replicates > 1 else 0.0), np.random.default_rng(10)
     called = [contrast(world.tallies(rng, arms=2, repeats=2, replicates=replicates), [1, -1]).p < 0.05 for _ in range(2000)]
     assert np.mean(called) <= 0.06
 
 
 def test_the_familywise_error_rate_of_three_arms_is_at_most_6_percent() -> None:
-    world, rng, called = World(), np.random.default_rng(11), 0
+    world, rng, called = Simulation(), np.random.default_rng(11), 0
     for _ in range(1000):
         arms = world.tallies(rng, arms=3, repeats=2)
         called += min(holm([contrast([arms[i], arms[j]], [1, -1]).p for i, j in ((0, 1), (0, 2), (1, 2))])) < 0.05
@@ -309,7 +309,7 @@ def test_a_difference_is_detected_with_the_advised_repeats_and_seeds() -> None:
 
 @pytest.mark.parametrize(("ease", "repeats"), [(0.9, 1), (0.9, 4), (2.5, 4)])
 def test_intervals_of_an_accuracy_have_their_nominal_coverage(ease: float, repeats: int) -> None:
-    world, rng = World(ease=ease), np.random.default_rng(13)
+    world, rng = Simulation(ease=ease), np.random.default_rng(13)
     truth = float(world.truth()[0])
     covered = [truth in accuracy_interval(world.tallies(rng, arms=1, repeats=repeats)[0][0]) for _ in range(2000)]
     assert 0.93 <= np.mean(covered) <= 0.97
@@ -318,14 +318,14 @@ def test_intervals_of_an_accuracy_have_their_nominal_coverage(ease: float, repea
 @pytest.mark.slow
 @pytest.mark.parametrize("replicates", [1, 3])
 def test_intervals_of_a_difference_have_their_nominal_coverage(replicates: int) -> None:
-    world, rng = World(effect=0.6, seeds=0.25 if replicates > 1 else 0.0), np.random.default_rng(14)
+    world, rng = Simulation(effect=0.6, seeds=0.25 if replicates > 1 else 0.0), np.random.default_rng(14)
     better, worse = world.truth()
     covered = [better - worse in contrast(world.tallies(rng, arms=2, repeats=2, replicates=replicates), [1, -1]).interval for _ in range(2000)]
     assert 0.93 <= np.mean(covered) <= 0.97
 
 
 def test_the_confirmed_score_of_the_best_of_sixty_is_unbiased() -> None:
-    world, rng = World(taste=0.0), np.random.default_rng(15)
+    world, rng = Simulation(taste=0.0), np.random.default_rng(15)
     truth, naive, reported = float(world.truth()[0]), [], []
     for _ in range(300):
         sweep = [arm[0] for arm in world.tallies(rng, arms=60, repeats=2)]

@@ -53,10 +53,10 @@ FLOATING = ("DoubleStorage", "FloatStorage", "HalfStorage", "BFloat16Storage")
 
 
 def mismatches(net: nn.Module, declared: Any) -> list[str]:
-    """Return the names of a network's weights that a file declares with another shape or kind of number, lacks, or has besides.
+    """Return the names of weights with another shape or kind of dtype than the network's, and of missing and additional ones.
 
     Raises:
-        ValueError: the file declares something else than tensors.
+        ValueError: not all declared weights are tensors.
     """
     if not isinstance(declared, dict) or not all(isinstance(value, Declared) for value in declared.values()):
         raise ValueError("the weights are not all tensors")
@@ -86,7 +86,7 @@ class TensorFile:
     _file: BinaryIO
 
     def load(self) -> Any:
-        """Return the content with its tensors, on the CPU.
+        """Return the content with its tensors on the CPU.
 
         Raises:
             DataError: torch cannot read the file.

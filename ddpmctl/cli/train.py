@@ -42,14 +42,14 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder, with its settings.", show_default=False)] = None,
     override: Annotated[str | None, typer.Option(help="With --resume: settings to change on resume, e.g. lr,epochs.", show_default=False)] = None,
     exist_ok: Annotated[
-        str | None, typer.Option("--exist-ok", metavar="resume", help="resume: where the run exists already, go on with it.", show_default=False)
+        str | None, typer.Option("--exist-ok", metavar="resume", help="resume: if the run exists already, resume it.", show_default=False)
     ] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print every setting and its origin as TOML, and exit.")] = False,  # noqa: FBT002
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and exit.")] = False,  # noqa: FBT002
 ) -> None:
     """Train a model; the default is exactly the lab report's recipe.
 
-    Makes runs/<name>/ with settings, metrics, scored checkpoints and sample grids. Ctrl-C and SIGTERM keep what is done: go on with --resume.
+    Makes runs/<name>/ with settings, metrics, scored checkpoints and sample grids. Ctrl-C and SIGTERM keep what is done; --resume continues the run.
     """
     only_one_source(data, scenes)
     if resume and scenes is not None:

@@ -1,1 +1,1 @@
-"""The 24 labels, the lab's folder layout, the embedded benchmark and the decoded cache."""
+"""Loading and checking of the lab's folders, and the cache of decoded images."""

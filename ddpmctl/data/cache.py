@@ -1,8 +1,8 @@
-"""The decoded images as one array on disk, so that only the first start pays for decoding or rendering.
+"""The cache of decoded images: one array on disk, so that only the first start decodes or renders.
 
-An entry is ``KEY.npy`` (uint8, (N, 3, 64, 64)) and ``KEY.json`` (key, shape, sha256 of the array's bytes). The key is made of the
-content, so an entry never becomes stale; the hash is checked at each start (about 0.2 s for the lab's 221 MB), so that a
-damaged entry is rebuilt and never trained on.
+An entry is ``KEY.npy`` (uint8, (N, 3, 64, 64)) and ``KEY.json`` (key, shape, sha256 of the array's bytes). The key is a hash of
+the source, so an entry never becomes stale. The checksum is verified at each start (about 0.2 s for the lab's 221 MB), and a damaged
+entry is rebuilt.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ddpmctl.progress import Notice, Progress
 UNUSED_DAYS = 30
 PATTERNS = ("*.npy", "*.json", "results/*.npz", "crashes/*.txt")
 OURS = re.compile(r"[0-9a-f]{64}|crash-[0-9-]+")  # DDPMCTL_CACHE_DIR may name a folder with other files
-DECODER = 1  # raise it when decoding or rendering begins to give other pixels: old entries then no longer fit
+DECODER = 1  # increase it when decoding or rendering changes the pixels, so that old entries are not used
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def cache_files() -> list[Path]:
 
 
 def mark_used(*files: Path) -> None:
-    """Set the time at which files of the cache were last used to now; once a day, remove those that were not used for ``UNUSED_DAYS``."""
+    """Set the time of last use of cache files to now; once a day, remove files that were not used for ``UNUSED_DAYS``."""
     stamp = cache_folder() / ".last-removal"
     with suppress(OSError):
         for file in files:
@@ -85,7 +85,7 @@ def remove_unused(days: float = UNUSED_DAYS) -> list[tuple[Path, int]]:
 
 
 def folder_key(train_digest: str, found: list[FoundImage]) -> str:
-    """Return the key of a lab folder's entry: train.json's content, and name, size and time of change of every image."""
+    """Return the key of a lab folder's entry: train.json's content, and name, size and modification time of every image."""
     rows = [[image.name, image.size, image.mtime_ns] for image in found]
     return hashlib.sha256(json.dumps(["folder", DECODER, SIZE, train_digest, rows]).encode()).hexdigest()
 
@@ -96,9 +96,9 @@ def benchmark_key(fingerprint: str) -> str:
 
 
 def cached_images(key: str, count: int, build: Callable[[], Generator[Progress, None, np.ndarray]]) -> Generator[Progress | Notice, None, CachedImages]:
-    """Return the entry's images, (count, 3, 64, 64), from the cache, or from ``build()`` which is then written there.
+    """Return the entry's images, (count, 3, 64, 64), from the cache, or from ``build()``, whose result is then cached.
 
-    Two processes may build one entry at once: each writes temporary files with the same content and renames them.
+    Two processes may build the same entry at once: each writes its own temporary files and renames them.
     """
     entry: Path | None = None
     try:
@@ -114,7 +114,7 @@ def cached_images(key: str, count: int, build: Callable[[], Generator[Progress, 
         try:
             _write(entry, key, images, digest)
         except (OSError, UsageError) as error:
-            yield Notice(f"decoded images are not kept, so the next start decodes again: {error}; DDPMCTL_CACHE_DIR names another folder")
+            yield Notice(f"decoded images are not cached, so the next start decodes again: {error}; set DDPMCTL_CACHE_DIR to another folder")
     return CachedImages(images, digest)
 
 
@@ -141,10 +141,10 @@ def decode_folder(folder: Path, found: list[FoundImage]) -> Generator[Progress, 
 
 
 def _read(entry: Path, key: str, count: int) -> CachedImages | None:
-    """Return a sound entry, or None where there is none.
+    """Return a valid entry, or None if there is none.
 
     Raises:
-        DataError: there is one, and it is damaged.
+        DataError: the entry is damaged.
     """
     about_path = entry.with_suffix(".json")
     if not os.path.lexists(about_path):  # written last: without it the entry is missing or incomplete
@@ -163,7 +163,7 @@ def _read(entry: Path, key: str, count: int) -> CachedImages | None:
 
 
 def _read_array(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Read an .npy file of a shape known beforehand; its header is compared with that shape, and never used to allocate memory."""
+    """Read an .npy file of known shape; the file's header is only compared, and never decides how much memory is allocated."""
     with suppress(OSError, ValueError), open(path, "rb") as file:
         if np.lib.format.read_magic(file) != (1, 0) or np.lib.format.read_array_header_1_0(file) != (shape, False, np.dtype(np.uint8)):
             return None

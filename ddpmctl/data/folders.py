@@ -124,7 +124,7 @@ def read_conditions(path: Path) -> list[tuple[str, ...]]:
 
 
 def raise_first(problems: Sequence[Problem], folder: Path) -> NoReturn:
-    """Raise a DataError that names the first problem, counts the others and tells how to list them."""
+    """Raise a DataError that names the first problem, counts the others and says how to list them."""
     others = len(problems) - 1
     more = f" (and {others} other problem{'s' if others > 1 else ''})" if others else ""
     raise DataError(f"{problems[0].path}: {problems[0].what}{more}; to see all problems: ddpmctl data verify {folder}")

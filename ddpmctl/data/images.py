@@ -20,7 +20,7 @@ from ddpmctl.data.folders import Problem
 from ddpmctl.errors import DataError, show
 
 SIZE = 64  # pixels on a side of every training image
-PLACES = ("iclevr", "images", ".")  # the most common one first, which saves a check of every name in the others
+PLACES = ("iclevr", "images", ".")  # the usual one first: if it has all images, the others are not searched
 FORMATS = ("PNG", "JPEG")
 PNG_END = b"IEND\xaeB`\x82"
 TRAILER = 65536  # bytes that may follow the end of a PNG
@@ -31,7 +31,7 @@ _opening = threading.Lock()
 
 @dataclass(frozen=True)
 class FoundImage:
-    """One declared image: its name in train.json, the folder that the name starts from, its size in bytes and its time of change."""
+    """One declared image: its name in train.json, the folder that the name is relative to, its size in bytes and its modification time."""
 
     name: str
     place: Path
@@ -40,12 +40,12 @@ class FoundImage:
 
     @property
     def path(self) -> Path:
-        """The file's path, built on demand: a cached start does not need 18,009 of them."""
+        """The file's path (computed on demand: a cached start does not need the 18,009 paths)."""
         return self.place / self.name
 
 
 def find_images(folder: Path, names: Sequence[str]) -> tuple[list[FoundImage], list[Problem]]:
-    """Return the declared images that are there, and a problem for each that is missing or may not be opened.
+    """Return the declared images that exist, and a problem for each that is missing or must not be opened.
 
     The images all lie in one place: the folder itself, ``iclevr/`` or ``images/``, whichever holds most of them. That place may be
     a link to another disk, but no file in it may be a link that leads out of it.
@@ -95,7 +95,7 @@ def check_image(path: Path) -> None:
 
 
 def each_image(paths: Iterable[Path], work: Callable[[Path], T]) -> Generator[T | DataError, None, None]:
-    """Yield ``work(path)``, or the DataError that it raised, for each path in order, in several threads."""
+    """Yield ``work(path)``, or the DataError that it raised, for each path in order; in threads, since Pillow releases the GIL."""
 
     def tried(path: Path) -> T | DataError:
         try:
@@ -111,11 +111,11 @@ def each_image(paths: Iterable[Path], work: Callable[[Path], T]) -> Generator[T 
 
 def _find_in(place: Path, folder: Path, names: Sequence[str]) -> tuple[list[FoundImage], list[Problem]]:
     inside = (Path(os.path.realpath(place)), Path(os.path.realpath(folder)))
-    parents: dict[str, bool] = {"": True}  # sub-folder -> whether it stays inside; checked once each, not once per image
+    parents: dict[str, bool] = {"": True}  # sub-folder -> whether it is inside; checked once per folder, not per image
     found, problems = [], []
     prefix = os.path.join(place, "")
     for name in names:
-        path = prefix + name  # strings: building 18,009 Path objects takes longer than all the rest of a cached start
+        path = prefix + name  # strings: creating 18,009 Path objects takes longer than the rest of a cached start
         parent = name.rpartition("/")[0]
         if parent not in parents:
             parents[parent] = _within(place / parent, inside)
@@ -144,7 +144,7 @@ def _within(path: str | Path, roots: tuple[Path, ...]) -> bool:
 
 
 def _open(path: Path) -> Image.Image:
-    # Pillow only warns of an image between one and two times its limit. The warnings' filter belongs to the whole process, hence the lock.
+    # Pillow only warns of an image between one and two times its limit. The warnings filter is global to the process, hence the lock.
     with _opening, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         image = Image.open(path, formats=FORMATS)
@@ -174,5 +174,5 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "is neither a PNG nor a JPEG image"
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return f"has more than {Image.MAX_IMAGE_PIXELS} pixels, too many for a training image"
+        return f"has more than {Image.MAX_IMAGE_PIXELS} pixels; it is not a training image"
     return f"cannot be decoded ({show(str(error))[1:-1] or type(error).__name__})"

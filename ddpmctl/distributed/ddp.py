@@ -1,4 +1,4 @@
-"""Training over several processes: DistributedDataParallel, and batch norm over the whole batch; imported only where there are several."""
+"""Training over several processes: DistributedDataParallel, and batch norm over the whole batch; not imported by a single process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ddpmctl.distributed.job import Job, peer_errors
 from ddpmctl.distributed.replicas import Replicas
 from ddpmctl.errors import UsageError
 
-# The argument's name in the installed torch: 2.11 has only the older one, and 2.15 warns about it.
+# The argument's name in the installed torch: 2.15 deprecates the older name, the only one in 2.11.
 SYNC_BUFFERS = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in inspect.signature(DistributedDataParallel).parameters)
 STEP_TIMEOUT = timedelta(minutes=10)  # of a collective within a training step
 
@@ -28,7 +28,7 @@ def data_parallel_replicas(job: Job, device: torch.device) -> Iterator[DataParal
     """Yield the replicas of a job in a process group of their own.
 
     Raises:
-        UsageError: the device is of another kind, or the backend is missing.
+        UsageError: the device is neither CUDA nor CPU, or the backend is missing.
         PeerError: another process is gone.
     """
     if device.type not in ("cuda", "cpu"):
@@ -79,7 +79,7 @@ class DataParallelReplicas(Replicas):
         return peer_errors()
 
     def agree(self, loss: Tensor, signal: int) -> tuple[Tensor, int]:
-        """Return the sum of the losses, the same bits on every rank, and the strongest signal; rank 0's step time travels along."""
+        """Return the sum of the losses, bitwise equal on all ranks, and the signal to stop for; rank 0's step time is sent along."""
         values = [0.0, self._seconds if self.job.is_leader else 0.0, float(signal == SIGINT), float(signal == SIGTERM)]
         own = torch.tensor(values, dtype=torch.float64).to(self._device)
         own[0] = loss
@@ -89,13 +89,13 @@ class DataParallelReplicas(Replicas):
         return total[0].float(), SIGTERM if terminated else SIGINT if interrupted else 0
 
     def step_seconds(self, own: float) -> float:
-        """Return rank 0's duration of the step before, and keep this one's for the next ``agree``."""
+        """Return rank 0's duration of the previous step, and store this one's for the next ``agree``."""
         self._seconds = own
         return self._agreed_seconds
 
 
 def sum_over_ranks(values: Tensor, group: Any) -> Tensor:
-    """Return the sum of a tensor over the ranks, the same bits on each; ``values`` is overwritten."""
+    """Return the sum of a tensor over the ranks, bitwise equal on all; ``values`` is overwritten."""
     dist.all_reduce(values, group=group)
     return values
 
@@ -130,7 +130,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         count = x.numel() // x.shape[1]
         mean = x.mean((0, 2, 3), dtype=torch.float64) if count else x.sum((0, 2, 3), dtype=torch.float64)
         squares = (x - mean.float().view(1, -1, 1, 1)).square().sum((0, 2, 3), dtype=torch.float64)
-        # Every rank's count, mean and sum of squares about it, joined as by Chan et al. 1983, eq. 2.1: no large numbers are subtracted.
+        # Each rank's count, mean and sum of squared deviations, combined as in Chan et al. 1983, eq. 2.1, without cancellation.
         own = torch.stack((torch.full_like(mean, count), mean, squares))
         table = own.new_zeros((dist.get_world_size(), *own.shape))
         table = torch.cat((table[: dist.get_rank()], own[None], table[dist.get_rank() + 1 :]))
@@ -150,7 +150,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
 
 def _globalise_batch_norm(net: nn.Module, group: Any) -> None:
-    """Give a network's batch norms the statistics of all ranks; parameters, buffers and their names stay."""
+    """Let a network's batch norms use the statistics of all ranks; parameters, buffers and their names do not change."""
     for module in net.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = GlobalBatchNorm2d

@@ -1,12 +1,12 @@
-"""The processes of one job: who this one is, what they agree on, and how the failure of one reaches the others.
+"""The processes of one job: ranks, exchange of values, and how a failure of one process is reported to the others.
 
-A single process is a job of size 1 whose methods act locally and import nothing of torch.distributed. Under torchrun, values travel
-through torch's object collectives over a gloo group (``ddpmctl.distributed.ddp`` has its own group for gradients).
+A single process is a job of size 1, which exchanges nothing and does not import torch.distributed. Under torchrun, values are sent with
+torch's object collectives over a gloo group (``ddpmctl.distributed.ddp`` has its own group for gradients).
 
-Three things stay by hand, because torch has nothing for them. Collectives block in C++, where Python handles no signal, so they run in a
-second thread while the main thread looks for signals and for failures. The first process that fails puts its message into the launcher's
-store, so that the job prints one error and not one for each process (torchelastic's error file names a cause only after all processes have
-ended). And the processes agree on a fresh prefix for that store (``meeting``): torchrun's own attempt number counts the failures of one
+Three things are implemented here because torch lacks them. Collectives block in C++, where Python handles no signals, so they run in a
+second thread while the main thread checks for signals and failures. The first process that fails writes its message to the launcher's
+store, so that the job prints one error and not one per process (torchelastic's error file names a cause only after all processes have
+ended). And the processes agree on a new key prefix for that store (``meeting``): torchrun's own attempt number counts the failures of one
 machine, and differs between machines after a restart.
 """
 
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 P = TypeVar("P")
 CONNECT_SECONDS = 300
-PATIENCE_DAYS = 30  # of a collective: rank 0 may score for hours; a process that ends closes its connections, which is noticed at once
-POLL_SECONDS = 0.1  # between two looks at the store
+PATIENCE_DAYS = 30  # timeout of a collective: rank 0 may score for hours; when a process ends, its connections close and the others notice at once
+POLL_SECONDS = 0.1  # between two checks of the store
 FAILURE = "failure"
 
 
@@ -54,7 +54,7 @@ class Job:
 
     Attributes:
         rank, size: as torchrun's RANK and WORLD_SIZE.
-        local: the rank on this machine, which is the number of its GPU.
+        local: the rank on this machine, which is the index of its GPU.
         store: key-value store that all processes share; None for a single process.
     """
 
@@ -74,7 +74,7 @@ class Job:
         return self.rank == 0
 
     def __str__(self) -> str:
-        """Return rank, size and machine in words."""
+        """Return rank, size and host name as text."""
         return f"rank {self.rank} of {self.size} on {platform.node()}"
 
     def claim(self, text: str) -> bool:
@@ -87,7 +87,7 @@ class Job:
             return self.is_leader
 
     def from_leader(self, value: Callable[[], T]) -> T:
-        """Return rank 0's ``value()`` on every process; the others do not call it. All processes must call this in the same order.
+        """Return rank 0's ``value()`` on every process; the others do not call it. All processes must call this method in the same order.
 
         Raises:
             PeerError: another process failed.
@@ -100,7 +100,7 @@ class Job:
         return found
 
     def wait_for_leader(self, until: Callable[[], object]) -> bool:
-        """Wait until rank 0 comes to its next ``from_leader``; return False as soon as ``until()`` is true.
+        """Wait until rank 0 calls ``from_leader`` again; return False as soon as ``until()`` is true.
 
         Raises:
             PeerError: another process failed.
@@ -111,7 +111,7 @@ class Job:
         """Compare values with rank 0's.
 
         Raises:
-            UsageError: this process has another one; names it, and both values.
+            UsageError: a value differs; names it, and both values.
         """
         if self.is_single:
             return
@@ -119,13 +119,13 @@ class Job:
         leaders = self.from_leader(lambda: own)
         differing = [f"{name} is {own.get(name)} here and {leaders.get(name)} on rank 0" for name in {**leaders, **own} if own.get(name) != leaders.get(name)]
         if differing:
-            raise UsageError(f"this process has another {what} than rank 0: {'; '.join(differing)}; start all of them alike")
+            raise UsageError(f"this process has another {what} than rank 0: {'; '.join(differing)}; start all processes in the same way")
 
     def require_one_version(self) -> None:
         """Compare this process's code with rank 0's.
 
         Raises:
-            UsageError: it is another.
+            UsageError: it differs.
         """
         if not self.is_single:
             import torch
@@ -134,7 +134,7 @@ class Job:
 
     @contextmanager
     def first_on_each_machine(self) -> Iterator[None]:
-        """Run the body on the first process of each machine, and on the others after all of those: they find a cache that is filled.
+        """Run the body on the first process of each machine, then on the others, which find the cache filled.
 
         Raises:
             PeerError: another process failed.
@@ -146,13 +146,13 @@ class Job:
             self._collective(lambda dist: dist.barrier())
 
     def map_ordered(self, work: Callable[[P], Generator[Progress, None, T]], pieces: Iterable[P]) -> Iterator[Progress | T]:
-        """Share pieces of work over the processes; yield the progress of this one's, and on rank 0 the results, in order.
+        """Distribute pieces of work over the processes; yield this process's progress, and on rank 0 the results, in order.
 
-        The results are those of one process, since a piece is never split. They travel as pickles.
+        The results equal those of a single process, since a piece is never split. They are sent as pickles.
 
         Args:
-            work: a piece to progress and its result; runs on the process whose turn it is.
-            pieces: read on rank 0 only, as far as needed.
+            work: yields progress on one piece and returns its result; called once per piece, on one of the processes.
+            pieces: read on rank 0 only, one per process at a time.
 
         Raises:
             PeerError: another process failed.
@@ -160,7 +160,7 @@ class Job:
         remaining = iter(pieces)
         while part := self.from_leader(lambda: list(itertools.islice(remaining, self.size))):
             own = (yield from work(part[self.rank])) if self.rank < len(part) else None
-            yield from self._gathered(own)[: len(part)]  # type: ignore[misc]  # None only where there was no piece
+            yield from self._gathered(own)[: len(part)]  # type: ignore[misc]  # None only if there was no piece
 
     def _gathered(self, own: T) -> list[T]:
         """Return every process's value on rank 0, nothing on the others."""
@@ -171,7 +171,7 @@ class Job:
         return found or []
 
     def _collective(self, call: Callable[[Any], object], until: Callable[[], object] = lambda: False) -> bool:
-        """Run a collective of torch.distributed to its end, or until ``until()`` is true; return whether it ended.
+        """Run a collective in the second thread until it ends or ``until()`` is true; return whether it ended.
 
         Raises:
             PeerError: another process failed.
@@ -193,7 +193,7 @@ class Job:
 
     @cached_property
     def _thread(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(1, "collectives")  # one: collectives must start in the same order everywhere
+        return ThreadPoolExecutor(1, "collectives")  # one thread: all ranks must start collectives in the same order
 
     @cached_property
     def _torch(self) -> Any:
@@ -211,7 +211,7 @@ SINGLE = Job()
 
 @contextmanager
 def peer_errors() -> Iterator[None]:
-    """Turn the backends' errors about another process into PeerError; gloo's have no type of their own."""
+    """Convert backend errors about another process to PeerError; gloo raises plain RuntimeErrors."""
     try:
         yield
     except RuntimeError as error:
@@ -219,7 +219,7 @@ def peer_errors() -> Iterator[None]:
 
         if not isinstance(error, DistError) and not any(word in str(error) for word in BACKEND_WORDS):
             raise
-        raise PeerError("contact with another process was lost: it ended or was killed, or its machine is gone") from None
+        raise PeerError("the connection to another process was lost: it ended or was killed, or its machine is down") from None
 
 
 BACKEND_WORDS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
@@ -294,10 +294,9 @@ def _nap(awaited: str, until: float) -> None:
 
 @contextmanager
 def without_teardown(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
-    """Under torchrun, exit right after the body, with its exit code and without Python's teardown.
+    """Under torchrun, exit right after the body, with its exit code and without Python's shutdown.
 
-    During teardown a thread of gloo may wake up and abort the process (about one job in a hundred), and torchrun would report a job that
-    is done as failed.
+    During shutdown a thread of gloo may abort the process (about one job in a hundred), and torchrun would report a finished job as failed.
     """
     code: object = 0
     try:

@@ -1,4 +1,4 @@
-"""The copies of a network that train together: what a training step needs from the other processes; nothing for a single one."""
+"""Replicas of a network in data-parallel training; a single process is one replica and exchanges nothing."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class Replicas:
-    """One replica: every method is the identity."""
+    """A single replica: nothing is exchanged."""
 
     def __init__(self, job: Job = SINGLE) -> None:
         """Take the job whose processes train."""
         self.job = job
 
     def wrap(self, net: nn.Module, *, sync_bn: bool) -> nn.Module:
-        """Return the network as one whose gradients are averaged over the replicas.
+        """Return the network, wrapped so that gradients are averaged over the replicas.
 
         With ``sync_bn``, batch norm uses the whole batch, as in one process; without, each process its own images.
         """
@@ -48,7 +48,7 @@ class Replicas:
         return loss, 0
 
     def step_seconds(self, own: float) -> float:
-        """Return the duration of a step that all replicas record: for several, rank 0's of the step before."""
+        """Return the duration of a step that all replicas record: for several, rank 0's of the previous step."""
         return own
 
 

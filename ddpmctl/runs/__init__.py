@@ -1,1 +1,1 @@
-"""Run folders: their files, finding them again, and what a run was made from. Training writes them; every command reads them."""
+"""Run folders: their files, how they are found, and the sources of a run. Training writes them; every command reads them."""

@@ -1,4 +1,4 @@
-"""Run folders: their names, their files, and finding them again."""
+"""Run folders: their names and files, and how they are found."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ddpmctl.errors import DataError, UsageError
 from ddpmctl.files import cannot_write, remove_temporary_files, write_text
 from ddpmctl.runs.sources import RunSources
 
-STALE_SECONDS = 3600  # an unfinished run folder of this age was left by a killed process
+STALE_SECONDS = 3600  # a folder that is still unfinished after this time was left by a killed process
 
 
 class _Inside:
@@ -56,7 +56,7 @@ class Run:
 
     @property
     def is_untouched(self) -> bool:
-        """Whether nothing was trained here yet: a killed run that had only just been made."""
+        """Whether nothing was trained here yet: the run was killed before its first state was saved."""
         written = [self.state_file, *(file for file in (self.metrics_file, self.results_file, self.timing_file) if file.exists() and file.stat().st_size)]
         return not any(file.exists() for file in written) and not any(self.checkpoints.glob("*.pth"))
 
@@ -74,7 +74,7 @@ class Run:
         """Return the rows of results.csv, as text; none before the first evaluation.
 
         Raises:
-            DataError: the file is not CSV.
+            DataError: the file is not a CSV file.
         """
         if not self.results_file.is_file():
             return []
@@ -94,11 +94,11 @@ class Run:
         return path if path.is_file() else None
 
     def point(self, name: str, checkpoint: Path) -> None:
-        """Make ``best.json`` or ``latest.json`` name a checkpoint: a small file survives copying, where links do not."""
+        """Write a checkpoint's path to ``best.json`` or ``latest.json``, which can be copied more easily than a link."""
         write_text(self.folder / f"{name}.json", json.dumps({"checkpoint": checkpoint.relative_to(self.folder).as_posix()}) + "\n")
 
     def retain(self, count: int) -> None:
-        """Delete scored checkpoints but the best, the last, and the ``count`` latest of the others."""
+        """Delete scored checkpoints except the best, the last, and the ``count`` latest of the others."""
         spared = {self.pointer("best"), self.pointer("latest")}
         others = [file for file in find_checkpoints(self.folder) if file not in spared]
         for file in others[: max(0, len(others) - count)]:
@@ -107,7 +107,7 @@ class Run:
     def abandon(self, after: int) -> list[str]:
         """Move checkpoints of later epochs than ``after`` to ``checkpoints/abandoned``, correct the pointers, and return the names.
 
-        They were written after the state from which a run goes on, and other steps will take the place of theirs.
+        They were written after the state from which the run resumes, and their steps will be trained again.
         """
         later = [file for file in _by_epoch(self.checkpoints) if epoch_in_name(file) > after]
         if not later:
@@ -127,10 +127,10 @@ class Run:
 
 
 def create_run(parent: Path, name: str | None, config: Config, sources: RunSources) -> Run:
-    """Make a new run folder holding its settings, whole or not at all; never an existing one.
+    """Create a new run folder with its settings atomically; an existing folder is never used.
 
     Raises:
-        UsageError: the name is taken or no folder name, or the parent cannot be written to.
+        UsageError: the name is taken or is not a folder name, or the parent cannot be written to.
     """
     if name is not None and (not re.fullmatch(r"[\w.+-]+", name) or name.strip(".") == ""):
         raise UsageError(f"--name: {name!r} is not a folder name; use letters, digits, '.', '_', '+' and '-'")
@@ -166,7 +166,7 @@ def _sweep_unfinished(parent: Path) -> None:
 
 
 def _claim(made: Path, parent: Path, name: str | None, config: Config) -> Path:
-    """Rename a finished folder; renaming onto a non-empty folder fails, so two processes cannot take the same name."""
+    """Rename a finished folder to its final name; this fails if the name is a non-empty folder, also one that was just created."""
     base = name or name_for(config)
     for suffix in ("", *(f"-{n}" for n in range(2, 10_000))):
         try:
@@ -175,15 +175,15 @@ def _claim(made: Path, parent: Path, name: str | None, config: Config) -> Path:
             if not os.path.lexists(parent / (base + suffix)):
                 raise cannot_write(parent, error) from None
             if name is not None:
-                raise UsageError(f"--name: {parent / name} exists already; choose another name, or go on with --resume {parent / name}") from None
+                raise UsageError(f"--name: {parent / name} exists already; choose another name, or resume with --resume {parent / name}") from None
     raise UsageError(f"{parent}: holds ten thousand runs called {base}; give --name")
 
 
 @contextmanager
 def locked(run: Run) -> Iterator[None]:
-    """Lock a run's folder for this process, and remove the temporary files of killed ones.
+    """Lock a run's folder against other training processes, and remove temporary files of killed ones.
 
-    The operating system releases the lock when the process ends, for whatever reason.
+    The operating system releases the lock when the process ends, also if it is killed.
 
     Raises:
         UsageError: another process is training there; names it.
@@ -215,7 +215,7 @@ def _holder(run: Run) -> str:
 
 
 def name_for(config: Config) -> str:
-    """Return a run name from the settings that users vary most: network, activation, schedule, budget, seed."""
+    """Return a run name of the settings that usually differ: network, activation, schedule, budget, seed."""
     model, training = config.model, config.training
     budget = f"{training.epochs}ep" if training.epochs is not None else f"{training.minutes:g}min"
     return f"{model.net}{model.width}-{model.act}-{config.diffusion.schedule}-{budget}-s{training.seed}"
@@ -235,7 +235,7 @@ def open_run(folder: Path) -> Run:
 
 
 def newest_best(parent: Path) -> Path:
-    """Return the best checkpoint of the newest run below ``parent``; its last where none was scored.
+    """Return the best checkpoint of the newest run below ``parent``, or its latest if none is the best.
 
     Raises:
         UsageError: there is none.
@@ -247,12 +247,12 @@ def newest_best(parent: Path) -> Path:
         if checkpoint is not None:
             found.append((checkpoint.stat().st_mtime_ns, checkpoint))
     if not found:
-        raise UsageError(f"no checkpoint named, and {parent}/ holds no run with one; train first, or name a checkpoint")
+        raise UsageError(f"no checkpoint named, and {parent}/ has no run with a checkpoint; train first, or name a checkpoint")
     return max(found)[1]
 
 
 def find_checkpoints(path: Path) -> list[Path]:
-    """Return the checkpoints that a path stands for: a file, a run, or a folder of ``.pth`` files, by epoch.
+    """Return the checkpoints at a path: a file, a run, or a folder of ``.pth`` files, by epoch.
 
     Raises:
         UsageError: there is no such path, or no checkpoint in it.
@@ -272,6 +272,6 @@ def _by_epoch(folder: Path) -> list[Path]:
 
 
 def epoch_in_name(path: Path) -> int:
-    """Return the epoch in a report-style file name, or -1."""
+    """Return the epoch in a report-style file name, -1 if there is none."""
     match = FILE_NAME.fullmatch(path.name)
     return int(match["epoch"]) if match else -1

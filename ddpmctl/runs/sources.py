@@ -1,4 +1,4 @@
-"""``data.json`` of a run: what it was made from."""
+"""``data.json`` of a run: its data and its classifier."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RunSources:
         scenes: scenes of the embedded benchmark; None for a folder.
         key: hash of labels and pixels.
         evaluator: file of the classifier; None for the built-in one.
-        evaluator_sha256: of that file.
+        evaluator_sha256: hash of that file.
     """
 
     data: Path | None

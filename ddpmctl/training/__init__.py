@@ -1,1 +1,1 @@
-"""Training runs: what a run is, its loop, its files, and how one goes on."""
+"""Training runs: the plan, the training loop, the log and resuming."""

@@ -1,4 +1,4 @@
-"""The records that the engine yields; the terminal, the log and the tests all read this one stream."""
+"""Events of a training run; the terminal output, the log and the tests read them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Ticked:
-    """A sign of life between steps; not logged.
+    """Progress for display; not logged.
 
     Attributes:
-        fraction: of the budget, 0 to 1.
+        fraction: used part of the budget, 0 to 1.
     """
 
     step: int
@@ -35,7 +35,7 @@ class Ticked:
 
 @dataclass(frozen=True)
 class StopAgreed:
-    """All ranks of a job are after the same step and have agreed to end here: one of them was sent the signal ``number``."""
+    """All ranks stop after the same step, because one of them received the signal ``number``."""
 
     number: int
 
@@ -54,7 +54,7 @@ class StepDone:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """One pass over the images, or what the budget left of it; ``loss`` is the mean over it."""
+    """An epoch ended, or the budget within it; ``loss`` is the mean over the epoch."""
 
     epoch: int
     step: int
@@ -67,7 +67,7 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The weights of this moment were scored on the condition files."""
+    """The current weights were scored on the condition files."""
 
     epoch: int
     step: int
@@ -81,19 +81,19 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Saved:
-    """A file is safely on disk."""
+    """A file was written to the disk."""
 
     path: Path
 
 
 @dataclass(frozen=True)
 class RolledBack:
-    """Numbers were no longer finite; training goes on from an earlier state.
+    """NaN or inf occurred; training continues from the last saved state.
 
     Attributes:
-        reason: what was not finite, and where.
-        step: of the state gone back to.
-        lr_scale: what is left of the learning rate.
+        reason: what was not finite, and at which step.
+        step: of the restored state.
+        lr_scale: factor of the learning rate from now on.
     """
 
     reason: str
@@ -104,7 +104,7 @@ class RolledBack:
 
 @dataclass(frozen=True)
 class Overridden:
-    """A resumed run goes on with other settings: (before, now) by name."""
+    """A resumed run has changed settings: (before, now) by name."""
 
     step: int
     changed: dict[str, tuple[Value, Value]]

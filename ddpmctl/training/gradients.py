@@ -1,4 +1,4 @@
-"""The gradients of one training batch, in parts where memory is short, and a check that they are finite."""
+"""The gradients of one training batch, accumulated over micro-batches, and a check that they are finite."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ddpmctl.errors import DivergedError, UsageError
 
 
 class Diverged(DivergedError):
-    """Numbers that are not finite, with a diagnosis of plain values."""
+    """NaN or inf in the loss, the gradients or the weights; ``diagnosis`` holds the details as plain values."""
 
     def __init__(self, message: str, diagnosis: dict[str, Any]) -> None:
         """Take the message and the diagnosis."""
@@ -31,7 +31,7 @@ class Diverged(DivergedError):
 
 @dataclass
 class Gradients:
-    """Computes a batch's gradients and leaves them in the network.
+    """Computes a batch's gradients and stores them in the network's parameters.
 
     Attributes:
         net: the network; ``forward`` calls it, wrapped and compiled.
@@ -61,7 +61,7 @@ class Gradients:
         except Exception as error:
             if not out_of_memory(error):
                 raise
-        # Outside of the handler, where the error no longer holds on to the tensors of the attempt.
+        # Outside of the handler: within it, the traceback keeps the tensors of the failed attempt in memory.
         raise self._memory_advice(chosen, size, step)
 
     def _accumulate(self, chosen: Tensor, size: int, step: int) -> Tensor:
@@ -74,12 +74,12 @@ class Gradients:
         self.net.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.compute.device)
         most = -(-len(chosen) // job.size)
-        parts = -(-most // size)  # as many on every rank: the last part reduces the gradients
+        parts = -(-most // size)  # the same number on every rank: the last part all-reduces the gradients
         for number, part in enumerate(batch.parts(parts), start=1):
             with nullcontext() if number == parts else self.replicas.without_reduction(self.forward):  # type: ignore[arg-type]
                 with self.compute.autocast():
                     loss = self.loss(self.forward, part) * (len(part.x_t) / len(chosen))
-                # Over several ranks gradients are averaged, and the sum is wanted.
+                # DDP averages the gradients over the ranks, but the sum is needed.
                 (loss * job.size if job.size > 1 else loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
@@ -87,7 +87,7 @@ class Gradients:
     def _memory_advice(self, chosen: Tensor, size: int, step: int) -> UsageError:
         """Return the error for a batch that does not fit, with a ``--micro-batch`` that does."""
         where = f"do not fit in the memory of {self.compute.describe()}"
-        if not self.replicas.job.is_single:  # an attempt would need all ranks
+        if not self.replicas.job.is_single:  # trying sizes would need all ranks
             own = min(size, -(-len(chosen) // self.replicas.job.size))
             return UsageError(f"--batch-size: {own} images at a time {where}; try --micro-batch {max(1, own // 2)}")
         fitting = min(size, len(chosen)) // 2
@@ -97,7 +97,7 @@ class Gradients:
             return UsageError(f"--width: not even one image of this network fits in the memory of {self.compute.describe()}")
         return UsageError(
             f"--batch-size: {min(size, len(chosen))} images at a time {where}; "
-            f"--micro-batch {fitting} does, and adds up the gradients of {-(-len(chosen) // fitting)} to the same step"
+            f"--micro-batch {fitting} does, and accumulates {-(-len(chosen) // fitting)} of them for the same step"
         )
 
     def _fits(self, chosen: Tensor, size: int, step: int) -> bool:
@@ -113,15 +113,15 @@ class Gradients:
 
 
 def require_finite(net: nn.Module, loss: Tensor, known: dict[str, Any]) -> None:
-    """Check loss and gradients before an optimizer uses them; costs one wait for the device.
+    """Check loss and gradients before an optimizer uses them; synchronises with the device once.
 
     Args:
         net: holds the gradients.
         loss: a scalar.
-        known: facts on the step for the diagnosis: "step", "epoch", "lr", "batch_indices".
+        known: the step's part of the diagnosis: "step", "epoch", "lr", "batch_indices".
 
     Raises:
-        Diverged: one is NaN or inf.
+        Diverged: one of them is NaN or inf.
     """
     gradients = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients.values()))))

@@ -1,4 +1,4 @@
-"""The run's log: metrics.jsonl, timing.jsonl and results.csv, in which a resumed run neither loses nor repeats a row."""
+"""The run's log: metrics.jsonl, timing.jsonl and results.csv; a resumed run neither loses nor repeats a row."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ KINDS: dict[type, str] = {StepDone: "step", EpochDone: "epoch", RolledBack: "rol
 
 
 class RunLog:
-    """The reader of the event stream that appends to the run's files.
+    """Appends events to the run's log files.
 
-    Each saved state has the sizes of these files. On resume, rows written after the state are cut off, because the resumed run writes
-    them again; so is an incomplete last line.
+    Each saved state contains the sizes of the files. On resume, rows written after that state are cut off, because the resumed run
+    writes them again; so is an incomplete last line.
     """
 
     def __init__(self, run: Run, *, writes: bool = True) -> None:
-        """Append to the run's files; of several processes, one ``writes``."""
+        """Append to the run's files; with several processes, only one ``writes``."""
         self._metrics, self._timing, self._results = run.metrics_file, run.timing_file, run.results_file
         self.files = {file.name: file for file in (self._metrics, self._timing, self._results) if writes}
 
@@ -42,7 +42,7 @@ class RunLog:
         return {name: file.stat().st_size if file.exists() else 0 for name, file in self.files.items()}
 
     def cut(self, sizes: Mapping[str, Any]) -> list[str]:
-        """Truncate the files to their sizes at a saved state; return the names of those that are shorter."""
+        """Truncate the files to the sizes in a saved state; return the names of files that are shorter, having lost rows."""
         short = []
         for name, file in self.files.items():
             size = sizes.get(name)
@@ -57,7 +57,7 @@ class RunLog:
         return short
 
     def read(self, event: Event) -> None:
-        """Append an event that belongs in the log; ignore others.
+        """Append an event to the log; events of other kinds are ignored.
 
         Raises:
             UsageError: the disk is full.

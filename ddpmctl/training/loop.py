@@ -33,14 +33,14 @@ def training_events(
 ) -> Generator[Event, None, None]:
     """Train until the budget is used up, yielding events; this also writes the run's files.
 
-    A caller that stops early loses nothing: when the generator is closed, it writes a state from which ``resume`` continues. The caller holds the run's lock.
-    Of several processes, rank 0 alone scores and writes; a reader then stops at ``StopAgreed``, where all of them do.
+    When the generator is closed early, it writes a state from which ``resume`` continues. The caller holds the run's lock.
+    With several processes, only rank 0 scores and writes, and callers stop only at ``StopAgreed``, which all ranks yield after the same step.
 
     Args:
         trainer: before its first step.
         run: the folder to write to.
         classifier: scores each saved checkpoint.
-        recorded: settings that the state must have, where the trainer's are to replace them.
+        recorded: settings that the state must have, if the trainer's are to replace them.
         resume: continue from the run's state.
 
     Raises:
@@ -56,13 +56,13 @@ def training_events(
             log.read(event)
             yield event
     except GeneratorExit:
-        # Raised where an event was yielded, so never in the middle of a step.
+        # Raised at a yield, so never in the middle of a step.
         save_state(trainer, log, run)
         raise
 
 
 def save_state(trainer: Trainer, log: RunLog, run: Run) -> None:
-    """Write the state and the log's length; of several processes, rank 0 does."""
+    """Write the state and the sizes of the log files; only rank 0 writes."""
     if not trainer.replicas.job.is_leader:
         return
     save_tensors(run.state_file, {**training_state(trainer), "log": log.sizes()})
@@ -74,14 +74,14 @@ def _begin(trainer: Trainer, log: RunLog, run: Run, recorded: Config, *, resume:
         save_state(trainer, log, run)
         return
     if trainer.replicas.job.from_leader(lambda: run.is_untouched):
-        yield Notice(f"{run.folder}: nothing was trained here yet; training begins at its first step")
+        yield Notice(f"{run.folder}: nothing was trained here yet; training starts at the first step")
         log.cut({})
         save_state(trainer, log, run)
         return
     yield from _restore(trainer, log, run, recorded)
     changed = _recipe_changes(recorded, trainer.config)
     if changed:
-        save_state(trainer, log, run)  # from here on the state is one of the new settings
+        save_state(trainer, log, run)  # from now on the state has the new settings
         if trainer.replicas.job.is_leader:
             save_config(run, trainer.config)
         event = Overridden(trainer.counters.step, changed)
@@ -91,19 +91,19 @@ def _begin(trainer: Trainer, log: RunLog, run: Run, recorded: Config, *, resume:
 
 def _restore(trainer: Trainer, log: RunLog, run: Run, recorded: Config) -> Iterator[Event]:
     where = str(run.state_file)
-    # Rank 0's: other machines may not see its disk, and the file may be replaced before they look.
+    # Rank 0 sends the bytes: other machines may not see its disk, and the file may be replaced before they read it.
     state = load_tensor_bytes(trainer.replicas.job.from_leader(lambda: checked_bytes(run.state_file)), where)
     restore(trainer, state, where)
     try:
         of, sizes = Config.from_dict(state["config"]), dict(state["log"])
     except (KeyError, TypeError, AttributeError, ValueError, DdpmctlError) as error:
-        raise DataError(f"{where}: lacks a part or has it in another form ({show(repr(error))})") from None
+        raise DataError(f"{where}: a part is missing or invalid ({show(repr(error))})") from None
     if other := _recipe_changes(of, recorded):
         changes = "; ".join(f"{name}: {before} in the state, {now} in config.toml" for name, (before, now) in other.items())
-        raise DataError(f"{where}: is of other settings than {run.config_file.name} ({changes}); restore the file, and change settings with --override")
+        raise DataError(f"{where}: its settings differ from {run.config_file.name} ({changes}); restore the file, and change settings with --override")
     if short := log.cut(sizes):
-        yield Notice(f"{run.folder}: {', '.join(short)} lost rows that the saved state counts; they are missing from now on")
-    differs = trainer.config.training.minutes is not None or _recipe_changes(recorded, trainer.config)  # else the same files are written again
+        yield Notice(f"{run.folder}: {', '.join(short)} lost rows from before the saved state; these rows stay missing")
+    differs = trainer.config.training.minutes is not None or _recipe_changes(recorded, trainer.config)  # otherwise the same files are written again
     if differs and trainer.replicas.job.is_leader and (names := run.abandon(trainer.counters.scored_epoch)):
         yield Notice(f"{run.folder}: checkpoints written after the state were moved to checkpoints/abandoned: {', '.join(names)}")
 
@@ -114,7 +114,7 @@ def _recipe_changes(before: Config, now: Config) -> dict[str, tuple[Value, Value
 
 
 def _with_rollbacks(trainer: Trainer, log: RunLog, run: Run, classifier: Classifier) -> Iterator[Event]:
-    """Yield training's events; on NaN or inf, write a diagnosis and, with ``--on-nan rollback``, reload the last saved state."""
+    """Yield the events of training; on NaN or inf, write a diagnosis and, with ``--on-nan rollback``, reload the last saved state."""
     while True:
         try:
             yield from _events(trainer, log, run, classifier)
@@ -123,14 +123,12 @@ def _with_rollbacks(trainer: Trainer, log: RunLog, run: Run, classifier: Classif
             reason = str(error)
             if trainer.replicas.job.is_leader:
                 _write_diagnosis(run, error)
-            seen_by_all = trainer.replicas.job.is_single or "batch_indices" in error.diagnosis  # found in a step, and not by rank 0 alone while it saves
+            seen_by_all = trainer.replicas.job.is_single or "batch_indices" in error.diagnosis  # in a step, not by rank 0 alone while it saves
         problem = f"{reason}; details are in {run.diagnosis_file}"
         if trainer.config.run.on_nan != "rollback" or not seen_by_all:
-            raise DivergedError(
-                f"{problem}. The last good state is kept: resume with --on-nan rollback, or start a new run with a lower --lr or --precision fp32"
-            )
+            raise DivergedError(f"{problem}. The last good state is kept: resume with --on-nan rollback, or train again with a lower --lr or --precision fp32")
         if trainer.counters.rollbacks >= MAX_ROLLBACKS:
-            raise DivergedError(f"{problem}. It was rolled back {MAX_ROLLBACKS} times already; start a new run with a lower --lr or --precision fp32")
+            raise DivergedError(f"{problem}. It was rolled back {MAX_ROLLBACKS} times already; train again with a lower --lr or --precision fp32")
         yield from _restore(trainer, log, run, trainer.config)
         trainer.counters.rollbacks += 1
         trainer.counters.lr_scale /= 2
@@ -145,7 +143,7 @@ def _write_diagnosis(run: Run, error: Diverged) -> None:
 
 
 def _events(trainer: Trainer, log: RunLog, run: Run, classifier: Classifier) -> Iterator[Event]:
-    """Yield the events of training; a state saved where an event is yielded continues with what follows that event."""
+    """Yield the events of training; a state that is saved at a yield continues after that event."""
     last_tick, counters = 0.0, trainer.counters
     last_saved = time.perf_counter()
     minutes = trainer.config.run.checkpoint_minutes
@@ -180,7 +178,7 @@ def _score_is_due(trainer: Trainer) -> bool:
 
 
 def _end_epoch(trainer: Trainer) -> EpochDone:
-    # Counters move on before their event is yielded: a reader may leave there, and the state is then saved as it stands.
+    # The counters are updated before the event is yielded: the caller may stop there, and the state is then saved.
     counters, loss = trainer.counters, trainer.mean_loss("epoch")
     rate = counters.epoch_images / max(counters.epoch_seconds, 1e-9)
     trainer.end_epoch(loss)
@@ -216,7 +214,7 @@ def _score_and_save(trainer: Trainer, log: RunLog, run: Run, classifier: Classif
         counters.best = mean
         run.point("best", path)
     counters.scored_epoch = counters.epoch
-    trainer.replicas.job.from_leader(lambda: None)  # ends the others' waiting
+    trainer.replicas.job.from_leader(lambda: None)  # ends ``_wait_for_score`` on the other ranks
     yield Evaluated(counters.epoch, counters.step, counters.images_seen, counters.last_loss, counters.seconds, scores, classifier.sha256, path)
     save_state(trainer, log, run)
     if config.run.keep is not None:

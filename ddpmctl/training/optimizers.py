@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from ddpmctl.config import TrainingConfig
 from ddpmctl.registry import OPTIMIZERS
 
-ADAMW_LR_RATIO = 0.15  # Muon's learning rate is for orthogonal updates; vectors beside it want AdamW's, which is smaller
+ADAMW_LR_RATIO = 0.15  # of AdamW to Muon: Muon's updates are orthogonal and need a larger learning rate
 
-SMALLEST_MATRIX = 32  # below, a matrix is an embedding of labels, time or pixels, where orthogonal updates make no sense
+SMALLEST_MATRIX = 32  # smaller matrices embed labels, time or pixels, for which orthogonal updates make no sense
 
 
 @OPTIMIZERS.register("adam")
@@ -48,12 +48,12 @@ class MatrixMuon(torch.optim.Muon):
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
-        """Make a matrix view of every parameter; both share their memory."""
+        """Make a matrix view of every parameter, which shares its memory."""
         self._kernels = list(parameters)
         self._matrices = [nn.Parameter(_matrix(p.detach())) for p in self._kernels]
         for kernel, matrix in zip(self._kernels, self._matrices, strict=True):
             if kernel.data_ptr() != matrix.data_ptr():
-                raise ValueError("a parameter's memory cannot be seen as a matrix; make it contiguous or channels_last first")
+                raise ValueError("a parameter's memory cannot be viewed as a matrix; make it contiguous or channels_last first")
         super().__init__(self._matrices, lr=lr, momentum=0.95, weight_decay=0.0)
 
     def step(self, closure: Any = None) -> Any:
@@ -71,7 +71,7 @@ def _matrix(kernel: Tensor) -> Tensor:
 
 
 def make_optimizers(net: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """Return the optimizers that a config names; each group remembers its peak as ``peak_lr``."""
+    """Return the optimizers that a config names; each group stores its peak learning rate as ``peak_lr``."""
     optimizers: list[torch.optim.Optimizer] = OPTIMIZERS.get(config.optimizer)(net, config.lr)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -86,8 +86,8 @@ def set_lr(optimizers: list[torch.optim.Optimizer], config: TrainingConfig, step
         optimizers: as made by ``make_optimizers``.
         config: names the decay and the warm-up.
         step: steps done before this one.
-        fraction: of the budget used so far, in whole epochs or of the clock.
-        scale: what is left of the learning rate after rollbacks.
+        fraction: used part of the budget, by whole epochs or by time.
+        scale: factor from rollbacks.
     """
     factor = scale * (min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0)
     if config.lr_decay == "linear":

@@ -18,7 +18,7 @@ from ddpmctl.training.gradients import Gradients
 from ddpmctl.training.trainer import Trainer
 
 GRID_BYTES = 800_000  # the two sample grids of one score
-MOMENTS = {"muon": 1}  # values that an optimizer keeps for each weight; the others are kinds of Adam and keep two
+MOMENTS = {"muon": 1}  # moments stored per weight; the other optimizers are variants of Adam and store two
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Plan:
 
     Attributes:
         seconds: estimated duration of the training steps, or None where it is not known.
-        disk: what the run needs, in words.
+        disk: space that the run needs, as text.
     """
 
     config: Config
@@ -49,9 +49,9 @@ def make_plan(trainer: Trainer, run: Path, classifier: str) -> Plan:
     """Return what training will do; the duration for a number of epochs is estimated from two forward and backward passes.
 
     Args:
-        trainer: before its first step; it is not changed. All processes of its job must call this.
+        trainer: before its first step; it is not changed. All ranks must call this.
         run: the run's folder.
-        classifier: the name of the network that scores.
+        classifier: name of the classifier.
     """
     config, compute, job = trainer.config, trainer.compute, trainer.replicas.job
     training, images = config.training, len(trainer.images)
@@ -78,7 +78,7 @@ def make_plan(trainer: Trainer, run: Path, classifier: str) -> Plan:
 
 @functools.cache
 def network_size(config: ModelConfig) -> tuple[int, int]:
-    """Return a network's number of parameters and the bytes of its state dict; it is built without memory for its weights."""
+    """Return a network's number of parameters and the bytes of its state dict, without allocating its weights."""
     with torch.device("meta"):
         net = NETWORKS.get(config.net)(config)
     return sum(p.numel() for p in net.parameters()), sum(value.numel() * value.element_size() for value in net.state_dict().values())
@@ -87,7 +87,7 @@ def network_size(config: ModelConfig) -> tuple[int, int]:
 def seconds_per_image(trainer: Trainer) -> float:
     """Return the seconds that one process takes for an image's gradients, measured on the second of two small batches.
 
-    Weights and running statistics stay as they are. All processes of the job must call this: batch norm may need each of them.
+    Weights and running statistics are not changed. All ranks must call this: batch norm may synchronise them.
 
     Raises:
         UsageError: the batch does not fit in memory; names settings that fit.
@@ -95,7 +95,7 @@ def seconds_per_image(trainer: Trainer) -> float:
     """
     net, compute, config, size = trainer.net, trainer.compute, trainer.config, trainer.replicas.job.size
     limit = 8 if compute.device.type == "cpu" else 64
-    # Without torch.compile, and one network call a process: only the wrapped network can add up gradients of several.
+    # Without torch.compile, and one network call per process: only the wrapped network can accumulate gradients.
     count = min(config.training.batch_size, size * min(limit, config.run.micro_batch or limit))
     images, labels = (torch.zeros(count, *shape, dtype=torch.uint8, device=compute.device) for shape in ((3, 64, 64), (24,)))
     gradients = Gradients(config, compute, trainer.replicas, net, net, trainer.loss, images, labels)
@@ -115,11 +115,11 @@ def seconds_per_image(trainer: Trainer) -> float:
 
 @dataclass(frozen=True)
 class Room:
-    """What a run needs on the disk.
+    """Disk space that a run needs.
 
     Attributes:
-        checkpoints: how many scored ones there will be at a time; for a budget in minutes at least one.
-        checkpoint_bytes, state_bytes: of one file.
+        checkpoints: largest number of scored ones at a time; for a budget in minutes at least one.
+        checkpoint_bytes, state_bytes: size of one file.
     """
 
     checkpoints: int
@@ -128,16 +128,16 @@ class Room:
 
     @property
     def total(self) -> int:
-        """Bytes in all; the state is there twice while it is written."""
+        """Total bytes; while a state is written, the old one still exists."""
         return self.checkpoints * (self.checkpoint_bytes + GRID_BYTES) + 2 * self.state_bytes
 
     def __str__(self) -> str:
-        """Return the need in words."""
+        """Describe the needed space."""
         return f"about {in_bytes(self.total)}: {self.checkpoints} checkpoint{'s' * (self.checkpoints != 1)} of {in_bytes(self.checkpoint_bytes)} and the state"
 
 
 def room_for(config: Config) -> Room:
-    """Return what a run of these settings needs, from the size of its network."""
+    """Return the disk space that a run needs, from the size of its network."""
     weights, training = network_size(config.model)[1], config.training
     scored = 1 if training.epochs is None else -(-training.epochs // training.save_every)
     kept = scored if config.run.keep is None else min(scored, config.run.keep + 3)  # the best, the last, and one more while it is written
@@ -146,10 +146,10 @@ def room_for(config: Config) -> Room:
 
 
 def check_room(config: Config, folder: Path, *, already: int = 0) -> None:
-    """Refuse a run that will not fit on the disk of ``folder``, which has ``already`` checkpoints of the run.
+    """Check that a run fits on the disk of ``folder``; ``already`` of its checkpoints exist.
 
     Raises:
-        UsageError: says what is needed and what is free.
+        UsageError: it does not fit.
     """
     room = room_for(config)
     size = max(0, room.total - already * room.checkpoint_bytes)

@@ -1,4 +1,4 @@
-"""A training run from the request to its end: begin a run, go on with an existing one, or resume one."""
+"""Start a training run, or resume one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ddpmctl.training.loop import training_events
 from ddpmctl.training.plan import Plan, check_room, make_plan
 from ddpmctl.training.trainer import Trainer
 
-# Settings that cannot change on resume.
+# Settings that cannot change on resume, even with --override.
 FIXED = frozenset({"net", "act", "width", "optimizer", "ema", "seed"})
 
 
@@ -37,10 +37,10 @@ class TrainingRequest:
 
     Attributes:
         data: folder in the lab's layout; None for the embedded benchmark of ``scenes`` scenes.
-        classifier: file of the classifier that scores; None for the one that belongs to the data.
+        classifier: file of the classifier that scores; None for the default one of the data.
         name: of the run's folder in ``runs_dir``; None for one made from the settings.
         resume: the run to resume; None for a new one.
-        exist_ok: go on with a run of that name where there is one.
+        exist_ok: resume the run of that name if it exists.
         job: the processes that train together.
         received: returns the number of a signal that this process received, 0 for none.
     """
@@ -69,20 +69,20 @@ def run_training(request: TrainingRequest) -> Generator[Event, None, None]:
         UsageError, DataError: the request cannot be carried out.
     """
     if not request.exist_ok and not request.resume and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
-        raise UsageError("--exist-ok: torchrun --max-restarts calls the same command again; add --exist-ok resume, so that it goes on with the run")
+        raise UsageError("--exist-ok: torchrun --max-restarts repeats the same command; add --exist-ok resume, so that it resumes the run")
     compute, request = _on_device(request)
     if request.resume:
         yield from _resume(request, compute)
     elif request.exist_ok and request.job.from_leader((request.folder / "config.toml").is_file):
         _require_same_run(request)
-        yield Notice(f"{request.folder}: exists already; going on with it")
+        yield Notice(f"{request.folder}: exists already; resuming it")
         yield from _resume(replace(request, resume=request.folder), compute)
     else:
         yield from _begin(request, compute)
 
 
 def plan_only(request: TrainingRequest) -> Plan:
-    """Return what ``run_training`` would do, without making a folder or loading an image."""
+    """Return the plan of ``run_training``, without creating a folder or loading images."""
     compute, request = _on_device(request)
     if request.resume or (request.name and Run(request.folder).config_file.is_file()):
         sources = RunSources.load(Run(request.folder).data_file)
@@ -94,11 +94,11 @@ def plan_only(request: TrainingRequest) -> Plan:
 
 
 def resumed_config(folder: Path, around: Mapping[str, Value], recipe: Mapping[str, Value], allowed: set[str]) -> tuple[Config, set[str]]:
-    """Return a run's settings with those that change on resume, and the names of the latter.
+    """Return a run's settings with the changes of a resume, and the names of the changed ones.
 
     Args:
         folder: the run.
-        around: settings of the device and of how the run is kept, which may always change.
+        around: device settings and run settings, which may always change.
         recipe: settings of the recipe that were given; they may differ from the run's where they are ``allowed``.
         allowed: names given to ``--override``.
 
@@ -114,7 +114,7 @@ def resumed_config(folder: Path, around: Mapping[str, Value], recipe: Mapping[st
         hint = "train a new run instead" if FIXED & (set(changed) - allowed) else f"train a new run, or allow it with --override {names}"
         raise UsageError(f"--resume {folder}: a run keeps its settings ({'; '.join(refused)}); {hint}")
     if unused := sorted(allowed - set(changed)):
-        raise UsageError(f"--override {','.join(unused)}: is as it was in the run; give the new value too, e.g. --{unused[0].replace('_', '-')} VALUE")
+        raise UsageError(f"--override {','.join(unused)}: has not changed; give the new value too, e.g. --{unused[0].replace('_', '-')} VALUE")
     if len({"epochs", "minutes"} & set(changed)) == 1:
         changed = {"epochs": None, "minutes": None, **changed}
     return config.replace(**around, **changed), {*around, *changed}
@@ -129,14 +129,14 @@ def overridable(text: str | None) -> set[str]:
     known = {setting.name for section in RECIPE for setting in settings(section)}
     names = {part.strip().replace("-", "_") for part in text.split(",")} if text is not None else set()
     if unknown := sorted(names - known):
-        raise UsageError(f"--override: {unknown[0]!r} is not a setting of a run's recipe; name them with commas between, e.g. lr,epochs")
+        raise UsageError(f"--override: {unknown[0]!r} is not a setting of a run's recipe; separate names with commas, e.g. lr,epochs")
     if fixed := sorted(names & FIXED):
         raise UsageError(f"--override: {fixed[0]} cannot change within a run; train a new one")
     return names
 
 
 def _on_device(request: TrainingRequest) -> tuple[ComputeDevice, TrainingRequest]:
-    """Return the device, and the request with the precision that auto is on rank 0: a resumed run must keep it."""
+    """Return the device, and the request with auto precision resolved on rank 0: a resumed run must keep it."""
     config, job = request.config, request.job
     job.require_same("setting", {key: value for key, value in config.flat().items() if key not in ("device", "threads")})
     config = config.replace(precision=job.from_leader(lambda: make_compute_device(config.device).precision))
@@ -163,7 +163,7 @@ def _begin(request: TrainingRequest, compute: ComputeDevice) -> Generator[Event,
 
 
 def _require_same_run(request: TrainingRequest) -> None:
-    """Check that the run that has the request's name has its settings and its data."""
+    """Check that the existing run has the request's settings and data."""
     folder, job = request.folder, request.job
     recorded: dict[str, Value] = job.from_leader(lambda: open_run(folder).config().flat())
     names = {setting.name for section in RECIPE for setting in settings(section)}
@@ -172,11 +172,11 @@ def _require_same_run(request: TrainingRequest) -> None:
     if sources.scenes != (scene_count(request.scenes) if request.data is None else None):
         others.append(f"scenes: {sources.scenes} in the run, {request.scenes} now")
     if others:
-        raise UsageError(f"--exist-ok: {folder} is a run of other settings ({'; '.join(others)}); give this one a --name of its own")
+        raise UsageError(f"--exist-ok: {folder} has other settings ({'; '.join(others)}); give the new run another --name")
 
 
 def _resume(request: TrainingRequest, compute: ComputeDevice) -> Generator[Event, None, None]:
-    """Go on with a run, on its own data and with its own classifier."""
+    """Resume a run with its own data and classifier."""
     folder, job = request.folder, request.job
     run = Run(folder)
     recorded: Config = job.from_leader(lambda: open_run(folder).config())
@@ -185,7 +185,7 @@ def _resume(request: TrainingRequest, compute: ComputeDevice) -> Generator[Event
         raise UsageError("--data: the run trains on the embedded benchmark, and a resumed run keeps its data")
     data = request.data or sources.data  # the lab's folder may have moved; its content is checked against the run's
     if data is not None and not data.is_dir():
-        raise UsageError(f"{data}: the run's data are no longer there; name their new place with --data DIR")
+        raise UsageError(f"{data}: the run's data folder no longer exists; give the new one with --data DIR")
     classifier = load_classifier(request.classifier or sources.evaluator, data, compute.device)
     if classifier.sha256 != sources.evaluator_sha256:
         theirs = sources.evaluator_sha256[:12]
@@ -207,7 +207,7 @@ def _load(request: TrainingRequest) -> Generator[Event, None, Dataset]:
 def _follow(
     request: TrainingRequest, run: Run, dataset: Dataset, classifier: Classifier, compute: ComputeDevice, *, recorded: Config | None
 ) -> Generator[Event, None, None]:
-    """Train until the end; ``recorded`` are a resumed run's settings so far."""
+    """Train to the end; ``recorded``: the settings that a resumed run had before."""
     with replicas(request.job, compute.device) as together:
         trainer = Trainer(request.config, compute, dataset, replicas=together, received=request.received)
         yield Prepared(make_plan(trainer, run.folder, classifier.describe()))

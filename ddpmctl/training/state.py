@@ -96,17 +96,17 @@ def _check_weights(expected: Mapping[str, Tensor], saved: Any) -> None:
 def _check_optimizer_state(optimizer: torch.optim.Optimizer, saved: Any) -> None:
     """Compare an optimizer's saved state with its parameters (torch itself would fail only within a step); ValueError where they differ."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    groups, frames = saved["param_groups"], saved["state"]
+    groups, states = saved["param_groups"], saved["state"]
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
         raise ValueError("state of another optimizer")
     if [set(group) for group in groups] != [set(group) for group in optimizer.param_groups]:
         raise ValueError("optimizer groups have other settings")
-    if frames and set(frames) != set(range(len(parameters))):
+    if states and set(states) != set(range(len(parameters))):
         raise ValueError("optimizer state of other parameters")
-    names = {frozenset(of) for of in frames.values()}
+    names = {frozenset(entries) for entries in states.values()}
     if len(names) > 1:
         raise ValueError("optimizer state has different entries for different parameters")
-    for index, of in frames.items():
-        for name, value in of.items():
+    for index, entries in states.items():
+        for name, value in entries.items():
             if isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameters[index].shape:
                 raise ValueError(f"optimizer entry {name!r} of parameter {index} has another shape")

@@ -1,4 +1,4 @@
-"""The trainer: network, average, optimizers and data, and the one training step that every recipe shares."""
+"""The trainer: network, average, optimizers and data, and the training step of all recipes."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from ddpmctl.training.optimizers import make_optimizers, set_lr
 
 @dataclass
 class Counters:
-    """Progress of a run; with the config and the seed it determines all that follows.
+    """Progress of a run; with the config and the seed it determines the remaining steps.
 
     Attributes:
-        seconds: of training steps alone, over all resumptions.
+        seconds: duration of the training steps, including those before a resume.
         epoch_loss: sum of loss x images since the epoch began.
         logged_loss, logged_images: the same since the last logged step.
         scored_epoch: the last epoch after which a checkpoint was scored and saved.
         last_loss: mean loss of the last whole epoch.
         lr: learning rate of the last step.
-        lr_scale: what rollbacks have left of the learning rate.
+        lr_scale: factor of the learning rate from rollbacks.
     """
 
     step: int = 0
@@ -65,14 +65,14 @@ def make_network(config: Config) -> nn.Module:
 def ema_average(decay: float) -> Any:
     """Return torch's averaging function with a decay that rises to ``decay``, min(decay, (1 + n) / (10 + n)).
 
-    Without the rise, a short run's average would still remember its random start.
+    Without this warm-up, the average of a short run would still contain its random initial weights.
     """
 
     @torch.no_grad()
     def average(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
         n = float(count)
         weight = 1 - min(decay, (1 + n) / (10 + n))
-        # torch hands tensors over by dtype: whole numbers, such as batch norm's count of batches, cannot be averaged.
+        # torch groups the tensors by dtype; integers, such as batch norm's num_batches_tracked, cannot be averaged.
         if averaged[0].is_floating_point():
             torch._foreach_lerp_(averaged, current, weight)
         else:
@@ -83,13 +83,13 @@ def ema_average(decay: float) -> Any:
 
 @dataclass
 class Trainer:
-    """Network, average, optimizers and data, with one step over them.
+    """Network, average, optimizers and data, and one training step.
 
-    With several replicas, each process has a trainer and takes its share of every batch; after a step they are equal again.
+    With several replicas, each process has a trainer and takes its share of every batch; after each step all have the same weights.
 
     Attributes:
         received: returns the number of a signal that this process received, 0 for none.
-        stop: after a step, the signal for which all replicas stop; 0 for none, and always for a single process.
+        stop: the signal for which all replicas stop after this step; 0 for none, and always for a single process.
     """
 
     config: Config
@@ -137,7 +137,7 @@ class Trainer:
 
     @property
     def epoch_is_over(self) -> bool:
-        """Whether the steps of a pass over the images are done, or what the budget left of it, and ``end_epoch`` is due."""
+        """Whether the epoch's last batch is done, or the budget is used up within the epoch; ``end_epoch`` must follow."""
         return self.counters.batch == self.batches_per_epoch or (self.counters.batch > 0 and self.done)
 
     def weights(self) -> dict[str, Tensor]:
@@ -153,8 +153,8 @@ class Trainer:
         """Train on the next batch. The batch, its t, noise and dropped labels are pure functions of (seed, step).
 
         Raises:
-            Diverged: the loss or a gradient is not finite; the optimizers have not moved.
-            UsageError: the batch does not fit in memory; says what would.
+            Diverged: the loss or a gradient is not finite; no optimizer step was taken.
+            UsageError: the batch does not fit in memory; names settings that fit.
         """
         start = time.perf_counter()
         counters, training = self.counters, self.config.training
@@ -197,7 +197,7 @@ class Trainer:
         return float(self.sums[f"{since}_loss"]) / max(images, 1)
 
     def end_epoch(self, loss: float) -> None:
-        """Begin the next pass over the images; ``loss`` is the mean over the one that ends."""
+        """Start the next epoch; ``loss`` is the mean over the one that ended."""
         self.counters.last_loss = loss
         self.counters.epoch += 1
         self.counters.batch = self.counters.epoch_images = 0
@@ -205,7 +205,7 @@ class Trainer:
         self.sums["epoch_loss"].zero_()
 
     def end_logged(self) -> None:
-        """Begin the next stretch of logged steps."""
+        """Reset the loss that is averaged between logged steps."""
         self.counters.logged_images = 0
         self.sums["logged_loss"].zero_()
 

@@ -1,6 +1,6 @@
-"""Who takes part in the benchmark: our recipes and what a user would otherwise pick, each with its usual recipe.
+"""The contenders of the benchmark: our recipes and alternatives, each with its usual recipe.
 
-The peers are conditioned on the 24 labels in the way that their code provides for: an embedding that joins the time's.
+The peers are conditioned on the 24 labels as their code provides for: with an embedding that is added to the time embedding.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def ours(name: str, preset: str, data: Dataset, **settings: object) -> tuple[Con
         return trainer.counters.images_seen - before
 
     def sample(labels: Tensor, seed: int, steps: int) -> Tensor:
-        raise NotImplementedError("our checkpoints are scored by ddpmctl itself")
+        raise NotImplementedError("ours are scored by the evaluation package")
 
     return Contender(name, trainer.net, step, sample, lambda x: trainer.net(x, x.new_zeros(1, 24), x.new_ones(1))), trainer
 

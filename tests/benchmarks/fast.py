@@ -1,9 +1,9 @@
-"""How fast, and how good how soon: ours beside what a user would pick instead, in one command.
+"""Speed, and accuracy against training time: our recipes and alternatives, in one command.
 
     python -m tests.benchmarks.fast [--quick] [--out FOLDER] [--only NAME ...]
 
-Every measurement runs in a process of its own, one after the other, and leaves a JSON file in FOLDER; one that is there
-already is not made again, so an interrupted benchmark goes on where it was. At the end: a table of targets and a table of
+The measurements run one after the other, each in its own process, and write JSON files to FOLDER. Existing ones are not measured
+again, so an interrupted benchmark can be continued. At the end: a table of targets and a table of
 contenders (``table.md``), everything as JSON (``fast.json``) and accuracy over minutes (``accuracy.png``).
 Nothing else should run on the machine meanwhile.
 """
@@ -27,13 +27,13 @@ from typing import Any
 Figures = dict[str, Any]
 Tell = Callable[..., tuple[str, str, bool | None]]
 PEERS = ("report", "diffusers", "lucidrains")
-# The report's schedule and timesteps under our network, which in minutes becomes good enough for a difference between samplers to show.
+# The report's schedule and timesteps with our network, which within minutes is accurate enough to show differences between samplers.
 REPORT_SCHEDULE = {"schedule": "linear", "timesteps": 400}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement: the file it leaves, the function in ``jobs.py`` and its arguments."""
+    """One measurement: the name of its file, the function in ``jobs.py`` and its arguments."""
 
     name: str
     function: str
@@ -57,7 +57,7 @@ def jobs(out: Path, *, quick: bool) -> Iterator[Job]:
     classifier = str(out / "resnet18.pth")
     amounts = {"steps": 5, "scenes": 50, "check_scenes": 20} if quick else {"steps": 2400, "scenes": 12000, "check_scenes": 2000}
     yield Job("second-classifier", "second_classifier", {"out": classifier, **amounts})
-    yield Job("second-opinion", "second_opinion", {"classifier": classifier, "pictures": [str(out / "quick-30.npz"), str(out / "quick-5-0.npz")]})
+    yield Job("second-opinion", "second_opinion", {"classifier": classifier, "images": [str(out / "quick-30.npz"), str(out / "quick-5-0.npz")]})
     yield Job("start-up", "start_up")
     if on_gpu():
         yield Job("gpu-report", "report_epochs", {"seconds": 5.0 if quick else 60.0, "epochs": 600})
@@ -101,7 +101,7 @@ def work(path: str, function: str, arguments: Figures) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """A target, what was measured, and how that stands to it; where it falls short, what else was measured that tells why."""
+    """A target, the measured figure and its ratio to the target; if the target is missed, other measurements that explain it."""
 
     what: str
     target: str
@@ -205,7 +205,7 @@ def rows(found: dict[str, Figures], names: list[str]) -> Iterator[Row]:
         return message, f"{100 * margin:+.0f} points at least", margin > 0
 
     def second(f: Figures) -> tuple[str, str, bool]:
-        scores = [{judge: f[kind][judge][0]["accuracy"] for judge in ("built-in", "second")} for kind in ("test", "new_test")]
+        scores = [{name: f[kind][name][0]["accuracy"] for name in ("built-in", "second")} for kind in ("test", "new_test")]
         gap = max(abs(s["built-in"] - s["second"]) for s in scores)
         return "; ".join(f"{s['built-in']:.3f} / {s['second']:.3f}" for s in scores), f"{100 * gap:.1f} points", gap <= 0.02
 

@@ -2,12 +2,12 @@
 
     python -m tests.benchmarks.fuzz manifest|checkpoint [--minutes 10] [--seed 0]
 
-Hypothesis draws mutations of sound files: of single bits and stretches of bytes, of the values in a JSON file, and of a checkpoint's pickle, packed
-anew with correct checksums so that the reader behind them is reached. Each file must load or be refused by an error that a person can read,
-within five seconds. What fails is shrunk and printed.
+Hypothesis draws mutations of valid files: of single bits and byte ranges, of the values in a JSON file, and of a checkpoint's pickle, repacked
+with correct checksums so that the pickle reader is reached. Each file must load or be refused with a readable error within five seconds.
+Failing examples are shrunk and printed.
 """
 
-# ruff: noqa: PT017 - what an error says is held to the same rules whichever file provoked it
+# ruff: noqa: PT017 - the messages of all errors are checked in the same way
 from __future__ import annotations
 
 import argparse
@@ -31,7 +31,7 @@ from ddpmctl.labels import INDEX
 from ddpmctl.training.trainer import make_network
 
 Fuzz = tuple[Callable[..., None], tuple[st.SearchStrategy[object], ...]]
-EXAMPLES = 300  # between two looks at the clock
+EXAMPLES = 300  # between two checks of the time
 
 # One mutation: where (a share of the length), what, and how long.
 MUTATIONS = st.lists(

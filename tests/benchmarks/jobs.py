@@ -120,7 +120,7 @@ def report_epochs(seconds: float, epochs: int) -> Figures:
 def accuracy(
     name: str, minutes: float, seed: int, out: str, repeats: int = 8, preset: str = "quick", settings: Mapping[str, Any] | None = None, peer_steps: int = 20
 ) -> Figures:
-    """Train from scratch for some minutes and score the images; ours are kept in ``out`` for a second classifier."""
+    """Train from scratch for some minutes and score the images; those of ours are kept in ``out`` for a second classifier."""
     data, evaluator = benchmark_data(), load_classifier()
     if name != "ours":
         return _peer_accuracy(contender(name, data, seed), data, evaluator, minutes, seed, peer_steps)
@@ -153,23 +153,23 @@ def _trained(path: Path, data: Dataset, preset: str, settings: Mapping[str, Any]
 
 def _by_colours(scored: Mapping[str, ScoredImages]) -> Figures:
     """Score the lab's files apart by whether two requested objects share a colour."""
-    answers = torch.cat([scored[kind].probabilities for kind in SCORED])
+    outputs = torch.cat([scored[kind].probabilities for kind in SCORED])
     requested = [request.labels for kind in SCORED for request in scored[kind].requests]
-    return {name: part.to_dict() for name, part in breakdown(answers, requested)["colours"].items()}
+    return {name: part.to_dict() for name, part in breakdown(outputs, requested)["colours"].items()}
 
 
 def _held_out_against_seen(scored: Mapping[str, ScoredImages], repeats: int) -> Figures:
     """Compare held-out label sets with the three-object ones of the lab's files that training showed."""
     trained = load_conditions(None).trained_sets
-    seen = [(request, answer) for kind in SCORED for request, answer in zip(scored[kind].requests, scored[kind].probabilities, strict=True)
+    seen = [(request, output) for kind in SCORED for request, output in zip(scored[kind].requests, scored[kind].probabilities, strict=True)
             if len(request.labels) == 3 and frozenset(request.labels) in trained]  # fmt: skip
-    requests, answers = [request for request, _ in seen], [answer for _, answer in seen]
-    of_seen = score(torch.stack(answers), label_tensor(requests)).accuracy if seen else math.nan
+    requests, outputs = [request for request, _ in seen], [output for _, output in seen]
+    of_seen = score(torch.stack(outputs), label_tensor(requests)).accuracy if seen else math.nan
     return {"seen_triples": of_seen, "heldout_triples": scored["heldout"].score.accuracy, "seen_conditions": len(seen) // repeats}
 
 
 def _peer_accuracy(peer: Contender, data: Dataset, evaluator: Classifier, minutes: float, seed: int, steps: int) -> Figures:
-    """Train a peer in float32, as its code does, and sample it in the precision that ours takes here, which hours of float32 would not change."""
+    """Train a peer in float32, as its code does, and sample it in the precision of ours, since float32 would take hours for the same scores."""
     compute, trained, images = make_compute_device(Config().device), 0.0, 0
     while trained < 60 * minutes:
         start = time.perf_counter()
@@ -252,7 +252,7 @@ def _scores(pipeline: SamplingPipeline, evaluator: Classifier, conditions: Mappi
 def folder(count: int, of: int) -> Figures:
     """Evaluate ``count`` report-style checkpoints of width 128 on both files, as ``ddpmctl evaluate FOLDER --sampler dpm++2m`` does; scale to ``of``.
 
-    The time does not depend on what the weights are, so they are random.
+    The time does not depend on the weights, so they are random.
     """
     conditions = {kind: load_conditions(None).conditions[kind] for kind in SCORED}
     with tempfile.TemporaryDirectory() as place:
@@ -261,7 +261,7 @@ def folder(count: int, of: int) -> Figures:
             net = make_network(Config().replace(seed=seed))
             paths.append(Path(place) / f"epoch{5 * seed + 5}_0.1_0.1.pth")
             torch.save(net.state_dict(), paths[-1])
-        os.environ["DDPMCTL_CACHE_DIR"] = place  # results of an earlier run must not answer
+        os.environ["DDPMCTL_CACHE_DIR"] = place  # results of an earlier run must not be reused
         spec = EvaluationSpec(conditions, load_classifier(), make_compute_device(Config().device),
             sampling={"sampler": "dpm++2m", "steps": None, "guidance": 0.0})  # fmt: skip
         start = time.perf_counter()
@@ -272,11 +272,11 @@ def folder(count: int, of: int) -> Figures:
     return {"checkpoints": count, "calls": calls, "seconds": seconds, "minutes_for_all": seconds / count * of / 60, "of": of}
 
 
-# A second opinion
+# A second classifier
 
 
 def second_opinion(classifier: str, images: Sequence[str]) -> Figures:
-    """Let another classifier score pictures that the built-in one has scored."""
+    """Score images with another classifier and with the built-in one."""
     second, conditions = load_classifier(Path(classifier)), load_conditions(None).conditions
     both: dict[str, dict[str, list[Score]]] = {}
     for path in images:
@@ -284,13 +284,13 @@ def second_opinion(classifier: str, images: Sequence[str]) -> Figures:
             for kind in content.files:
                 images = torch.from_numpy(content[kind]).float() / 127.5 - 1
                 wanted = label_tensor(requests_for(kind, conditions[kind], seed=0, repeats=len(images) // len(conditions[kind])))
-                for judge_name, classifier_ in (("built-in", load_classifier()), ("second", second)):
-                    both.setdefault(kind, {}).setdefault(judge_name, []).append(score(classifier_(images), wanted))
-    return {kind: {name: [s.to_dict() for s in scores] for name, scores in judges.items()} for kind, judges in both.items()}
+                for classifier_name, classifier_ in (("built-in", load_classifier()), ("second", second)):
+                    both.setdefault(kind, {}).setdefault(classifier_name, []).append(score(classifier_(images), wanted))
+    return {kind: {name: [s.to_dict() for s in scores] for name, scores in by_classifier.items()} for kind, by_classifier in both.items()}
 
 
 def second_classifier(out: str, steps: int, scenes: int, check_scenes: int) -> Figures:
-    """Train torchvision's ResNet18 apart: another network, another seed, other scenes."""
+    """Train torchvision's ResNet18 as a second classifier: another network, another seed, other scenes."""
     *_, last = train_classifier(Path(out), network="resnet18", steps=steps, scenes=scenes, check_scenes=check_scenes, seed=1)
     assert isinstance(last, ClassifierTrained)
     return {"file": out, "accuracy_on_renders": pooled(list(last.scores.values())).accuracy, "seconds": last.seconds}

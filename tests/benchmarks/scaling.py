@@ -1,10 +1,10 @@
-"""Training and evaluation over processes under torchrun, side by side with one process, and a model of many GPUs.
+"""Training and evaluation over processes under torchrun, compared with one process, and a model of many GPUs.
 
     python -m tests.benchmarks.scaling [--ranks 1 2] [--presets quick report] [--rounds 3] [--seconds 20] [--evaluations 4] [--json FILE]
 
-On CPUs each process has one thread, so that n processes have n cores; one process with all threads stands beside them. On GPUs each has one.
+On CPUs each process has one thread, so that n processes have n cores; one process with all threads is measured too. On GPUs each has one.
 Arrangements are measured in turn, round after round; each figure is the median. *Strong*: the batch as configured, shared. *Weak*: the
-configured batch for each process. What the model takes from measurement and what it assumes is printed with it.
+configured batch for each process. The measured and the assumed values of the model are printed with it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def steps_per_second(trainer: Trainer, seconds: float) -> float:
         trainer.step()
     synchronize()
     begun, first = time.perf_counter(), trainer.counters.step
-    # All ranks must take as many steps: they go by what rank 0's clock says, which a step hands to all of them.
+    # All ranks must take the same number of steps, so they use rank 0's time, which every step sends to all ranks.
     clock = trainer.counters.seconds
     while trainer.counters.seconds - clock < seconds or trainer.counters.step - first < 3:
         if trainer.epoch_is_over:
@@ -155,7 +155,7 @@ def training(preset: str, places: dict[str, tuple[int, int]], rounds: int, secon
 
 
 def evaluation(places: dict[str, tuple[int, int]], rounds: int, checkpoints: int) -> dict[str, Any]:
-    """Time the whole command on checkpoints with untrained weights: start-up, pictures, scores."""
+    """Time the whole command on checkpoints with untrained weights: start-up, sampling, scoring."""
     config = Config.from_flat(dict(PRESETS[EVALUATED]))
     seconds: dict[str, list[float]] = {}
     tables: dict[str, set[str]] = {}
@@ -166,7 +166,7 @@ def evaluation(places: dict[str, tuple[int, int]], rounds: int, checkpoints: int
             save_checkpoint(Path(folder) / "c" / f"epoch{seed}_0.1_0.1.pth", config, weights, epoch=seed)
         for number in range(rounds):
             for name, (count, threads) in places.items():
-                # A cache of its own each time, or the answers would be those of the last time.
+                # A new cache each time, so that cached results are not used.
                 arguments = ("evaluate", Path(folder) / "c", "--precision", "bf16" if torch.cuda.is_available() else "auto", "--json", "-")
                 out, spent = launched(count, threads, "ddpmctl", *arguments, cache=f"{folder}/cache {number} {name}")
                 seconds.setdefault(name, []).append(spent)
@@ -181,7 +181,7 @@ def evaluation(places: dict[str, tuple[int, int]], rounds: int, checkpoints: int
 
 
 class Assumed:
-    """What the model takes from data sheets and habit, for want of a machine; everything else is counted."""
+    """Values of the model from data sheets and common practice, which were not measured; all others are counted."""
 
     flops = 0.35 * 989e12  # H200, dense bf16, at a share that convolutions reach
     launch = 6e-6  # seconds from one kernel to the next, without CUDA graphs
@@ -220,7 +220,7 @@ def counted(preset: str) -> dict[str, float]:
 
 
 def predicted(work: dict[str, float], gpus: int, batch: int) -> dict[str, float]:
-    """Return seconds of a step and what they are made of; the all-reduce is taken as hidden behind nothing."""
+    """Return the seconds of a step and of its parts; the all-reduce is assumed not to overlap with other work."""
     computing = (work["flops"] * batch / gpus + work["fixed_flops"]) / Assumed.flops
     launching = work["launches"] * Assumed.launch
     width = Assumed.inside if gpus <= 8 else Assumed.between
@@ -237,14 +237,14 @@ def predicted(work: dict[str, float], gpus: int, batch: int) -> dict[str, float]
 
 
 def model_table(preset: str) -> list[str]:
-    """Return what the model says of a preset, as Markdown."""
+    """Return the model's predictions for a preset, as Markdown."""
     known = counted(preset)
     usual = int(known["batch_size"])
     scoring = predicted(known, 1, usual)["scoring"]
     lines = [
         f"{preset}: {known['flops'] / 1e9:.1f} GFLOP an image and {known['fixed_flops'] / 1e9:.1f} in the optimizer, "
         f"{known['launches']:.0f} operations a step, {known['parameters'] / 1e6:.1f} M parameters "
-        f"({4 * known['parameters'] / 1e6:.0f} MB of gradients); a score of 64 pictures in {known['sampling_steps']:.0f} steps of "
+        f"({4 * known['parameters'] / 1e6:.0f} MB of gradients); a score of 64 images in {known['sampling_steps']:.0f} steps of "
         f"{known['sampling_launches']:.0f} operations takes {scoring:.2f} s, every {known['save_every']:.0f} epochs of {IMAGES:,} images",
         "",
         "| GPUs | batch | computing, ms | launching, ms | all-reduce, ms | noise, ms | images/s | of one | waiting for scores |",

@@ -1,4 +1,4 @@
-"""Time what a person waits for before anything happens: --help, rendering, a cached start, the built-in evaluator.
+"""Start-up times: --help, rendering, a cached start, the built-in evaluator.
 
     python tests/benchmarks/startup.py
 
@@ -25,7 +25,7 @@ except StopIteration as end:
     assert end.value.images.shape == (18009, 3, 64, 64)
 print(time.perf_counter() - start)
 """
-JUDGE = """
+SCORE = """
 import time, torch
 from ddpmctl.evaluation.classifiers import load_classifier
 classifier, images = load_classifier(), torch.randn(512, 3, 64, 64).clamp(-1, 1)
@@ -62,7 +62,7 @@ def measure() -> dict[str, float]:
             "ddpmctl train --help, s": wall(["-m", "ddpmctl", "train", "--help"], environment),
             "18,009 images, rendered, s": printed(LOAD, environment),
             "18,009 images, from cache, s": statistics.median(printed(LOAD, environment) for _ in range(5)),
-            "built-in evaluator, ms an image": printed(JUDGE, environment),
+            "built-in evaluator, ms an image": printed(SCORE, environment),
         }
 
 

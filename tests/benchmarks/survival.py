@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.survival [--kills 100] [--terms 20] [--seed 0]
 
-A real training process is killed at random moments, half of them aimed into the writing of a file, and resumed each time. At the end weights,
-average, optimizer, counters and log must be byte for byte those of a run that nobody disturbed.
+A real training process is killed at random times, half of them while a file is written, and resumed each time. At the end weights,
+average, optimizer, counters and log must equal those of an uninterrupted run byte for byte.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def load(folder: Path | None, **settings: Any) -> Dataset:
     return finish(load_dataset(folder, **settings))[1]
 
 
-def example_image(index: int, size: tuple[int, int] = (80, 60)) -> Image.Image:
+def make_image(index: int, size: tuple[int, int] = (80, 60)) -> Image.Image:
     pixels = np.random.default_rng(index).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
@@ -52,7 +52,7 @@ def make_folder(folder: Path, *, place: str = "iclevr") -> Path:
     write_json(folder / "test.json", [["red cube"], ["gray cube", "red cube"]])
     write_json(folder / "new_test.json", [["blue sphere", "red cube"]])
     for index, name in enumerate(TRAIN):
-        example_image(index).save(folder / place / name)
+        make_image(index).save(folder / place / name)
     return folder
 
 

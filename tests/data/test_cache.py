@@ -1,4 +1,4 @@
-"""The decoded cache, and files that are written whole or not at all."""
+"""The cache of decoded images, and atomic writes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ddpmctl.files import atomic_write, sha256_file
 from ddpmctl.progress import Notice, Progress
 
 from ..conftest import ddpmctl
-from .conftest import entry, example_image, finish, flip, load, posix
+from .conftest import entry, finish, flip, load, make_image, posix
 
 # The cache
 
@@ -32,7 +32,7 @@ def test_a_changed_folder_is_decoded_again(folder: Path, cache: Path) -> None:
     inode = kept.stat().st_ino
     load(folder)
     assert entry(cache).stat().st_ino == inode
-    changed = example_image(9)
+    changed = make_image(9)
     changed.save(folder / "iclevr" / "CLEVR_train_000001_0.png")
     data = load(folder)
     np.testing.assert_array_equal(data.images[2].transpose(1, 2, 0), np.asarray(changed.resize((64, 64), Image.Resampling.BILINEAR)))
@@ -113,15 +113,15 @@ except StopIteration as stop:
     print("sum", int(stop.value.images.sum()))
 """
     starts = [subprocess.Popen([sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    for start in starts:  # both have loaded the tool, or soon will: let go of both at once
+    for start in starts:  # both have imported the package, or soon will: release both at once
         assert start.stdin is not None
         start.stdin.close()
         start.stdin = None
-    answers = [start.communicate(timeout=60)[0] for start in starts]
+    outputs = [start.communicate(timeout=60)[0] for start in starts]
     assert [start.returncode for start in starts] == [0, 0]
     events, data = finish(load_dataset(folder))
     assert events == []
-    assert all(f"sum {int(data.images.sum())}" in answer and "Notice" not in answer for answer in answers)
+    assert all(f"sum {int(data.images.sum())}" in output and "Notice" not in output for output in outputs)
 
 
 # Files
@@ -145,13 +145,13 @@ def test_atomic_write_names_the_folder_that_cannot_be_written(tmp_path: Path) ->
     with pytest.raises(UsageError, match=str(tmp_path / "none")), atomic_write(tmp_path / "none" / "x"):
         pass
     with pytest.raises(UsageError, match="cannot write here"), atomic_write(tmp_path / "folder") as temporary:
-        temporary.write_text("a folder stands in the way")
+        temporary.write_text("the folder was moved")
     with pytest.raises(UsageError, match="No space left"), atomic_write(tmp_path / "x"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
 
 
-def test_a_large_entry_starts_at_once(cache: Path) -> None:
+def test_a_large_entry_is_read_quickly(cache: Path) -> None:
     from ddpmctl.data import cache as module
 
     images = np.random.default_rng(0).integers(0, 256, (6000, 3, 64, 64), dtype=np.uint8)
@@ -163,12 +163,12 @@ def test_a_large_entry_starts_at_once(cache: Path) -> None:
     finish(module.cached_images("k", 6000, build))
     began = time.perf_counter()
     events, kept = finish(module.cached_images("k", 6000, build))
-    assert time.perf_counter() - began < 2  # 0.1 s on a quiet machine
+    assert time.perf_counter() - began < 2  # 0.1 s on an idle machine
     assert events == []
     np.testing.assert_array_equal(kept.images, images)
 
 
-def test_the_cache_is_listed_and_cleared_and_old_files_go_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_listed_and_cleared_and_old_files_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(tmp_path))
     (tmp_path / "results").mkdir()
     old, new, other = tmp_path / "results" / f"{'a' * 64}.npz", tmp_path / "results" / f"{'b' * 64}.npz", tmp_path / "train.json"
@@ -176,7 +176,7 @@ def test_the_cache_is_listed_and_cleared_and_old_files_go_by_themselves(tmp_path
         file.write_bytes(b"0" * 1500)
     month_ago = time.time() - 31 * 86400
     os.utime(old, (month_ago, month_ago))
-    os.utime(other, (month_ago, month_ago))  # a person's own file
+    os.utime(other, (month_ago, month_ago))  # a file of the user
     listed = ddpmctl("data", "cache", "list").stdout
     assert "2 files, 3 kB" in listed
     assert "31.0" in listed
@@ -189,7 +189,7 @@ def test_the_cache_is_listed_and_cleared_and_old_files_go_by_themselves(tmp_path
     assert [file for file in tmp_path.rglob("[!.]*") if file.is_file()] == [other]
 
 
-def test_old_files_are_looked_for_once_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_files_are_removed_at_most_once_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(tmp_path))
     finish(load_dataset(None, scenes=1))
     old = tmp_path / "crashes" / "crash-20250101-000000-1.txt"

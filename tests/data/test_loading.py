@@ -21,7 +21,7 @@ from ddpmctl.errors import DataError
 from ddpmctl.labels import multi_hot
 from ddpmctl.progress import Progress
 
-from .conftest import TRAIN, example_image, finish, load, make_folder, posix, write_json
+from .conftest import TRAIN, finish, load, make_folder, make_image, posix, write_json
 
 # Loading
 
@@ -32,7 +32,7 @@ def test_images_are_found_in_each_of_the_three_folders(tmp_path: Path, place: st
     assert data.images.shape == (3, 3, 64, 64)
     assert data.images.dtype == np.uint8
     for index, image in enumerate(data.images):
-        expected = np.asarray(example_image(index).resize((64, 64), Image.Resampling.BILINEAR))
+        expected = np.asarray(make_image(index).resize((64, 64), Image.Resampling.BILINEAR))
         np.testing.assert_array_equal(image.transpose(1, 2, 0), expected)
     np.testing.assert_array_equal(data.labels, multi_hot(list(TRAIN.values())))
     assert data.conditions == {"test": [("red cube",), ("gray cube", "red cube")], "new_test": [("blue sphere", "red cube")]}
@@ -44,7 +44,7 @@ def test_images_may_be_in_linked_folders_and_subfolders(folder: Path, tmp_path: 
     (folder / "iclevr").rename(tmp_path / "big-disk")
     (folder / "iclevr").symlink_to(tmp_path / "big-disk")
     (tmp_path / "big-disk" / "more").mkdir()
-    example_image(7).save(tmp_path / "big-disk" / "more" / "x.png")
+    make_image(7).save(tmp_path / "big-disk" / "more" / "x.png")
     write_json(folder / "train.json", {**TRAIN, "more/x.png": ["red cube"]})
     assert len(load(folder).images) == 4
 
@@ -67,7 +67,7 @@ def test_the_key_depends_on_the_content_and_not_on_the_path(folder: Path, tmp_pa
     before = load(folder).key
     copy = shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
     assert load(copy).key == before
-    example_image(9).save(copy / "iclevr" / "CLEVR_train_000000_0.png")
+    make_image(9).save(copy / "iclevr" / "CLEVR_train_000000_0.png")
     assert load(copy).key != before
 
 
@@ -85,7 +85,7 @@ def test_conditions_need_no_images(folder: Path) -> None:
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 @pytest.mark.parametrize("size", [(64, 64), (320, 240), (37, 91), (20, 20)])
 def test_every_png_mode_becomes_the_labs_rgb(tmp_path: Path, mode: str, size: tuple[int, int]) -> None:
-    original = example_image(1, size).convert(mode)
+    original = make_image(1, size).convert(mode)
     original.save(tmp_path / "x.png")
     expected = np.asarray(original.convert("RGB").resize((64, 64), Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(decode_image(tmp_path / "x.png").transpose(1, 2, 0), expected)
@@ -94,7 +94,7 @@ def test_every_png_mode_becomes_the_labs_rgb(tmp_path: Path, mode: str, size: tu
 def test_resize_equals_torchvisions(tmp_path: Path) -> None:
     from torchvision import transforms
 
-    example_image(1, (320, 240)).save(tmp_path / "x.png")
+    make_image(1, (320, 240)).save(tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as image:
         expected = np.asarray(transforms.Resize((64, 64))(image.convert("RGB")))
     np.testing.assert_array_equal(decode_image(tmp_path / "x.png").transpose(1, 2, 0), expected)
@@ -107,13 +107,13 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
 
 
 def test_palette_with_transparency_gives_no_warning(tmp_path: Path) -> None:
-    image = example_image(1).convert("P")
+    image = make_image(1).convert("P")
     image.save(tmp_path / "x.png", transparency=bytes(range(256)))
     assert decode_image(tmp_path / "x.png").shape == (3, 64, 64)
 
 
 def test_jpeg_is_read_with_any_suffix(tmp_path: Path) -> None:
-    example_image(1).save(tmp_path / "x.png", format="JPEG")
+    make_image(1).save(tmp_path / "x.png", format="JPEG")
     assert decode_image(tmp_path / "x.png").shape == (3, 64, 64)
 
 
@@ -124,9 +124,9 @@ def png_header(width: int, height: int) -> bytes:
 
 def test_bad_images_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
-    example_image(1).save(path)
+    make_image(1).save(path)
     whole = path.read_bytes()
-    example_image(1).save(tmp_path / "x.gif")
+    make_image(1).save(tmp_path / "x.gif")
     idat = b"\0\0\0\0IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
     cases = {
         "neither a PNG nor a JPEG": [b"", b"hello", (tmp_path / "x.gif").read_bytes()],

@@ -13,7 +13,7 @@ from ddpmctl.data.folders import read_json
 from ddpmctl.errors import DataError, UsageError
 from ddpmctl.labels import CLASSES, INDEX
 
-from .conftest import SWAPPED, TRAIN, example_image, load, posix, problem_of, write_json
+from .conftest import SWAPPED, TRAIN, load, make_image, posix, problem_of, write_json
 
 
 def test_a_missing_folder_is_a_usage_error(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_broken_images_are_counted(folder: Path) -> None:
 @posix
 def test_links_out_of_the_folder_and_special_files_are_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
-    example_image(1).save(tmp_path / "outside" / "a.png")
+    make_image(1).save(tmp_path / "outside" / "a.png")
     images = folder / "iclevr"
     (images / "link.png").symlink_to(tmp_path / "outside" / "a.png")
     (images / "door").symlink_to(tmp_path / "outside")

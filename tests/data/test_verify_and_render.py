@@ -16,7 +16,7 @@ from ddpmctl.data.verify import Summary, verify_folder
 from ddpmctl.errors import DataError, UsageError
 from ddpmctl.progress import Progress
 
-from .conftest import SWAPPED, TRAIN, entry, example_image, finish, flip, load, write_json
+from .conftest import SWAPPED, TRAIN, entry, finish, flip, load, make_image, write_json
 
 # Verify
 
@@ -40,11 +40,11 @@ def test_verify_names_every_problem_in_one_pass(folder: Path) -> None:
     first, second, third = TRAIN
     (images / first).unlink()
     (images / second).write_bytes((images / second).read_bytes()[:-100])
-    example_image(5).save(images / "stray.png")
-    example_image(6).save(folder / "stray.jpg")
-    example_image(7).save(images / "crc.png")
+    make_image(5).save(images / "stray.png")
+    make_image(6).save(folder / "stray.jpg")
+    make_image(7).save(images / "crc.png")
     flip(images / "crc.png", -14)  # the checksum of the last IDAT chunk: the pixels still decode
-    example_image(8).save(images / "mislabelled.png")
+    make_image(8).save(images / "mislabelled.png")
     write_json(
         folder / "train.json",
         {**TRAIN, "crc.png": ["red cube"], "mislabelled.png": ["red cubs", "blue cub"], "../x.png": ["red cube"], "gone.png": ["red cube"]},
@@ -142,7 +142,7 @@ def test_render_refuses_what_it_cannot_write(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 def test_an_image_that_lacks_its_last_bytes_is_a_problem_and_not_trained_on(suffix: str, cut: int, folder: Path) -> None:
     path = folder / "iclevr" / next(iter(TRAIN))
-    example_image(0).save(path, "JPEG" if suffix == "jpg" else "PNG")
+    make_image(0).save(path, "JPEG" if suffix == "jpg" else "PNG")
     assert verify(folder)[0] == {}
     path.write_bytes(path.read_bytes()[:-cut])
     (problem,) = verify(folder)[0]

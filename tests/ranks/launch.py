@@ -18,7 +18,7 @@ QUIET = {"OMP_NUM_THREADS": "1"}
 def torchrun(
     count: int, *arguments: object, restarts: int = 0, module: str = "ddpmctl", environment: Mapping[str, str] | None = None, endpoint: str | None = None
 ) -> subprocess.Popen[str]:
-    """Start a module in ``count`` processes; with an endpoint, as one of two launchers that meet there, as if each were another machine."""
+    """Start a module in ``count`` processes; with an endpoint, as one of two launchers that connect there, as on two machines."""
     place = ["--standalone"] if endpoint is None else ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "job"]
     launcher = [sys.executable, "-m", "torch.distributed.run", *place, "--nproc-per-node", str(count), "--max-restarts", str(restarts)]
     command = [*launcher, "-m", module, *map(str, arguments)]
@@ -27,7 +27,7 @@ def torchrun(
 
 
 def finished(process: subprocess.Popen[str], code: int = 0, timeout: float = 120) -> tuple[str, str]:
-    """Wait for a job and return what it said on stdout and stderr; it must not hang, and must end with ``code``."""
+    """Wait for a job and return its stdout and stderr; it must not hang, and must end with ``code``."""
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -38,7 +38,7 @@ def finished(process: subprocess.Popen[str], code: int = 0, timeout: float = 120
 
 
 def workers(launcher: int) -> list[int]:
-    """Return the processes that a launcher has started, by rank."""
+    """Return the process ids of a launcher's workers, by rank."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():

@@ -1,4 +1,4 @@
-"""ddpmctl, but rank 1 is unlike the others in what DIFFERS names: its data, its settings or its code."""
+"""ddpmctl, but rank 1 differs from the others as the variable DIFFERS says, e.g. in its data, settings or code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if os.environ["RANK"] == "1":
             sys.path.insert(0, os.environ["OTHER_CODE"])
         case "death":
             os.kill(os.getpid(), 9)
-        case "teardown":  # what a thread that wakes up while Python is taken apart comes to
+        case "teardown":  # as a thread of gloo may abort the process during Python's shutdown
             atexit.register(os.abort)
 
 from ddpmctl.cli.app import main

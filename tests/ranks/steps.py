@@ -26,7 +26,7 @@ RECIPES: dict[str, dict[str, object]] = {
 }
 STEPS = 50
 LONG = ("the report's", "unet, muon, an average")
-SCENES = 7  # 21 images: the last batch of an epoch is of 5, which 3 ranks share unevenly
+SCENES = 7  # 21 images: the last batch of an epoch has 5, which 3 ranks share unevenly
 
 
 def dataset() -> Dataset:
@@ -44,7 +44,7 @@ def of_one_image(scenes: Dataset) -> Dataset:
 
 
 def measure(trainer: Trainer, steps: int) -> dict[str, object]:
-    """Train and return the first step's gradients, every step's loss, and what this rank was shown: batch, place and a sum of its pixels."""
+    """Train and return the first step's gradients, all losses, and step, index and sum of every image and of its noise on this rank."""
     losses: list[float] = []
     seen: list[tuple[int, int, int]] = []
     noise: list[tuple[int, int, float]] = []

@@ -1,4 +1,4 @@
-"""Whole jobs under a real torchrun: shared evaluation and sampling, killed ranks, signals, and ranks that do not belong together."""
+"""Whole jobs under a real torchrun: shared evaluation and sampling, killed ranks, signals, and ranks that differ."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def errors_in(message: str) -> list[str]:
 # Evaluating and sampling
 
 
-def test_evaluate_gives_the_table_of_one_process(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_gives_the_same_results_as_one_process(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def arguments(name: str) -> list[object]:
         return ["evaluate", run, "--repeats", 2, "--json", tmp_path / f"{name}.json", "--csv", tmp_path / f"{name}.csv", "--grid", tmp_path / name]
 
@@ -61,7 +61,7 @@ def test_evaluate_lists_a_broken_file_once_and_scores_the_rest(run: Path, tmp_pa
     assert "1 of 3 checkpoints could not be scored" in line
 
 
-def test_sample_gives_the_images_of_one_process(run: Path, tmp_path: Path) -> None:
+def test_sample_gives_the_same_images_as_one_process(run: Path, tmp_path: Path) -> None:
     def arguments(name: str) -> list[object]:
         return ["sample", run, "--labels", "red cube,blue sphere", "--labels", "gray cylinder", "-n", 50, "-o", tmp_path / name, "--threads", 1]
 
@@ -72,7 +72,7 @@ def test_sample_gives_the_images_of_one_process(run: Path, tmp_path: Path) -> No
     assert made[0] == made[1]
 
 
-def test_a_command_that_is_not_shared_says_so(run: Path) -> None:
+def test_a_command_for_one_process_is_refused(run: Path) -> None:
     _, message = finished(torchrun(2, "compare", run, "--recorded"), code=1)
     (line,) = errors_in(message)
     assert "this command runs in one process" in line
@@ -82,9 +82,9 @@ def test_a_command_that_is_not_shared_says_so(run: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two ranks that nobody disturbed."""
-    runs = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two ranks without interruption."""
+    runs = tmp_path_factory.mktemp("uninterrupted")
     finished(torchrun(2, "train", *RECIPE, *OFTEN, "--epochs", EPOCHS, "--runs-dir", runs, "--name", "r"))
     return runs / "r"
 
@@ -100,17 +100,17 @@ def wait_for_rows(process: subprocess.Popen[str], run: Path, rows: int) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_leads_to_a_restart_and_the_same_end(rank: int, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_killed_rank_leads_to_a_restart_and_the_same_result(rank: int, uninterrupted: Path, tmp_path: Path) -> None:
     process = torchrun(2, "train", *RECIPE, *OFTEN, "--epochs", EPOCHS, "--runs-dir", tmp_path, "--name", "r", "--exist-ok", "resume", restarts=1)
-    wait_for_rows(process, tmp_path / "r", 4)  # two epochs, their score and another epoch
+    wait_for_rows(process, tmp_path / "r", 4)  # two epochs, one evaluation and a third epoch
     os.kill(workers(process.pid)[rank], signal.SIGKILL)
     _, message = finished(process)
-    assert "exists already; going on with it" in message
+    assert "exists already; resuming it" in message
     assert "Traceback (most recent call last)" not in message
-    assert differences(undisturbed, tmp_path / "r") == []
+    assert differences(uninterrupted, tmp_path / "r") == []
 
 
-def test_two_launchers_are_one_job_which_survives_a_kill(undisturbed: Path, tmp_path: Path) -> None:
+def test_two_launchers_are_one_job_which_survives_a_kill(uninterrupted: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         endpoint = f"localhost:{free.getsockname()[1]}"
@@ -119,11 +119,11 @@ def test_two_launchers_are_one_job_which_survives_a_kill(undisturbed: Path, tmp_
     wait_for_rows(launchers[0], tmp_path / "r", 3)
     os.kill(workers(launchers[1].pid)[0], signal.SIGKILL)
     message = "".join(finished(launcher)[1] for launcher in launchers)
-    assert message.count("exists already; going on with it") == 1
-    assert differences(undisturbed, tmp_path / "r") == []
+    assert message.count("exists already; resuming it") == 1
+    assert differences(uninterrupted, tmp_path / "r") == []
 
 
-def test_sigterm_to_the_launcher_is_a_resumable_stop_at_any_world_size(undisturbed: Path, tmp_path: Path) -> None:
+def test_sigterm_to_the_launcher_is_a_resumable_stop_at_any_world_size(uninterrupted: Path, tmp_path: Path) -> None:
     process = torchrun(2, "train", *RECIPE, "--epochs", 10_000, "--runs-dir", tmp_path, "--name", "r")
     wait_for_rows(process, tmp_path / "r", 3)
     process.send_signal(signal.SIGTERM)
@@ -140,7 +140,7 @@ def test_sigterm_to_the_launcher_is_a_resumable_stop_at_any_world_size(undisturb
     assert [row["epoch"] for row in rows if row["event"] == "epoch"] == list(range(1, epochs))
 
 
-# Ranks that do not belong together
+# Ranks that differ
 
 
 @pytest.mark.parametrize(
@@ -168,20 +168,20 @@ def test_a_rank_that_differs_ends_the_job_with_one_message(differs: str, words: 
     assert not list((tmp_path / "runs").glob("*/state.pt"))
 
 
-def test_a_rank_that_dies_at_once_leaves_nobody_waiting(folder: Path, tmp_path: Path) -> None:
+def test_no_rank_waits_for_one_that_was_killed_at_the_start(folder: Path, tmp_path: Path) -> None:
     arguments = ["train", *TINY, "--epochs", 1, "--data", folder, "--runs-dir", tmp_path / "runs"]
     _, message = finished(torchrun(2, *arguments, module="tests.ranks.one_differs", environment={"DIFFERS": "death"}), code=1, timeout=60)
     assert len(errors_in(message)) <= 1
 
 
-def test_a_job_that_is_done_does_not_fail_while_python_is_taken_apart(run: Path, tmp_path: Path) -> None:
+def test_a_finished_job_does_not_fail_during_pythons_shutdown(run: Path, tmp_path: Path) -> None:
     arguments = ["sample", run, "--labels", "red cube", "-o", tmp_path / "out", "--threads", 1]
     out, message = finished(torchrun(2, *arguments, module="tests.ranks.one_differs", environment={"DIFFERS": "teardown"}))
     assert len(out.splitlines()) == 2
     assert errors_in(message) == []
 
 
-def test_restarts_need_a_run_to_go_on_with(tmp_path: Path) -> None:
+def test_restarts_need_exist_ok(tmp_path: Path) -> None:
     _, message = finished(torchrun(2, "train", *TINY, "--runs-dir", tmp_path, restarts=1), code=1)
     assert all("--exist-ok resume" in line for line in errors_in(message))
     assert errors_in(message)

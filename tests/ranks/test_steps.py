@@ -1,4 +1,4 @@
-"""Two and three ranks take the steps that one process takes: the same images and noise, equal gradients, equal losses."""
+"""The steps of two and three ranks equal those of one process: the same images and noise, equal gradients and losses."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_first_gradients_are_equal_to_1e_5(single: Found, together: list[Found])
             whole = joined(expected).norm()
             assert (joined(found) - joined(expected)).norm() < 1e-5 * whole, name
             for key, value in expected.items():
-                # A bias before a norm has no gradient but rounding. And one process's own float32 is up to 1.1e-5 from float64 in single tensors.
+                # The gradient of a bias before a norm is only rounding; in some tensors, float32 on one process differs from float64 by up to 1.1e-5.
                 assert (found[key] - value).norm() < 2e-5 * max(value.norm(), 0.1 * whole), (name, key)
 
 
@@ -74,7 +74,7 @@ def test_all_ranks_hold_the_same_weights(together: list[Found]) -> None:
                     assert torch.equal(rank[name]["weights"][key], value), (name, key)
 
 
-def test_batch_norm_over_each_ranks_own_images_is_another_step(single: Found, together: list[Found]) -> None:
+def test_without_synchronised_batch_norm_the_step_differs(single: Found, together: list[Found]) -> None:
     name = "statistics of each rank's own"
     assert "sync_bn" in RECIPES[name]
     found, whole = (joined(of[name]["gradients"]) for of in (together[0], single))

@@ -1,4 +1,4 @@
-"""Killing a real training process again and again, and comparing what it ends with to a run that nobody disturbed."""
+"""Kill a training process repeatedly, and compare the finished run with an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ RECIPE = [
     "--width", "8", "--timesteps", "6", "--batch-size", "8", "--precision", "fp32", "--threads", "1", "--device", "cpu", "--scenes", "16",
     "--optimizer", "adamw", "--ema", "0.9", "--label-dropout", "0.1", "--sampler", "ddim", "--steps", "2", "--save-every", "5",
 ]  # fmt: skip
-DELAY_SECONDS = 2.5  # from the moment at which a process holds its run: it then reads its data and state, and trains
+DELAY_SECONDS = 2.5  # after the process has locked its run; it then loads data and state, and trains
 
 
 @dataclass
 class Tally:
-    """What the kills hit."""
+    """Counts of what the kills interrupted."""
 
     kills: int = 0
     while_starting: int = 0
-    with_temporaries: int = 0  # a file was half-written, or not yet given its name
+    with_temporaries: int = 0  # a file was being written or renamed
     steps: list[int] = field(default_factory=list)  # of the state, after each kill
 
 
 def start(runs: Path, *, resume: bool, epochs: int) -> subprocess.Popen[bytes]:
-    """Start training, or go on with it."""
+    """Start or resume training."""
     command = ["--resume", str(runs / "r")] if resume else [*RECIPE, "--epochs", str(epochs), "--runs-dir", str(runs), "--name", "r"]
     around = ["--checkpoint-minutes", "0.004"]
     with (runs / "stderr.txt").open("ab") as errors:
@@ -42,7 +42,7 @@ def start(runs: Path, *, resume: bool, epochs: int) -> subprocess.Popen[bytes]:
 
 
 def whole(runs: Path, epochs: int) -> Path:
-    """Train without a disturbance and return the run's folder."""
+    """Train without interruption and return the run's folder."""
     runs.mkdir(parents=True, exist_ok=True)
     with start(runs, resume=False, epochs=epochs) as process:
         assert process.wait(600) == 0, (runs / "stderr.txt").read_text()
@@ -50,7 +50,7 @@ def whole(runs: Path, epochs: int) -> Path:
 
 
 def killed(runs: Path, epochs: int, kills: int, number: signal.Signals, rng: random.Random) -> tuple[Path, Tally]:
-    """Train with kills at random moments, half of them aimed into the writing of a file, and then to the end; return folder and tally."""
+    """Train with kills at random times, half of them while a file is written, and then to the end; return folder and tally."""
     runs.mkdir(parents=True, exist_ok=True)
     run, tally = runs / "r", Tally()
     while tally.kills < kills:
@@ -84,7 +84,7 @@ def _wait_for_the_moment(process: subprocess.Popen[bytes], run: Path, rng: rando
     while process.poll() is None and time.monotonic() < until:
         time.sleep(0.002)
     if kind == "writing":
-        # Not always the first file that is begun: what was written before it is the progress of which nothing may be lost or doubled.
+        # Not always at the first file, so that there is progress that must be neither lost nor repeated.
         until, wanted, begun = time.monotonic() + 10, rng.randint(1, 8), set[str]()
         while process.poll() is None and time.monotonic() < until and len(begun) < wanted:
             begun |= {file.name for folder in (run, run / "checkpoints") for file in folder.glob(".*.tmp")}
@@ -93,7 +93,7 @@ def _wait_for_the_moment(process: subprocess.Popen[bytes], run: Path, rng: rando
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """Return what two runs of the same settings do not have byte for byte in common; times apart, that should be nothing."""
+    """Return the parts of two runs of the same settings that are not bytewise equal, apart from times."""
     found = []
     states = [load_tensors(run / "state.pt")[0] for run in (one, other)]
     for part in ("net", "average", "optimizers"):

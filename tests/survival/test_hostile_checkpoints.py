@@ -47,9 +47,9 @@ def with_pickle(sound: bytes, content: bytes) -> bytes:
     return packed({name: content if name.endswith("data.pkl") else data for name, data in parts.items()})
 
 
-class Bomb:
+class Exploit:
     def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
-        return os.system, ("touch bomb-went-off",)
+        return os.system, ("touch executed",)
 
 
 def lists_of_lists(depth: int) -> bytes:
@@ -60,7 +60,7 @@ def lists_of_lists(depth: int) -> bytes:
     return pickle.dumps({"format": "ddpmctl checkpoint 1", "config": {"model": {"width": value}}, "known": {}, "weights": {}}, protocol=2)
 
 
-def swollen(sound: bytes) -> bytes:
+def declaring_more_values(sound: bytes) -> bytes:
     """A tensor that declares more values than the file has: torch would read beyond its memory."""
     pickled = archive_of(sound)["archive/data.pkl"]
     # The first storage's count and the tensor's shape are stored as integers; the bias of 8 values becomes one of 200.
@@ -68,7 +68,7 @@ def swollen(sound: bytes) -> bytes:
     return with_pickle(sound, pickled[:at] + b"K\xc8tq" + pickled[at + 4 :])
 
 
-def lying_about_its_directory(sound: bytes) -> bytes:
+def with_directory_beyond_the_end(sound: bytes) -> bytes:
     end = bytearray(sound[-22:])
     struct.pack_into("<2H2L", end, 8, 65535, 65535, 0xFFFFFFF0, 0xFFFFFFF0)
     return sound[:-22] + bytes(end)
@@ -99,25 +99,25 @@ HOSTILE: dict[str, Callable[[bytes], bytes]] = {
     "text": lambda sound: b"epoch,loss\n" * 100,
     "cut in the middle": lambda sound: sound[: len(sound) // 2],
     "cut by one byte": lambda sound: sound[:-1],
-    "a byte too many": lambda sound: sound + b"x",
-    "a bomb in a bare pickle": lambda sound: pickle.dumps(Bomb()),
-    "a bomb in an archive": lambda sound: with_pickle(sound, pickle.dumps(Bomb(), protocol=2)),
-    "a bomb in torch's old format": lambda sound: b"".join(pickle.dumps(x, protocol=2) for x in (0x1950A86A20F9469CFC6C, 1001, {}, Bomb(), [])),
+    "an additional byte": lambda sound: sound + b"x",
+    "code in a bare pickle": lambda sound: pickle.dumps(Exploit()),
+    "code in an archive": lambda sound: with_pickle(sound, pickle.dumps(Exploit(), protocol=2)),
+    "code in torch's old format": lambda sound: b"".join(pickle.dumps(x, protocol=2) for x in (0x1950A86A20F9469CFC6C, 1001, {}, Exploit(), [])),
     "lists of lists of lists": lambda sound: with_pickle(sound, lists_of_lists(40)),
     "a list of itself": lambda sound: with_pickle(sound, b"\x80\x02]q\x00h\x00a."),
-    "an index of four thousand million": lambda sound: with_pickle(sound, b"\x80\x02}r\xff\xff\xff\xff."),
+    "a memo index of 4 billion": lambda sound: with_pickle(sound, b"\x80\x02}r\xff\xff\xff\xff."),
     "a terabyte in one opcode": lambda sound: with_pickle(sound, b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"."),
-    "a whole number of a million digits": lambda sound: with_pickle(sound, b"\x80\x02\x8b" + struct.pack("<i", 400_000) + b"\x7f" * 400_000 + b"."),
+    "an integer of a million digits": lambda sound: with_pickle(sound, b"\x80\x02\x8b" + struct.pack("<i", 400_000) + b"\x7f" * 400_000 + b"."),
     "nothing on the stack": lambda sound: with_pickle(sound, b"\x80\x02."),
     "another protocol, of which torch would warn": lambda sound: with_pickle(sound, b"\x80\x00" + archive_of(sound)["archive/data.pkl"][2:]),
-    "no pickle": lambda sound: with_pickle(sound, b""),
+    "an empty pickle": lambda sound: with_pickle(sound, b""),
     "a huge table of contents": lambda sound: with_pickle(sound, b"\x80\x02" + b"N0" * 5_000_000 + b"N."),
-    "a compressed bomb": lambda sound: packed({**archive_of(sound), "archive/data/0": bytes(50_000_000)}, zipfile.ZIP_DEFLATED),
-    "more numbers declared than there": swollen,
-    "a directory beyond the end": lying_about_its_directory,
+    "a zip bomb": lambda sound: packed({**archive_of(sound), "archive/data/0": bytes(50_000_000)}, zipfile.ZIP_DEFLATED),
+    "more values declared than stored": declaring_more_values,
+    "a directory beyond the end": with_directory_beyond_the_end,
     "a hundred thousand parts": lambda sound: packed({**archive_of(sound), **{f"archive/x{i}": b"" for i in range(100_001)}}),
     "two pickles": lambda sound: packed({**archive_of(sound), "other/data.pkl": b"N."}),
-    "a program": lambda sound: packed({**archive_of(sound), "archive/constants.pkl": b"\x80\x02)."}),
+    "a TorchScript archive": lambda sound: packed({**archive_of(sound), "archive/constants.pkl": b"\x80\x02)."}),
     "another width in its settings": of_another_width,
     "settings of text": lambda sound: changed(sound, config="large"),
     "settings out of range": lambda sound: changed(sound, config={"model": {"width": 10**12}}),
@@ -125,10 +125,10 @@ HOSTILE: dict[str, Callable[[bytes], bytes]] = {
     "an unknown setting": lambda sound: changed(sound, config={"model": {"[bold]": 8}}),
     "weights that are text": lambda sound: changed(sound, weights={"a": "b"}),
     "weights that are a list": lambda sound: changed(sound, weights=[1]),
-    "weights too few": lambda sound: changed(sound, weights={}),
-    "known things of a wrong kind": lambda sound: changed(sound, known=[]),
+    "missing weights": lambda sound: changed(sound, weights={}),
+    "metadata of a wrong type": lambda sound: changed(sound, known=[]),
     "an epoch that is text": lambda sound: changed(sound, known={"epoch": "[red]9"}),
-    "numbers that are none": lambda sound: changed(sound, weights={name: value * float("nan") for name, value in weights_of(sound).items()}),
+    "weights that are NaN": lambda sound: changed(sound, weights={name: value * float("nan") for name, value in weights_of(sound).items()}),
     "a tensor alone": lambda sound: saved(torch.zeros(3)),
     "a number alone": lambda sound: saved(3),
     "a view of one number as many": lambda sound: saved({"init_conv.conv1.0.weight": torch.zeros(1).expand(8, 3, 3, 3)}),
@@ -140,16 +140,16 @@ HOSTILE: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_hostile_checkpoint_is_refused_in_one_line(kind: str, sound: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    file = tmp_path / "strange.pth"
+    file = tmp_path / "hostile.pth"
     file.write_bytes(HOSTILE[kind](sound))
-    assert "strange.pth" in refused(3, "sample", file, "--labels", "red cube", "-o", tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) in (["strange.pth"], ["out", "strange.pth"])
+    assert "hostile.pth" in refused(3, "sample", file, "--labels", "red cube", "-o", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) in (["hostile.pth"], ["hostile.pth", "out"])
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes and devices are POSIX")
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "link to nothing"])
 def test_special_files_do_not_block(kind: str, tmp_path: Path) -> None:
-    file = tmp_path / "strange.pth"
+    file = tmp_path / "hostile.pth"
     links = {"device": "/dev/zero", "link to nothing": "nothing"}
     if kind in links:
         file.symlink_to(links[kind])
@@ -157,13 +157,13 @@ def test_special_files_do_not_block(kind: str, tmp_path: Path) -> None:
         {"pipe": os.mkfifo, "folder": os.mkdir}[kind](file)
     result = subprocess.run([sys.executable, "-m", "ddpmctl", "evaluate", file], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode in (2, 3)
-    assert "strange.pth" in result.stderr
+    assert "hostile.pth" in result.stderr
     assert "Traceback" not in result.stderr
 
 
 def test_a_hostile_file_needs_little_memory(sound: bytes, tmp_path: Path) -> None:
     """Files that declare much memory, with an address space of 6 GB and a time limit."""
-    for name, kind in enumerate(("a terabyte in one opcode", "an index of four thousand million", "lists of lists of lists", "a compressed bomb")):
+    for name, kind in enumerate(("a terabyte in one opcode", "a memo index of 4 billion", "lists of lists of lists", "a zip bomb")):
         (tmp_path / f"{name}.pth").write_bytes(HOSTILE[kind](sound))
     code = (
         "import resource, sys, time\nfrom pathlib import Path\nfrom ddpmctl.checkpoints.format import load_checkpoint\n"

@@ -1,4 +1,4 @@
-"""A killed run ends with what an undisturbed one ends with (the full count is a benchmark: ``tests/benchmarks/survival.py``)."""
+"""A killed and resumed run equals an uninterrupted one (with more kills: ``tests/benchmarks/survival.py``)."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ EPOCHS = 15
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return whole(tmp_path_factory.mktemp("whole"), EPOCHS)
 
 
 @pytest.mark.parametrize(("number", "kills"), [(signal.SIGKILL, 3), (signal.SIGTERM, 1)])
-def test_a_run_killed_again_and_again_ends_as_one_that_was_left_alone(number: signal.Signals, kills: int, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_repeatedly_killed_run_equals_an_uninterrupted_one(number: signal.Signals, kills: int, uninterrupted: Path, tmp_path: Path) -> None:
     run, tally = killed(tmp_path, EPOCHS, kills, number, random.Random(7))
     assert tally.kills == kills
-    assert differences(undisturbed, run) == []
+    assert differences(uninterrupted, run) == []
 
 
-def test_what_counts_as_a_difference(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_changed_file_is_a_difference(uninterrupted: Path, tmp_path: Path) -> None:
     import shutil
 
-    shutil.copytree(undisturbed, tmp_path / "r")
-    assert differences(undisturbed, tmp_path / "r") == []
+    shutil.copytree(uninterrupted, tmp_path / "r")
+    assert differences(uninterrupted, tmp_path / "r") == []
     with (tmp_path / "r" / "metrics.jsonl").open("a") as file:
         file.write("{}\n")
-    assert differences(undisturbed, tmp_path / "r") == ["metrics.jsonl"]
+    assert differences(uninterrupted, tmp_path / "r") == ["metrics.jsonl"]

@@ -1,4 +1,4 @@
-"""Resuming: at any step, byte for byte; other settings, other files and half a state are refused."""
+"""Resuming is exact after any step; other settings and damaged or foreign states are refused."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def advance(trainer: Trainer, steps: int) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_k_steps_a_stop_and_the_rest_are_all_the_steps_byte_for_byte(name: str, dataset: Dataset, tmp_path: Path) -> None:
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_byte_for_byte(name: str, dataset: Dataset, tmp_path: Path) -> None:
     config = Config().replace(width=8, timesteps=6, batch_size=4, epochs=3, precision="fp32", device="cpu", threads=1).replace(**RECIPES[name])  # type: ignore[arg-type]
     compute = make_compute_device(config.device)
     straight = Trainer(config, compute, dataset)
     advance(straight, 10)
-    for stop in (1, 3, 4, 5, 9):  # in an epoch, before its smaller last batch, at its end, after it
+    for stop in (1, 3, 4, 5, 9):  # in an epoch, before its smaller last batch, at its end, in a later epoch
         run = create_run(tmp_path, None, config, NO_SOURCES)
         first = Trainer(config, compute, dataset)
         advance(first, stop)
@@ -79,8 +79,8 @@ def test_k_steps_a_stop_and_the_rest_are_all_the_steps_byte_for_byte(name: str, 
         assert ends[0] == ends[1], stop
 
 
-def test_a_stop_at_the_last_step_of_an_epoch_that_is_logged_too_loses_no_epoch(tmp_path: Path) -> None:
-    """50 images in batches of one: the logged step and the epoch's end fall together."""
+def test_a_stop_at_a_logged_step_that_ends_an_epoch_loses_no_epoch(tmp_path: Path) -> None:
+    """50 images in batches of one: the logged step is the last one of the epoch."""
     from ddpmctl.evaluation.classifiers import load_classifier
     from ddpmctl.training.loop import training_events
 
@@ -101,8 +101,8 @@ def test_a_stop_at_the_last_step_of_an_epoch_that_is_logged_too_loses_no_epoch(t
     assert events == ["step", "epoch", "evaluation"]
 
 
-def test_checkpoints_after_the_state_of_a_run_by_the_clock_are_set_aside(dataset: Dataset, tmp_path: Path) -> None:
-    """A run goes on from an earlier state: what it wrote after that state is no part of it any more."""
+def test_with_a_budget_in_minutes_checkpoints_after_the_state_are_abandoned(dataset: Dataset, tmp_path: Path) -> None:
+    """The run resumes from an earlier state, so checkpoints written after that state no longer belong to it."""
     from ddpmctl.evaluation.classifiers import load_classifier
     from ddpmctl.progress import Notice
     from ddpmctl.training.events import Saved
@@ -139,11 +139,11 @@ def test_checkpoints_after_the_state_of_a_run_by_the_clock_are_set_aside(dataset
         assert run.pointer("latest") == run.checkpoints / files[-1]
         assert run.pointer("best") in [run.checkpoints / name for name in files]
         later = files[1:]
-    assert len(list((run.checkpoints / "abandoned").iterdir())) == 3 + 1  # nothing is overwritten, whatever its name
+    assert len(list((run.checkpoints / "abandoned").iterdir())) == 3 + 1  # files of the same name are not overwritten
 
 
 @pytest.mark.parametrize("changes", [[], ["--epochs", "3", "--lr", "0.001", "--override", "epochs,lr"]])
-def test_checkpoints_after_the_state_of_a_run_by_epochs_are_written_again_unless_its_settings_changed(changes: list[str], copy: Path) -> None:
+def test_with_a_budget_in_epochs_checkpoints_after_the_state_are_abandoned_only_if_settings_changed(changes: list[str], copy: Path) -> None:
     run = Run(copy)
     pointers = {name: run.pointer(name) for name in ("best", "latest")}
     later = run.checkpoints / "epoch9_0.9_0.9.pth"
@@ -159,7 +159,7 @@ def test_checkpoints_after_the_state_of_a_run_by_epochs_are_written_again_unless
         assert "epoch9" not in ddpmctl("evaluate", copy, "--no-confirm").output
 
 
-def test_a_run_without_a_score_has_no_pointers_left(copy: Path) -> None:
+def test_a_run_without_scored_checkpoints_has_no_pointers(copy: Path) -> None:
     run = Run(copy)
     assert len(run.abandon(0)) == 2
     assert not (copy / "best.json").exists()
@@ -174,7 +174,7 @@ def copy(run: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_what_may_change_is_named(copy: Path) -> None:
+def test_changed_settings_need_override(copy: Path) -> None:
     line = refused(2, "train", "--resume", copy, "--epochs", 3, "--lr", "0.001")
     assert "epochs: 2 in the run, 3 now; lr: 0.0001 in the run, 0.001 now" in line or "lr: 0.0001 in the run, 0.001 now" in line
     assert "--override" in line
@@ -199,7 +199,7 @@ def test_what_may_change_is_named(copy: Path) -> None:
         (["--batch-size", "4"], "--override batch_size"),
     ],
 )
-def test_overrides_that_cannot_be(arguments: list[str], expected: str, copy: Path) -> None:
+def test_invalid_overrides_are_refused(arguments: list[str], expected: str, copy: Path) -> None:
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     assert expected in refused(2, "train", "--resume", copy, *arguments)
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
@@ -227,10 +227,10 @@ STATES = {
     "an older format": lambda file: edited(file, format="ddpmctl training state 1"),
     "other data": lambda file: edited(file, data="0" * 64),
     "another network": lambda file: edited(file, net={"weight": torch.zeros(3)}),
-    "an average too many": lambda file: edited(file, optimizers=[]),
+    "no optimizers": lambda file: edited(file, optimizers=[]),
     "counters of text": lambda file: edited(file, counters={**load_tensors(file)[0]["counters"], "step": "9"}),
     "counters below zero": lambda file: edited(file, counters={**load_tensors(file)[0]["counters"], "epoch": -1}),
-    "counters too few": lambda file: edited(file, counters={"step": 1}),
+    "missing counters": lambda file: edited(file, counters={"step": 1}),
     "no log": lambda file: edited(file, log=None),
     "weights that are not finite": lambda file: edited(file, net=not_finite(load_tensors(file)[0]["net"])),
     "moments of another shape": lambda file: edited(file, optimizers=[moments(load_tensors(file)[0]["optimizers"][0])]),
@@ -252,14 +252,14 @@ def test_a_damaged_or_foreign_state_is_an_error_and_never_a_new_start(damage: st
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != ".lock"} == before
 
 
-def test_settings_edited_behind_the_runs_back_are_shown(copy: Path) -> None:
+def test_edited_settings_of_a_run_are_reported(copy: Path) -> None:
     file = copy / "config.toml"
     file.write_text(file.read_text().replace("lr = 0.0001", "lr = 0.5"))
     line = refused(3, "train", "--resume", copy)
     assert "lr: 0.0001 in the state, 0.5 in config.toml" in line
 
 
-def test_rows_behind_the_state_are_cut_and_a_torn_one_too(copy: Path) -> None:
+def test_log_rows_after_the_state_and_incomplete_rows_are_removed(copy: Path) -> None:
     before = {name: (copy / name).read_bytes() for name in ("metrics.jsonl", "results.csv", "timing.jsonl")}
     for name in before:
         with (copy / name).open("ab") as file:
@@ -268,7 +268,7 @@ def test_rows_behind_the_state_are_cut_and_a_torn_one_too(copy: Path) -> None:
     assert {name: (copy / name).read_bytes() for name in before} == before
 
 
-def test_a_log_that_was_cut_is_told_and_no_row_is_glued_to_half_a_one(copy: Path) -> None:
+def test_a_truncated_log_is_reported_and_its_incomplete_row_is_removed(copy: Path) -> None:
     file = copy / "results.csv"
     file.write_bytes(file.read_bytes()[:-5])
     result = ddpmctl("train", "--resume", copy, "--epochs", 3, "--override", "epochs")
@@ -278,7 +278,7 @@ def test_a_log_that_was_cut_is_told_and_no_row_is_glued_to_half_a_one(copy: Path
         assert [row["epoch"] for row in csv.DictReader(handle)] == ["1", "3"]
 
 
-def test_a_run_killed_before_its_first_step_begins_there(tmp_path: Path) -> None:
+def test_a_run_killed_before_its_first_step_starts_at_it(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", "--epochs", 1)
     shutil.copytree(whole, tmp_path / "r")
     for name in ("state.pt", "metrics.jsonl", "timing.jsonl", "results.csv", "best.json", "latest.json"):

@@ -1,9 +1,9 @@
-"""What the command line does with fixed settings, as hashes and numbers: weights, images, scores.
+"""Results of the command line with fixed settings, as hashes and numbers: weights, images, scores.
 
     python -m tests.unchanged.behaviour recorded.json
 
-writes the record of the code at hand. Float32 results depend on the processor and on torch, so the record names both; on others only the numbers are
-compared, to a tolerance.
+records the results of the current code. Float32 results depend on the processor and on torch, so the record names both; with other
+ones only the numbers are compared, with a tolerance.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ SAMPLERS = {
     "dpm++2m": ["--sampler", "dpm++2m", "--steps", "5", "--spacing", "karras"],
 }
 LABELS = ["--labels", "red cube,blue sphere", "--labels", "cyan cylinder"]
-MACHINE = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
+DEVICE = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
 
 
 def environment() -> dict[str, str]:
-    """Return what float32 results depend on beside the code."""
+    """Return what float32 results depend on apart from the code."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
         model = next(line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name"))
@@ -55,7 +55,7 @@ def environment() -> dict[str, str]:
 
 
 def record(folder: Path) -> dict[str, Any]:
-    """Train, sample, evaluate and compare below ``folder``, and return what came out of it."""
+    """Train, sample, evaluate and compare below ``folder``, and return the results."""
     runs = folder / "runs"
     trained = {}
     for name, options in RECIPES.items():
@@ -64,11 +64,11 @@ def record(folder: Path) -> dict[str, Any]:
     sampled = {}
     for name, options in SAMPLERS.items():
         out = folder / name
-        call("sample", runs / "modern", *LABELS, "-n", 4, *MACHINE, *options, "-o", out)
+        call("sample", runs / "modern", *LABELS, "-n", 4, *DEVICE, *options, "-o", out)
         sampled[name] = [_pixels(path) for path in sorted(out.glob("0*.png"))]
-    call("evaluate", runs / "report", runs / "modern", "--repeats", 2, "--scenes", 20, *MACHINE, "--json", folder / "evaluate.json")
+    call("evaluate", runs / "report", runs / "modern", "--repeats", 2, "--scenes", 20, *DEVICE, "--json", folder / "evaluate.json")
     same = ["--sampler", "ddim", "--steps", "3", "--guidance", "0"]
-    call("compare", runs / "report", runs / "modern", *same, "--repeats", 2, *MACHINE, "--json", folder / "compare.json", "-o", folder / "compare.png")
+    call("compare", runs / "report", runs / "modern", *same, "--repeats", 2, *DEVICE, "--json", folder / "compare.json", "-o", folder / "compare.png")
     evaluated, compared = (_plain(json.loads((folder / f"{name}.json").read_text()), folder) for name in ("evaluate", "compare"))
     compared.pop("heldout", None)  # was added after 0.2
     return {"trained": trained, "sampled": sampled, "evaluated": evaluated, "compared": compared}
@@ -85,7 +85,7 @@ def call(*arguments: object) -> None:
 
 def _training(run: Path) -> dict[str, Any]:
     state = torch.load(run / "state.pt", weights_only=True)
-    form = {name: value for name, value in state.items() if name != "config"}  # settings may be added: those absent take their defaults
+    form = {name: value for name, value in state.items() if name != "config"}  # new settings may be added, with their defaults
     (checkpoint,) = (run / "checkpoints").glob("*.pth")
     counters = {name: value for name, value in state["counters"].items() if "seconds" not in name}
     moments = [{f"{index}.{key}": value for index, of in each["state"].items() for key, value in of.items()} for each in state["optimizers"]]
@@ -111,7 +111,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _outline(value: Any) -> Any:
-    """Return a state's form: names, types and shapes, without numbers that depend on time or place."""
+    """Return a state's structure: names, types and shapes, without values that depend on time or path."""
     if isinstance(value, Tensor):
         return [str(value.dtype), list(value.shape)]
     if isinstance(value, Mapping):
@@ -127,7 +127,7 @@ def _pixels(path: Path) -> str:
 
 
 def _plain(value: Any, folder: Path) -> Any:
-    """Return a result without what names a place on this disk, the bytes of a file, or a thing in words."""
+    """Return a result without paths, file hashes and sentences."""
     if isinstance(value, dict):
         return {key: _plain(inner, folder) for key, inner in value.items() if key not in ("sha256", "sentences")}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Weights, images and scores are those that version 0.2 gave, recorded before its code was rearranged."""
+"""Weights, images and scores equal those recorded with version 0.2."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("recipe", behaviour.RECIPES)
-def test_training_writes_the_same_log_and_the_same_form_of_state(recipe: str, found: dict[str, Any]) -> None:
+def test_training_writes_the_same_log_and_the_same_structure_of_state(recipe: str, found: dict[str, Any]) -> None:
     now, before = found["trained"][recipe], RECORDED["trained"][recipe]
     for part in ("outline", "sources"):
         assert now[part] == before[part]

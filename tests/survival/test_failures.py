@@ -1,4 +1,4 @@
-"""What goes wrong around a run: full disks, second trainers, signals, numbers gone bad, too little memory, errors that nobody foresaw."""
+"""Failures during a run: full disks, concurrent training, signals, NaN and inf, too little memory, unexpected errors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of eight megabytes, for real."""
+    """A mounted disk of eight megabytes."""
     disk = tmp_path / "disk"
     disk.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
@@ -54,7 +54,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def test_a_run_that_will_not_fit_is_refused_before_it_begins(small_disk: Path) -> None:
+def test_a_run_that_does_not_fit_on_the_disk_is_refused_before_it_starts(small_disk: Path) -> None:
     line = refused(2, "train", *TINY, "--epochs", 500, "--scenes", 4, "--runs-dir", small_disk / "runs")
     assert "500 checkpoints" in line
     assert "--keep" in line
@@ -64,7 +64,7 @@ def test_a_run_that_will_not_fit_is_refused_before_it_begins(small_disk: Path) -
 
 @pytest.mark.slow
 @posix
-def test_a_disk_that_fills_up_costs_nothing_and_the_run_goes_on_after_room_is_made(small_disk: Path) -> None:
+def test_a_full_disk_loses_nothing_and_the_run_resumes_after_space_is_freed(small_disk: Path) -> None:
     command = [*PYTHON, "train", *TINY, "--minutes", "10", "--scenes", "4", "--keep", "0", "--runs-dir", str(small_disk), "--name", "r"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -96,7 +96,7 @@ def test_a_disk_that_fills_up_costs_nothing_and_the_run_goes_on_after_room_is_ma
     assert epochs == list(range(1, len(epochs) + 1))
 
 
-def test_a_write_that_finds_the_disk_full_leaves_the_old_file(small_disk: Path) -> None:
+def test_a_write_to_a_full_disk_keeps_the_old_file(small_disk: Path) -> None:
     from ddpmctl.files import write_verified
 
     write_verified(small_disk / "x", b"old")
@@ -109,7 +109,7 @@ def test_a_write_that_finds_the_disk_full_leaves_the_old_file(small_disk: Path) 
     assert sorted(path.name for path in small_disk.iterdir()) == ["ballast", "x"]
 
 
-def test_a_disk_that_may_only_be_read(small_disk: Path, run: Path) -> None:
+def test_a_read_only_disk_is_refused(small_disk: Path, run: Path) -> None:
     shutil.copytree(run, small_disk / "run")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert "run" in refused(2, "train", "--resume", small_disk / "run")
@@ -118,7 +118,7 @@ def test_a_disk_that_may_only_be_read(small_disk: Path, run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_keep_spares_the_best_and_the_last(tmp_path: Path) -> None:
+def test_keep_never_deletes_the_best_and_the_last(tmp_path: Path) -> None:
     folder = train(tmp_path, "--epochs", 6, "--keep", 1)
     left = {path.name for path in (folder / "checkpoints").iterdir()}
     run = Run(folder)
@@ -130,12 +130,12 @@ def test_keep_spares_the_best_and_the_last(tmp_path: Path) -> None:
     assert latest.name.startswith("epoch6_")
 
 
-# Other processes, signals and clocks
+# Other processes and signals
 
 
 @pytest.mark.slow
 @posix
-def test_a_second_trainer_is_refused_and_a_dead_ones_lock_is_not_in_the_way(tmp_path: Path) -> None:
+def test_a_second_training_process_is_refused_and_the_lock_of_a_killed_one_is_released(tmp_path: Path) -> None:
     command = [*PYTHON, "train", *TINY, "--epochs", "100000", "--save-every", "100000", "--scenes", "16", "--runs-dir", str(tmp_path), "--name", "r"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -147,7 +147,7 @@ def test_a_second_trainer_is_refused_and_a_dead_ones_lock_is_not_in_the_way(tmp_
         assert "is training this run" in message
         process.kill()
     (tmp_path / "r" / "checkpoints" / ".epoch1.pth.1-abc.tmp").write_bytes(b"half")
-    for path in (tmp_path / "r").rglob("*"):  # a clock that was ahead when they were written
+    for path in (tmp_path / "r").rglob("*"):  # modification times in the future
         os.utime(path, (time.time() + 10**7,) * 2)
     before = load_tensors(tmp_path / "r" / "state.pt")[0]["counters"]["step"]
     with subprocess.Popen([*PYTHON, "train", "--resume", str(tmp_path / "r")], stderr=subprocess.PIPE, text=True) as process:
@@ -167,7 +167,7 @@ def test_a_second_trainer_is_refused_and_a_dead_ones_lock_is_not_in_the_way(tmp_
 @posix
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("stage", ["rendering", "sampling"])
-def test_signals_end_rendering_and_evaluation_in_order(stage: str, number: signal.Signals, code: int, run: Path, tmp_path: Path) -> None:
+def test_signals_end_rendering_and_evaluation_cleanly(stage: str, number: signal.Signals, code: int, run: Path, tmp_path: Path) -> None:
     commands = {
         "rendering": ["train", *TINY, "--epochs", "1", "--runs-dir", str(tmp_path / "runs")],
         "sampling": ["evaluate", str(run), "--repeats", "200", "--json", str(tmp_path / "x.json")],
@@ -193,7 +193,7 @@ def _is_busy(process: int) -> bool:
     return sum(map(int, Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13])) / os.sysconf("SC_CLK_TCK") > 6
 
 
-# Numbers
+# NaN and inf
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def overflowing(run: Path, tmp_path: Path) -> Path:
     return tmp_path / "r"
 
 
-def test_numbers_that_are_not_finite_stop_before_the_optimizer(overflowing: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_before_the_optimizer_step(overflowing: Path) -> None:
     before = {name: content for name, content in files_of(overflowing).items() if name.startswith(("checkpoints", "results"))}
     result = ddpmctl("train", "--resume", overflowing, "--epochs", 3, "--override", "epochs")
     assert result.exit_code == 4, result.output
@@ -236,7 +236,7 @@ def test_after_a_rollback_the_learning_rate_is_lower(run: Path, tmp_path: Path) 
     assert [m["lr"] for m in epochs] == [1e-4, 1e-4, 0.25e-4]
 
 
-def test_a_step_with_bad_numbers_moves_nothing(dataset: object, tmp_path: Path) -> None:
+def test_a_step_that_is_not_finite_changes_no_weights(dataset: object, tmp_path: Path) -> None:
     from ddpmctl.errors import DivergedError
 
     config = Config().replace(width=8, timesteps=6, batch_size=4, epochs=1, ema=0.9, precision="fp32", device="cpu")
@@ -257,8 +257,8 @@ def test_a_step_with_bad_numbers_moves_nothing(dataset: object, tmp_path: Path) 
 # Memory
 
 
-class Crowded(nn.Module):
-    """A network on a device with room for a few images at a time."""
+class LimitedMemory(nn.Module):
+    """A network on a device with memory for ``room`` images at a time."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
@@ -273,29 +273,29 @@ class Crowded(nn.Module):
 
 
 @pytest.mark.parametrize("room", [1, 5, 64])
-def test_sampling_takes_smaller_batches_where_memory_is_short_and_gives_the_same_images(room: int) -> None:
+def test_sampling_uses_smaller_batches_if_memory_is_short_and_gives_the_same_images(room: int) -> None:
     from ddpmctl.diffusion.denoiser import Diffusion
 
     config = Config().replace(timesteps=6, sampler="ddpm")
     requests = requests_for("x", [("red cube",), ("blue sphere", "red cube")], seed=3, repeats=9)
     made = []
-    for net in (Crowded(room), Crowded(1000)):
+    for net in (LimitedMemory(room), LimitedMemory(1000)):
         compute = make_compute_device(config.replace(precision="fp32", device="cpu").device)
         pipeline = SamplingPipeline(net, Diffusion.of(config.diffusion), config.sampling, compute)
         made.append(result_of(sample_images(pipeline, requests, 16)))
     assert torch.equal(made[0], made[1])
 
 
-def test_training_says_which_micro_batch_would_fit(dataset: object) -> None:
+def test_training_names_a_micro_batch_that_fits(dataset: object) -> None:
     config = Config().replace(width=8, timesteps=6, batch_size=12, epochs=1, precision="fp32", device="cpu")
     trainer = Trainer(config, make_compute_device(config.device), dataset)  # type: ignore[arg-type]
-    trainer.net = trainer.forward = Crowded(4)
-    with pytest.raises(UsageError, match=r"12 images at a time do not fit .* --micro-batch 3 does, and adds up the gradients of 4"):
+    trainer.net = trainer.forward = LimitedMemory(4)
+    with pytest.raises(UsageError, match=r"12 images at a time do not fit .* --micro-batch 3 does, and accumulates 4 of them"):
         trainer.step()
 
 
 @pytest.mark.parametrize(("flags", "ends"), [([], 2), (["--micro-batch", 2], 0)])
-def test_a_batch_beyond_memory_gets_advice_before_the_first_step_and_runs_with_it(tmp_path: Path, flags: list[object], ends: int) -> None:
+def test_a_batch_that_does_not_fit_is_refused_before_the_first_step_and_the_named_micro_batch_runs(tmp_path: Path, flags: list[object], ends: int) -> None:
     code = (
         "import sys, torch\nfrom ddpmctl.nets.context_unet import ContextUnet as Net\ninner = Net.forward\n"
         "def forward(net, x, *rest):\n    if len(x) > 3 and net.training:\n        raise torch.OutOfMemoryError('CUDA out of memory')\n"
@@ -307,8 +307,8 @@ def test_a_batch_beyond_memory_gets_advice_before_the_first_step_and_runs_with_i
     assert ("--micro-batch 2 does" in done.stderr) == bool(ends)
 
 
-def test_accumulated_gradients_are_the_whole_batchs(dataset: object) -> None:
-    """In a network without batch norm they are equal but for rounding."""
+def test_accumulated_gradients_equal_those_of_the_whole_batch(dataset: object) -> None:
+    """In a network without batch norm they are equal up to rounding."""
     gradients = []
     for micro in (None, 3):
         config = Config().replace(net="unet", width=32, timesteps=6, batch_size=8, epochs=1, precision="fp32", device="cpu", micro_batch=micro)
@@ -319,7 +319,7 @@ def test_accumulated_gradients_are_the_whole_batchs(dataset: object) -> None:
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
 
 
-# What nobody foresaw
+# Unexpected errors
 
 
 def test_an_unexpected_error_is_one_line_and_a_file_in_the_run_without_data(run: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Compute device: --compile and its effect on training."""
+"""Device settings: --compile and its effect on training."""
 
 from __future__ import annotations
 

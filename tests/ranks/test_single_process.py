@@ -1,4 +1,4 @@
-"""A process of its own: commands that a scheduler may call twice, and nothing loaded for the sake of others."""
+"""A single process: commands that a scheduler may repeat, and no imports of distributed code."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def test_the_same_command_twice_is_one_run(tmp_path: Path) -> None:
     assert files_of(run) == before
 
 
-def test_a_stopped_run_is_gone_on_with(run: Path, tmp_path: Path) -> None:
-    """Its first half is a run of its own settings that was stopped after an epoch: what the state of a killed one looks like."""
+def test_exist_ok_resumes_a_stopped_run(run: Path, tmp_path: Path) -> None:
+    """The first process stops after one epoch, by SIGTERM."""
     from ..conftest import load_tensors
 
     command = ["train", *TINY, "--epochs", "2", "--scenes", "4", "--runs-dir", str(tmp_path), "--exist-ok", "resume"]
@@ -49,7 +49,7 @@ def test_a_stopped_run_is_gone_on_with(run: Path, tmp_path: Path) -> None:
     assert load_tensors(made / "state.pt")[0]["counters"]["epoch"] == 1
     result = ddpmctl(*command)
     assert result.exit_code == 0, result.output
-    assert "exists already; going on with it" in result.stderr
+    assert "exists already; resuming it" in result.stderr
     assert (made / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
 
 
@@ -61,7 +61,7 @@ def test_a_stopped_run_is_gone_on_with(run: Path, tmp_path: Path) -> None:
         (["--exist-ok", "overwrite"], "'overwrite' is not known"),
     ],
 )
-def test_another_run_of_that_name_is_not_gone_on_with(arguments: list[str], words: str, tmp_path: Path) -> None:
+def test_exist_ok_refuses_a_run_with_other_settings(arguments: list[str], words: str, tmp_path: Path) -> None:
     command = ("train", *TINY, "--epochs", 1, "--scenes", 4, "--runs-dir", tmp_path, "--exist-ok", "resume")
     assert ddpmctl(*command).exit_code == 0
     before = files_of(tmp_path)
@@ -73,8 +73,8 @@ def test_exist_ok_does_not_go_with_resume(run: Path) -> None:
     assert "--exist-ok" in refused(2, "train", "--resume", run, "--exist-ok", "resume")
 
 
-def test_one_process_loads_nothing_for_several(tmp_path: Path) -> None:
-    """Beyond what torch, torchvision and torch's averaging load by themselves."""
+def test_one_process_imports_no_distributed_code(tmp_path: Path) -> None:
+    """Except what torch, torchvision and torch's weight averaging import themselves."""
     listing = "import json, sys; print(json.dumps([name for name in sys.modules if 'distributed' in name or 'parallel' in name or 'elastic' in name]))"
     themselves = "import torch, torchvision, torch.optim.swa_utils, torch.optim; "
     train = f"sys.argv = ['ddpmctl', *{[*TINY, '--epochs', '1', '--scenes', '4', '--runs-dir', str(tmp_path)]!r}]; sys.argv.insert(1, 'train')"
@@ -88,13 +88,13 @@ def test_one_process_loads_nothing_for_several(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("device", "local", "words"), [("cuda", 97, "'cuda:97' is not available"), ("cuda:0", 1, "give --device cuda")])
-def test_each_process_takes_a_gpu_of_its_own(device: str, local: int, words: str) -> None:
+def test_each_process_uses_its_own_gpu(device: str, local: int, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         make_compute_device(DeviceConfig(device=device), local)
 
 
 @pytest.mark.parametrize(("count", "pieces"), [(8, 1), (8, 2), (8, 3), (5, 3), (1, 3), (0, 2), (64, 7)])
-def test_shares_are_whole_in_order_and_even(count: int, pieces: int) -> None:
+def test_shares_are_complete_in_order_and_even(count: int, pieces: int) -> None:
     shares = [range(count)[split(count, pieces, index)] for index in range(pieces)]
     assert [place for share in shares for place in share] == list(range(count))
     sizes = [len(share) for share in shares]
