@@ -160,7 +160,8 @@ def test_every_setting_is_read_from_its_environment_variable(name: str) -> None:
     elif setting.choices is not None:
         value = setting.choices[-1]
     else:
-        value = values.get(name, str(setting.kind(setting.high if setting.high is not None else 9)))
+        limits = [limit for limit in (setting.high, setting.low) if limit is not None and limit != setting.default]
+        value = values.get(name, str(setting.kind(limits[0] if limits else 9)))
     if name == "beta_1":
         value = "0.015"
     resolved = resolve({}, None, "report", {f"DDPMCTL_{name.upper()}": value})
