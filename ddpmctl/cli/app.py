@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
 
 from ddpmctl import __version__
 from ddpmctl.cli import compare, data, denoise_grid, evaluate, evaluator, sample, train
+from ddpmctl.cli.busy import spin_briefly_beside_others
 from ddpmctl.distributed.job import without_teardown
-
-SPIN_COUNT = "1000"
 
 app = typer.Typer(
     name="ddpmctl",
@@ -46,9 +44,6 @@ app.add_typer(evaluator.app, name="evaluator")
 
 def main() -> None:
     """Run the command line."""
-    # How long OpenMP's threads spin while they wait for each other, read when torch is loaded. Beside another busy process, a spinning
-    # thread keeps the core that the thread it waits for needs: tests/benchmarks/busy.py measures it.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    spin_briefly_beside_others()
     with without_teardown():
         app()

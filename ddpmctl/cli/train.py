@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ddpmctl.cli.busy import others_are_busy
 from ddpmctl.cli.common import only_one_source
 from ddpmctl.cli.crash import run_folder
 from ddpmctl.cli.options import RUNS, ClassifierFile, ConfigFile, Data, RunsDir, SceneCount, command
@@ -60,7 +61,7 @@ def train(
         raise UsageError("--override: goes with --resume; a new run takes any setting")
     if exist_ok is not None and (exist_ok != "resume" or resume):
         raise UsageError("--exist-ok: does not go with --resume" if resume else f"--exist-ok: {exist_ok!r} is not known; give --exist-ok resume")
-    terminal = Terminal(silent=not job.is_leader)
+    terminal, busy = Terminal(silent=not job.is_leader), others_are_busy()
     resolved = _resumed(resume, given, config, override) if resume else resolve(given, config, preset)
     if print_config:
         terminal.result(dump_toml(resolved.config, resolved.origins).rstrip())
@@ -75,7 +76,7 @@ def train(
         terminal.plan(plan)
         terminal.result(dump_toml(plan.config, resolved.origins).rstrip())
     else:
-        _train(terminal, request, stop)
+        _train(terminal, request, stop, busy=busy)
 
 
 def _resumed(folder: Path, given: dict[str, str], config_file: Path | None, override: str | None) -> Resolved:
@@ -88,7 +89,7 @@ def _resumed(folder: Path, given: dict[str, str], config_file: Path | None, over
     return Resolved(config, {key: "flag" if key in changed else f"run {folder}" for key in config.flat()})
 
 
-def _train(terminal: Terminal, request: TrainingRequest, stop: StopRequest) -> None:
+def _train(terminal: Terminal, request: TrainingRequest, stop: StopRequest, *, busy: bool) -> None:
     """Train, showing events, until the end or until a signal asks for one."""
     from ddpmctl.runs.folder import Run
     from ddpmctl.training import events, session
@@ -106,6 +107,8 @@ def _train(terminal: Terminal, request: TrainingRequest, stop: StopRequest) -> N
                         run = Run(event.plan.run)
                         run_folder.set(run.folder)
                         terminal.plan(event.plan)
+                        if busy and event.plan.device.startswith("cpu") and request.config.device.threads is None:
+                            terminal.warn("other processes use this machine's cores; --threads 1 may train faster until they end")
                         stack.enter_context(stop_is_noted(stop))
                     case events.Evaluated():
                         last_scores = event

@@ -205,7 +205,8 @@ def counted(preset: str) -> dict[str, float]:
             trainer.step()
         flops[size] = counter.get_total_flops()
     image = (flops[4] - flops[2]) / 2
-    pipeline = SamplingPipeline(trainer.sampling_network(), trainer.diffusion, config.sampling, trainer.compute)
+    net = trainer.sampling_network().requires_grad_(requires_grad=False)  # torch's counter cannot follow parameters in inference mode
+    pipeline = SamplingPipeline(net, trainer.diffusion, config.sampling, trainer.compute)
     frames = pipeline.frames(requests_for("test", data.conditions["test"][:2], seed=0))
     next(frames)  # noise
     sampling = Launches()
