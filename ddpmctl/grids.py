@@ -77,9 +77,9 @@ def draw_sheet(
     return sheet
 
 
-def save_gif(path: Path, frames: Sequence[Image.Image], *, milliseconds: int = 120) -> Path:
+def save_gif(path: Path, frames: Sequence[Image.Image]) -> Path:
     """Write frames as an endless GIF that shows the last frame for two seconds."""
-    durations = [milliseconds] * (len(frames) - 1) + [2000]
+    durations = [120] * (len(frames) - 1) + [2000]
     with atomic_write(path) as temporary:
         frames[0].save(temporary, "GIF", save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)
     return path

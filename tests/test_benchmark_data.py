@@ -139,12 +139,10 @@ def test_a_scene_does_not_depend_on_the_start_index() -> None:
             assert np.array_equal(getattr(part, name), getattr(whole, name)[start : start + count]), name
 
 
-def test_pixels_do_not_depend_on_the_batch_or_on_the_other_frames(scenes: Scenes, images: np.ndarray) -> None:
+def test_pixels_do_not_depend_on_the_batch(scenes: Scenes, images: np.ndarray) -> None:
     assert np.array_equal(draw(scenes), images)
     assert np.array_equal(np.concatenate([draw(scenes[i : i + 1]) for i in range(9)]), images[:9])
     assert np.array_equal(np.concatenate([draw(scenes[3:16]), draw(scenes[16:21])]), images[3:21])
-    assert np.array_equal(draw(scenes, frames=(2,)), images[:, 2:])
-    assert np.array_equal(draw(scenes, frames=(2, 0)), images[:, [2, 0]])
 
 
 def test_scene_drawing_agrees_with_the_labels(scenes: Scenes) -> None:
@@ -223,7 +221,7 @@ def dilate(mask: np.ndarray, steps: int) -> np.ndarray:
 
 def test_the_eight_colours_have_different_mean_colours() -> None:
     scenes = draw_scenes(240, seed=3)
-    images = draw(scenes, frames=(0,))[:, 0].astype(float)
+    images = draw(scenes)[:, 0].astype(float)
     mask = np.isfinite(depth_maps(scenes, 64, 64)[:, 0])
     colour = np.stack([image[own].mean(0) for image, own in zip(images, mask, strict=True)])
     linear = (colour / 255) ** 2.2

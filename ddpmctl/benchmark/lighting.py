@@ -7,7 +7,6 @@ Points use only +, -, *, / and sqrt, whose results do not depend on the other el
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,9 +50,9 @@ class Obstacle:
     albedo: np.ndarray  # (3, r, 1)
 
 
-def light(scenes: Scenes, points: Points, frames: Sequence[int]) -> np.ndarray:
-    """Return the light reflected with the floor's albedo, in each frame: (len(frames), 3, lanes, P) float32."""
-    out = np.zeros((len(frames), 3, len(points.scene), points.at[0].shape[1]), dtype=np.float32)
+def light(scenes: Scenes, points: Points) -> np.ndarray:
+    """Return the light reflected with the floor's albedo, in each frame: (3, 3, lanes, P) float32."""
+    out = np.zeros((OBJECTS, 3, len(points.scene), points.at[0].shape[1]), dtype=np.float32)
     obstacles = [_obstacles(scenes, points, k) for k in range(OBJECTS)]
     lamps, powers = scenes.lamps.astype(np.float32)[points.scene], scenes.powers.astype(np.float32)[points.scene]
     for which, colour in enumerate(LAMP_COLOURS):
@@ -62,16 +61,14 @@ def light(scenes: Scenes, points: Points, frames: Sequence[int]) -> np.ndarray:
         for k in range(OBJECTS):
             for obstacle in obstacles[k]:
                 arriving[obstacle.rows] *= _lamp_left(obstacle, lamp)
-            for i in np.flatnonzero(np.equal(frames, k)):
-                out[i] += arriving * colour[:, None, None]
+            out[k] += arriving * colour[:, None, None]
     around, bounced = _from_surroundings(points), np.zeros_like(out[0])
     for k in range(OBJECTS):
         for obstacle in obstacles[k]:
             covered = _covered(obstacle)
             around[obstacle.rows] *= 1 - covered
             bounced[:, obstacle.rows] += BOUNCE * obstacle.albedo * (covered * (1 - covered))
-        for i in np.flatnonzero(np.equal(frames, k)):
-            out[i] += (around + bounced) * AMBIENT[:, None, None]
+        out[k] += (around + bounced) * AMBIENT[:, None, None]
     return out
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -25,8 +25,8 @@ CHUNK_PIXELS = 8 * 64 * 64  # of one frame; fits the CPU cache
 GRAIN = 0.033  # of the grey level at 320x240, in the dark
 
 
-def render(scenes: Scenes, *, width: int = 64, height: int = 64, frames: Sequence[int] = (0, 1, 2)) -> Iterator[np.ndarray]:
-    """Yield the scenes' images in order, in chunks: uint8 (n, len(frames), height, width, 3).
+def render(scenes: Scenes, *, width: int = 64, height: int = 64) -> Iterator[np.ndarray]:
+    """Yield the scenes' images in order, in chunks: uint8 (n, 3, height, width, 3).
 
     Frame f shows the first f + 1 objects. The view is 4:3; other sizes squeeze it. Pixels do not depend on the chunks.
     """
@@ -36,20 +36,20 @@ def render(scenes: Scenes, *, width: int = 64, height: int = 64, frames: Sequenc
     with ThreadPoolExecutor(workers) as pool:
         waiting: collections.deque[Future[np.ndarray]] = collections.deque()
         for part in parts:
-            waiting.append(pool.submit(_render_part, part, width, height, tuple(frames)))
+            waiting.append(pool.submit(_render_part, part, width, height))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
-def _render_part(scenes: Scenes, width: int, height: int, frames: tuple[int, ...]) -> np.ndarray:
-    canvas = _floor(scenes, width, height, frames)  # (n, F, 3, height, width) linear light
-    _lay_objects(canvas, scenes, frames)
+def _render_part(scenes: Scenes, width: int, height: int) -> np.ndarray:
+    canvas = _floor(scenes, width, height)  # (n, F, 3, height, width) linear light
+    _lay_objects(canvas, scenes)
     return _develop(canvas, scenes.grains)
 
 
-def _floor(scenes: Scenes, width: int, height: int, frames: tuple[int, ...]) -> np.ndarray:
+def _floor(scenes: Scenes, width: int, height: int) -> np.ndarray:
     """Return the lit and shadowed floor of each frame."""
     n = len(scenes)
     camera = Camera.at(scenes.eyes)
@@ -60,16 +60,16 @@ def _floor(scenes: Scenes, width: int, height: int, frames: tuple[int, ...]) -> 
     at = (eye[:, 0] + t * x).reshape(n, -1), (eye[:, 1] + t * y).reshape(n, -1), np.zeros((n, 1), dtype=np.float32)
     flat = np.zeros((1, 1), dtype=np.float32)
     points = Points(at, (flat, flat, flat + 1), np.arange(n), np.full(n, OBJECTS))
-    return light(scenes, points, frames).reshape(len(frames), 3, n, height, width).transpose(2, 0, 1, 3, 4).copy()
+    return light(scenes, points).reshape(OBJECTS, 3, n, height, width).transpose(2, 0, 1, 3, 4).copy()
 
 
-def _lay_objects(canvas: np.ndarray, scenes: Scenes, frames: tuple[int, ...]) -> None:
+def _lay_objects(canvas: np.ndarray, scenes: Scenes) -> None:
     """Composite the objects over the floor, back to front; in place."""
     height, width = canvas.shape[-2:]
     windows = scene_windows(scenes, width=width, height=height, supersample=SUPERSAMPLE)
     met = np.isfinite(windows.distance)
-    sent = np.zeros((len(frames), 3, *met.shape), dtype=np.float32)
-    sent[:, :, met] = _object_light(scenes, windows, met, frames)
+    sent = np.zeros((OBJECTS, 3, *met.shape), dtype=np.float32)
+    sent[:, :, met] = _object_light(scenes, windows, met)
     colour = _shrink(sent)
     clear = 1 - _shrink(met.astype(np.float32))
     offset = np.concatenate([scenes.positions, np.zeros((len(scenes), OBJECTS, 1))], axis=-1) - scenes.eyes[:, None]
@@ -78,13 +78,13 @@ def _lay_objects(canvas: np.ndarray, scenes: Scenes, frames: tuple[int, ...]) ->
     for scene, objects in enumerate(order):
         for which in objects:
             lane = OBJECTS * scene + which
-            there = np.array(frames) >= which
+            there = np.arange(OBJECTS) >= which
             top, left = windows.top[lane], windows.left[lane]
             view = canvas[scene, :, :, top : top + rows, left : left + columns]
             view[there] = view[there] * clear[lane] + colour[there, :, lane]
 
 
-def _object_light(scenes: Scenes, windows: geometry.Windows, met: np.ndarray, frames: tuple[int, ...]) -> np.ndarray:
+def _object_light(scenes: Scenes, windows: geometry.Windows, met: np.ndarray) -> np.ndarray:
     """Return the reflected light at the samples that hit an object, (F, 3, samples)."""
     lane = np.nonzero(met)[0]
     scene, owner = np.divmod(lane, OBJECTS)
@@ -102,7 +102,7 @@ def _object_light(scenes: Scenes, windows: geometry.Windows, met: np.ndarray, fr
     normal = (cos * nx - sin * ny, sin * nx + cos * ny, nz)
     points = Points(_upright(at), _upright(normal), scene, owner)
     albedo = ALBEDO[scenes.classes[scene, owner] % len(COLOURS)]
-    sent: np.ndarray = light(scenes, points, frames)[..., 0] * albedo.T
+    sent: np.ndarray = light(scenes, points)[..., 0] * albedo.T
     return sent
 
 

@@ -29,7 +29,6 @@ class Point:
     epoch: int
     loss: float
     accuracy: dict[str, float]
-    exact: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def load_recorded_run(path: Path, name: str) -> RecordedRun:
         evaluators = frozenset(row["evaluator"] for row in rows)
     else:
         recorded = [recorded_in_name(file) for file in find_checkpoints(path)]
-        named = [Point(int(r.pop("epoch")), math.nan, r, dict.fromkeys(FILES, math.nan)) for r in recorded if r]
+        named = [Point(int(r.pop("epoch")), math.nan, r) for r in recorded if r]
         unique, settings, evaluators = {point.epoch: point for point in named}, None, frozenset()
     if not unique:
         raise NothingRecorded(f"{path}: no evaluation is recorded (neither in results.csv nor in file names such as epoch315_0.625_0.619.pth)")
@@ -154,8 +153,7 @@ def load_recorded_run(path: Path, name: str) -> RecordedRun:
 def _point(path: Path, row: dict[str, str]) -> Point:
     try:
         accuracy = {name: float(row[name]) for name in FILES}
-        exact = {name: float(row[f"{name}_exact"]) for name in FILES}
-        point = Point(int(row["epoch"]), float(row["loss"]), accuracy, exact)
+        point = Point(int(row["epoch"]), float(row["loss"]), accuracy)
         if point.epoch < 1 or not all(0 <= value <= 1 for value in accuracy.values()) or None in row or not row["evaluator"]:
             raise ValueError
         return point

@@ -21,7 +21,6 @@ class ConditionCount:
 
     conditions: int
     objects: int
-    by_size: dict[int, int]  # objects per condition -> conditions
     in_training: int  # conditions whose label set occurs in train.json
 
 
@@ -81,8 +80,7 @@ def _undeclared(folder: Path, declared: set[str]) -> list[Problem]:
 def _summary(lab: Lab, problems: int) -> Summary:
     trained = {frozenset(names) for names in lab.labels.values() if names}
     conditions = {
-        name: ConditionCount(len(sets), sum(map(len, sets)), _by_size(sets), sum(frozenset(each) in trained for each in sets))
-        for name, sets in lab.conditions.items()
+        name: ConditionCount(len(sets), sum(map(len, sets)), sum(frozenset(each) in trained for each in sets)) for name, sets in lab.conditions.items()
     }
     return Summary(len(lab.labels), len({_scene(name) for name in lab.labels}), len(trained), _by_size(trained), conditions, problems)
 

@@ -138,9 +138,9 @@ def load_classifier(path: Path | None = None, root: Path | None = None, device: 
     return Classifier(name, file.sha256, net)
 
 
-def classifier_from(net: CompactClassifier, name: str = "in training", sha256: str = "") -> Classifier:
+def classifier_from(net: CompactClassifier) -> Classifier:
     """Return a classifier with a copy of a network that is in training."""
-    return Classifier(name, sha256, nn.Sequential(copy.deepcopy(net), nn.Sigmoid()).eval().requires_grad_(requires_grad=False))
+    return Classifier("in training", "", nn.Sequential(copy.deepcopy(net), nn.Sigmoid()).eval().requires_grad_(requires_grad=False))
 
 
 def _built_in() -> TensorFile:

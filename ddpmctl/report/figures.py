@@ -109,8 +109,8 @@ def _seeds(count: int) -> str:
     return f"{count} training seeds" if count > 1 else "one training seed"
 
 
-def _wrapped(text: str, width: int = 42) -> str:
-    return "\n".join(line for part in text.splitlines() for line in textwrap.wrap(part, width))
+def _wrapped(text: str) -> str:
+    return "\n".join(line for part in text.splitlines() for line in textwrap.wrap(part, 42))
 
 
 def save_figure(path: Path, figure: Figure) -> Path:

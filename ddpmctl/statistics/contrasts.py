@@ -117,7 +117,7 @@ class Contrast:
         return self.interval.estimate
 
 
-def contrast(arms: Sequence[Sequence[Tally]], weights: Sequence[float], *, seed: int = 0, level: float = LEVEL) -> Contrast:
+def contrast(arms: Sequence[Sequence[Tally]], weights: Sequence[float]) -> Contrast:
     """Return a contrast of arms.
 
     The interval is a bootstrap over conditions; the p-value flips the sign of each condition's difference (Fisher's
@@ -126,8 +126,6 @@ def contrast(arms: Sequence[Sequence[Tally]], weights: Sequence[float], *, seed:
     Args:
         arms: the checkpoints of each arm, all on the same conditions with the same number of images.
         weights: one per arm, summing to 0.
-        seed: seed of the resampling.
-        level: confidence level of the interval.
 
     Raises:
         ValueError: the arms have different conditions or images, or the weights do not fit.
@@ -139,10 +137,10 @@ def contrast(arms: Sequence[Sequence[Tally]], weights: Sequence[float], *, seed:
     gaps = np.asarray(per_image).mean(axis=1)
     estimate = float(gaps.sum() / total)
     spread = _spread(np.asarray(per_image), labels, used)
-    counts = resamples(count, seed)
-    noise = math.sqrt(spread.seeds) * _student(spread.seeds_df, seed) if spread.seeds else 0.0
-    low, high = widened_percentiles((counts @ gaps) / (counts @ labels) + noise, count, level)
-    flipped = np.abs(_signs(count, seed) @ gaps / total + noise)
+    counts = resamples(count)
+    noise = math.sqrt(spread.seeds) * _student(spread.seeds_df) if spread.seeds else 0.0
+    low, high = widened_percentiles((counts @ gaps) / (counts @ labels) + noise, count)
+    flipped = np.abs(_signs(count) @ gaps / total + noise)
     as_large = int((flipped >= abs(estimate) - 1e-12).sum())  # tolerance for rounding
     return Contrast(Interval(estimate, low, high), (1 + as_large) / (1 + len(flipped)), spread)
 
@@ -202,15 +200,15 @@ def _residual(arms: Sequence[tuple[float, Sequence[Tally]]], degrees: int, total
 
 
 @functools.lru_cache(maxsize=8)
-def _signs(conditions: int, seed: int) -> NDArray[np.float64]:
-    rng = np.random.default_rng([seed, 1, conditions])
+def _signs(conditions: int) -> NDArray[np.float64]:
+    rng = np.random.default_rng([0, 1, conditions])
     signs = rng.integers(0, 2, size=(DRAWS, conditions)).astype(np.float64) * 2 - 1
     signs.setflags(write=False)
     return signs
 
 
 @functools.lru_cache(maxsize=8)
-def _student(df: int, seed: int) -> NDArray[np.float64]:
-    draws: NDArray[np.float64] = np.random.default_rng([seed, 2, df]).standard_t(df, size=DRAWS)
+def _student(df: int) -> NDArray[np.float64]:
+    draws: NDArray[np.float64] = np.random.default_rng([0, 2, df]).standard_t(df, size=DRAWS)
     draws.setflags(write=False)
     return draws

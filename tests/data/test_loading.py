@@ -167,5 +167,5 @@ def test_verify_counts_the_labs_own_files() -> None:
     _, summary = finish(verify_folder(labs_own_folder()))
     assert (summary.scenes, summary.label_sets, summary.label_sets_by_size) == (6_003, 2_188, {1: 24, 2: 276, 3: 1_888})
     test, new_test = summary.conditions["test"], summary.conditions["new_test"]
-    assert (test.conditions, test.objects, test.by_size, test.in_training) == (32, 72, {1: 6, 2: 12, 3: 14}, 31)
-    assert (new_test.conditions, new_test.objects, new_test.by_size, new_test.in_training) == (32, 84, {2: 12, 3: 20}, 32)
+    assert (test.conditions, test.objects, test.in_training) == (32, 72, 31)
+    assert (new_test.conditions, new_test.objects, new_test.in_training) == (32, 84, 32)
