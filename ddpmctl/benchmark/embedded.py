@@ -7,14 +7,14 @@ The label statistics are those of the lab's data.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 
 from ddpmctl.benchmark.label_sets import held_out_triples, lab_conditions
-from ddpmctl.benchmark.scenes import SIDE, draw_classes, draw_scenes
+from ddpmctl.benchmark.scenes import OBJECTS, SIDE, arrange, draw_classes, draw_scenes
 from ddpmctl.errors import UsageError
-from ddpmctl.labels import CLASSES
+from ddpmctl.labels import CLASSES, INDEX
 from ddpmctl.progress import Progress
 
 SCENES = 6003
@@ -58,6 +58,24 @@ def collected(chunks: Iterator[np.ndarray], count: int) -> Generator[Progress, N
         done += len(flat)
         yield Progress("rendering", done, count)
     return images
+
+
+def render_label_sets(label_sets: Sequence[Sequence[str]], *, seed: int) -> Generator[Progress, None, np.ndarray]:
+    """Yield progress and return one new image of each label set, uint8 (N, 3, 64, 64); seed 0 is not the training set's.
+
+    Raises:
+        UsageError: a label set has more than three objects.
+    """
+    from ddpmctl.benchmark.raycast import render
+
+    if too_many := next((labels for labels in label_sets if len(labels) > OBJECTS), None):
+        raise UsageError(f"{', '.join(too_many)}: the embedded benchmark has images of up to {OBJECTS} objects")
+    rng = np.random.default_rng([seed, len(label_sets)])
+    rows = [[*(INDEX[name] for name in labels), *rng.permutation([i for i, name in enumerate(CLASSES) if name not in labels])] for labels in label_sets]
+    scenes = arrange(np.array([row[:OBJECTS] for row in rows], dtype=np.int64).reshape(-1, OBJECTS), seed=seed)
+    frames = yield from collected(render(scenes), OBJECTS * len(label_sets))
+    # Frame f shows the first f + 1 objects, so the objects that fill a scene up are not in the image.
+    return frames[[OBJECTS * index + len(labels) - 1 for index, labels in enumerate(label_sets)]]
 
 
 def fingerprint(scenes: int, *, seed: int = 0) -> str:

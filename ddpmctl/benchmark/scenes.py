@@ -34,7 +34,7 @@ GAP = 0.25  # minimum distance between the circles around two objects' bases
 GRAIN_TILE = 512  # size of the common grain pattern in pixels
 
 Triples = Literal["benchmark", "any"]
-_SEQUENCES = ("benchmark", "any")
+_SEQUENCES = ("benchmark", "any", "given")
 _PURPOSES = ("labels", "view", "placement")
 
 
@@ -87,6 +87,17 @@ def draw_classes(count: int, *, seed: int = 0, start: int = 0, triples: Triples 
     return np.take_along_axis(table[which], np.argsort(order, axis=1, kind="stable"), axis=1)
 
 
+def arrange(classes: np.ndarray, *, seed: int = 0) -> Scenes:
+    """Return scenes with given objects: class numbers (N, 3), different within a row; all else is drawn as in :func:`draw_scenes`.
+
+    A scene depends on (seed, its index, its chunk's classes).
+    """
+    count = len(classes)
+    padded = np.resize(classes, (-(-count // CHUNK) * CHUNK, OBJECTS))
+    drawn = [_arranged(padded[first : first + CHUNK], seed, first // CHUNK, "given") for first in range(0, len(padded), CHUNK)]
+    return Scenes(*(np.concatenate([getattr(part, field.name) for part in drawn]) for field in dataclasses.fields(Scenes)))[:count]
+
+
 def visible_pixels(scenes: Scenes) -> tuple[np.ndarray, np.ndarray]:
     """Return each object's visible pixels in the last frame at 64x64, and its pixels without the others, (N, 3) each."""
     depth = depth_maps(scenes, SIDE, SIDE)
@@ -112,10 +123,14 @@ def scene_windows(scenes: Scenes, *, width: int, height: int, supersample: int =
 
 
 def _draw_chunk(seed: int, chunk: int, triples: Triples) -> Scenes:
-    """Draw labels, camera and lamps of one chunk once, and the placement until every rule holds."""
-    stream = _stream(seed, triples, "view", chunk)
+    return _arranged(draw_classes(CHUNK, seed=seed, start=chunk * CHUNK, triples=triples), seed, chunk, triples)
+
+
+def _arranged(classes: np.ndarray, seed: int, chunk: int, sequence: str) -> Scenes:
+    """Draw camera and lamps of one chunk once, and the placement until every rule holds."""
+    stream = _stream(seed, sequence, "view", chunk)
     scenes = Scenes(
-        classes=draw_classes(CHUNK, seed=seed, start=chunk * CHUNK, triples=triples),
+        classes=classes,
         positions=np.zeros((CHUNK, OBJECTS, 2)),
         rotations=np.zeros((CHUNK, OBJECTS)),
         eyes=EYE + EYE_JITTER * _centred(stream, CHUNK, 3),
@@ -125,7 +140,7 @@ def _draw_chunk(seed: int, chunk: int, triples: Triples) -> Scenes:
     )
     pending = np.arange(CHUNK)
     for attempt in itertools.count():
-        proposal = _stream(seed, triples, "placement", chunk, attempt).random((CHUNK, OBJECTS, 3))[pending]
+        proposal = _stream(seed, sequence, "placement", chunk, attempt).random((CHUNK, OBJECTS, 3))[pending]
         scenes.positions[pending] = REACH * (2 * proposal[..., :2] - 1)
         scenes.rotations[pending] = 2 * np.pi * proposal[..., 2]
         pending = pending[~_placement_holds(scenes[pending])]
@@ -170,7 +185,7 @@ def _centred(stream: np.random.Generator, *shape: int) -> np.ndarray:
     return drawn
 
 
-def _stream(seed: int, triples: Triples, purpose: str, block: int, attempt: int = 0) -> np.random.Generator:
+def _stream(seed: int, sequence: str, purpose: str, block: int, attempt: int = 0) -> np.random.Generator:
     """Return the counter-based generator of one purpose and block."""
-    name = 10 * _SEQUENCES.index(triples) + _PURPOSES.index(purpose)
+    name = 10 * _SEQUENCES.index(sequence) + _PURPOSES.index(purpose)
     return np.random.Generator(np.random.Philox(key=[seed % 2**64, name], counter=[0, 0, attempt, block]))

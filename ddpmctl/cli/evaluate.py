@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ddpmctl.evaluation.results import CheckpointResult, Failed
     from ddpmctl.evaluation.selection import Selection
     from ddpmctl.labels import LabelSet
+    from ddpmctl.report.page import BesideReal
 
 
 @command("sampling", "device")
@@ -39,6 +40,7 @@ def evaluate(
     repeats: Annotated[int, typer.Option("--repeats", "-r", min=1, max=1000, help="Images per condition, each from different noise.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     breakdown: Annotated[bool, typer.Option("--breakdown", help="Tables by class, colour, shape and number of objects, and of errors.")] = False,  # noqa: FBT002
+    fidelity: Annotated[bool, typer.Option("--fidelity", help="Compare sampled with real images: sharpness, patches, features, copies.")] = False,  # noqa: FBT002
     confirm: Annotated[bool, typer.Option(help="Score the best of several checkpoints again, on new noise.")] = True,  # noqa: FBT002
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results as JSON ('-': to stdout, without tables).", show_default=False)] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the results as CSV.", show_default=False)] = None,
@@ -62,7 +64,7 @@ def evaluate(
     terminal = Terminal(silent=not job.is_leader)
     chosen = Given.of(given, config, assume)
     outputs = Outputs(json_file, csv_file, latex, html, figures=figures, grid=grid)
-    varied = None if sweep is None else _varied(sweep, outputs, breakdown=breakdown)
+    varied = None if sweep is None else _varied(sweep, outputs, breakdown=breakdown, fidelity=fidelity)
     if job.is_leader:
         outputs.prepare()
 
@@ -71,7 +73,7 @@ def evaluate(
     known = load_conditions(data, scenes=scenes)
     checkpoints = job.from_leader(lambda: _checkpoints(paths, runs_dir, terminal))
     spec = evaluation_spec(named_conditions(conditions, known), evaluator, data, chosen, seed=seed, repeats=repeats, job=job)
-    spec = replace(spec, grids=grid, titles=_titles(checkpoints))
+    spec = replace(spec, grids=grid, titles=_titles(checkpoints), every_image=fidelity)
     if varied is not None:
         failures = _sweep(terminal, checkpoints, spec, *varied, outputs)
     else:
@@ -79,7 +81,8 @@ def evaluate(
 
         rows, failures = terminal.finish(evaluate_checkpoints(checkpoints, spec))
         if rows:
-            _conclude(terminal, rows, failures, spec, known, outputs, confirm=confirm, breakdown=breakdown)
+            beside = _beside_real(terminal, rows, spec, data, scenes) if fidelity and job.is_leader else None
+            _conclude(terminal, rows, failures, spec, known, outputs, beside, confirm=confirm, breakdown=breakdown)
         elif job.is_leader:
             _write_values(terminal, outputs, [], failures, spec, {}, None)
     if failures and job.is_leader:  # it alone: another process that ends with an error stops this one before its files are written
@@ -89,7 +92,7 @@ def evaluate(
 
 def _write_values(
     terminal: Terminal, outputs: Outputs, rows: list[CheckpointResult], failures: list[Failed], spec: EvaluationSpec,
-    trained: Mapping[str, int], selection: Selection | None,
+    trained: Mapping[str, int], selection: Selection | None, beside: BesideReal | None = None,
 ) -> None:  # fmt: skip
     """Write JSON and CSV."""
     if not outputs.json and not outputs.csv:
@@ -97,7 +100,7 @@ def _write_values(
 
     from ddpmctl.report.tables import as_dict, write_csv, write_json
 
-    result = as_dict(rows, failures, spec, trained, selection)
+    result = as_dict(rows, failures, spec, trained, selection, beside.fidelity if beside else ())
     if outputs.only_json:
         terminal.result(json.dumps(result, indent=2))
     elif outputs.json:
@@ -107,8 +110,8 @@ def _write_values(
 
 
 def _conclude(
-    terminal: Terminal, rows: list[CheckpointResult], failures: list[Failed], spec: EvaluationSpec, known: Conditions, outputs: Outputs, *,
-    confirm: bool, breakdown: bool,
+    terminal: Terminal, rows: list[CheckpointResult], failures: list[Failed], spec: EvaluationSpec, known: Conditions, outputs: Outputs,
+    beside: BesideReal | None, *, confirm: bool, breakdown: bool,
 ) -> None:  # fmt: skip
     """Print the results and write the requested files."""
     from ddpmctl.evaluation.selection import best_of, confirm_best
@@ -128,19 +131,39 @@ def _conclude(
             terminal.result(sentence)
         for part in breakdown_tables(rows[best].answers) if breakdown else ():
             terminal.table(f"{table.rows[best][0]}: {part.title}", part.columns, part.rows)
-    _write_values(terminal, outputs, rows, failures, spec, trained, selection)
+        for part in beside.tables if beside else ():
+            terminal.table(part.title, part.columns, part.rows, caption=part.note)
+    _write_values(terminal, outputs, rows, failures, spec, trained, selection, beside)
     if outputs.latex:
-        write_latex(outputs.latex, [table])
+        write_latex(outputs.latex, [table, *(beside.tables if beside else ())])
     names = [row[0] for row in table.rows]
     if outputs.figures:
         from ddpmctl.report.page import evaluation_figures
 
-        for figure in evaluation_figures(outputs.figures, rows[best], names[best]):
+        for figure in evaluation_figures(outputs.figures, rows[best], names[best], beside.fidelity[best] if beside else None):
             terminal.say(f"figure: {figure.file}")
     if outputs.html:
         from ddpmctl.report.page import write_evaluation_page
 
-        terminal.say(f"page: {write_evaluation_page(outputs.html, rows, best, names, table, sentences, spec)}")
+        terminal.say(f"page: {write_evaluation_page(outputs.html, rows, best, names, table, sentences, spec, beside)}")
+
+
+def _beside_real(terminal: Terminal, rows: list[CheckpointResult], spec: EvaluationSpec, data: Path | None, scenes: int | None) -> BesideReal:
+    """Return the fidelity of all checkpoints' images, and real images of the conditions."""
+    from ddpmctl.data.dataset import load_dataset
+    from ddpmctl.data.reference import real_images
+    from ddpmctl.evaluation.fidelity import Reference, measure_fidelity
+    from ddpmctl.evaluation.results import all_images
+    from ddpmctl.report.page import BesideReal
+    from ddpmctl.report.tables import fidelity_table
+
+    dataset = terminal.finish(load_dataset(data, scenes=scenes))
+    real = terminal.finish(real_images(dataset, [labels for sets in spec.conditions.values() for labels in sets], spec.repeats))
+    reference = Reference(real.images[0], real.images[1], dataset.images, real.same_scene)
+    found = [terminal.finish(measure_fidelity(all_images(row.answers), reference, spec.classifier)) for row in rows]
+    names = [spec.titles.get(row.path, row.path.name) for row in rows]
+    tables = [fidelity_table(name, fidelity, real.source) for name, fidelity in zip(names, found, strict=True)]
+    return BesideReal(found, tables, real.images[0, :, 0])
 
 
 def _trained(files: Mapping[str, Sequence[LabelSet]], known: Conditions) -> dict[str, int]:
@@ -165,9 +188,9 @@ def _titles(checkpoints: list[Path]) -> dict[Path, str]:
     return {path: f"{folders[path].resolve().name}-{path.stem}" for path in checkpoints if names.count(path.name) > 1}
 
 
-def _varied(text: str, outputs: Outputs, *, breakdown: bool) -> tuple[str, list[Value]]:
+def _varied(text: str, outputs: Outputs, *, breakdown: bool, fidelity: bool) -> tuple[str, list[Value]]:
     """Return the setting and the values of ``--sweep``; refuse outputs that a sweep does not write."""
-    unmade = {"--json": outputs.json, "--html": outputs.html, "--grid": outputs.grid, "--breakdown": breakdown}
+    unmade = {"--json": outputs.json, "--html": outputs.html, "--grid": outputs.grid, "--breakdown": breakdown, "--fidelity": fidelity}
     if asked := [flag for flag, value in unmade.items() if value]:
         raise UsageError(f"{', '.join(asked)}: cannot be combined with --sweep, which writes --csv, --latex and a figure in --figures")
     known = {setting.name: setting for setting in settings("sampling") if setting.kind in (int, float)}

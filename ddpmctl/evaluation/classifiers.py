@@ -6,6 +6,7 @@ import contextlib
 import copy
 import importlib.resources
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,19 +42,54 @@ class Classifier:
     sha256: str
     net: nn.Module
 
-    @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """Return class probabilities, float32 (B, 24) on the CPU, of images (B, 3, 64, 64) in [-1, 1] on any device.
 
         Outputs do not depend on the caller's autocast or on the batch.
         """
+        return self._in_batches(self.net, images, len(CLASSES))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the last feature map's mean over positions, float32 (B, F) on the CPU: 192 built-in features, 512 of the lab's network."""
+        found: list[Tensor] = []
+        last = self._last_feature_map()
+        handle = last.register_forward_hook(lambda module, args, out: found.append(out.mean((2, 3))))
+
+        def embed(batch: Tensor) -> Tensor:
+            self.net(batch)
+            return found.pop()
+
+        try:
+            return self._in_batches(embed, images, self.feature_count)
+        finally:
+            handle.remove()
+
+    @property
+    def feature_count(self) -> int:
+        """F, the size of ``features``."""
+        net = self._bare
+        head = net.head if isinstance(net, CompactClassifier) else net.fc[0]
+        return int(head.weight.shape[1])
+
+    def _last_feature_map(self) -> nn.Module:
+        net = self._bare
+        layer: nn.Module = net.blocks if isinstance(net, CompactClassifier) else net.layer4
+        return layer
+
+    @property
+    def _bare(self) -> Any:
+        """The network without the sigmoid that follows the built-in one."""
+        return self.net[0] if isinstance(self.net, nn.Sequential) else self.net
+
+    @torch.inference_mode()
+    def _in_batches(self, net: Callable[[Tensor], Tensor], images: Tensor, width: int) -> Tensor:
         device = next(self.net.parameters()).device
-        out = torch.empty(len(images), len(CLASSES))
+        out = torch.empty(len(images), width)
         with torch.autocast(device.type, enabled=False), _plain_float32(device):
             for first in range(0, len(images), BATCH):
                 part = images[first : first + BATCH].to(device, torch.float32)
                 filled = F.pad(part, (0, 0, 0, 0, 0, 0, 0, BATCH - len(part))).contiguous(memory_format=torch.channels_last)
-                out[first : first + BATCH] = self.net(filled)[: len(part)].float().cpu()
+                out[first : first + BATCH] = net(filled)[: len(part)].float().cpu()
         return out
 
     def describe(self) -> str:

@@ -40,6 +40,7 @@ class EvaluationSpec:
         assume: flat settings for checkpoints without settings.
         grids: folder for sample grids, or None.
         titles: names of checkpoints whose file names are not unique.
+        every_image: return and cache all images, not only the first of each condition.
     """
 
     conditions: Mapping[str, Sequence[tuple[str, ...]]]
@@ -52,6 +53,7 @@ class EvaluationSpec:
     grids: Path | None = None
     titles: Mapping[Path, str] = field(default_factory=dict)
     job: Job = SINGLE
+    every_image: bool = False
 
     def content(self, sha256: str, config: Config) -> list[object]:
         """Return everything that the results depend on, except the condition file and the number of repeats."""
@@ -138,6 +140,8 @@ def _due(checkpoint: Checkpoint, spec: EvaluationSpec) -> _Due:
     keys = {name: result_key(content, name, sets) for name, sets in spec.conditions.items()}
     # A grid shows every image, but the cache has only the first image of each condition.
     answers = {} if spec.grids else {name: found for name, key in keys.items() if (found := load_results(key, spec.conditions[name]))}
+    if spec.every_image:
+        answers = {name: found for name, found in answers.items() if found.has_every_image}
     missing = {
         name: requests_for(name, sets, seed=spec.seed, repeats=spec.repeats, first=answers[name].repeats if name in answers else 0)
         for name, sets in spec.conditions.items()
@@ -150,7 +154,7 @@ def _concluded(due: _Due, parts: Sequence[ScoredBatch], spec: EvaluationSpec) ->
     checkpoint, answers = due.checkpoint, dict(due.answers)
     scored = by_condition_file(due.missing, parts) if parts else {}
     for name, scored_images in scored.items():
-        answers[name] = with_more_repeats(answers.get(name), spec.conditions[name], scored_images)
+        answers[name] = with_more_repeats(answers.get(name), spec.conditions[name], scored_images, every_image=spec.every_image)
         save_results(due.keys[name], answers[name])
         if spec.grids:
             captions = [", ".join(r.labels) for r in scored_images.requests]

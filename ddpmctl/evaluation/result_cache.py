@@ -20,6 +20,8 @@ from ddpmctl.labels import CLASSES, LabelSet
 from ddpmctl.sampling.pipeline import IMAGE_SHAPE
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ddpmctl.evaluation.scoring import ScoredImages
 
 
@@ -38,7 +40,7 @@ def load_results(key: str, conditions: Sequence[LabelSet]) -> FileResults | None
     count = len(conditions)
     fits = probabilities.ndim == 3 and probabilities.shape[::2] == (count, len(CLASSES)) and probabilities.shape[1] > 0
     sound = fits and probabilities.dtype == np.float32 and bool(np.isfinite(probabilities).all())
-    if not sound or images.dtype != np.uint8 or images.shape != (count, *IMAGE_SHAPE):
+    if not sound or not _are_images(images, probabilities.shape[:2]):
         return None
     mark_used(_file(key))
     return FileResults(tuple(conditions), probabilities, images)
@@ -55,14 +57,28 @@ def save_results(key: str, answers: FileResults) -> None:
         pass
 
 
-def with_more_repeats(kept: FileResults | None, conditions: Sequence[LabelSet], scored_images: ScoredImages) -> FileResults:
-    """Return cached results with the results of more images of each condition appended."""
+def with_more_repeats(kept: FileResults | None, conditions: Sequence[LabelSet], scored_images: ScoredImages, *, every_image: bool = False) -> FileResults:
+    """Return cached results with the results of more images of each condition appended.
+
+    Args:
+        kept: what the cache has, or None.
+        conditions: the requested label sets.
+        scored_images: the new images, condition by condition.
+        every_image: keep all images, if those of ``kept`` are complete too; otherwise the first of each condition, unless ``kept`` has more.
+    """
     count = len(conditions)
-    more = scored_images.probabilities.float().cpu().numpy().reshape(count, -1, len(CLASSES))
+    probabilities = scored_images.probabilities.float().cpu().numpy().reshape(count, -1, len(CLASSES))
+    images = scored_images.images.numpy().reshape(count, -1, *IMAGE_SHAPE)
     if kept is not None:
-        return FileResults(kept.conditions, np.concatenate([kept.probabilities, more], axis=1), kept.images)
-    firsts = scored_images.images.numpy().reshape(count, -1, *IMAGE_SHAPE)[:, 0]
-    return FileResults(tuple(conditions), more, np.ascontiguousarray(firsts))
+        probabilities = np.concatenate([kept.probabilities, probabilities], axis=1)
+        every_image = every_image or kept.images.shape[1] > 1
+        images = np.concatenate([kept.images, images], axis=1) if kept.has_every_image else kept.images
+    return FileResults(tuple(conditions), probabilities, np.ascontiguousarray(images if every_image else images[:, :1]))
+
+
+def _are_images(images: NDArray[np.uint8], outputs: tuple[int, ...]) -> bool:
+    """Return whether an array has the first image of each condition, or all of them; ``outputs`` is (conditions, repeats)."""
+    return images.dtype == np.uint8 and images.shape in {(outputs[0], kept, *IMAGE_SHAPE) for kept in (1, outputs[1])}
 
 
 def _file(key: str) -> Path:

@@ -30,7 +30,7 @@ class FileResults:
     Attributes:
         conditions: the requested label sets.
         probabilities: float32 (conditions, repeats, 24).
-        images: the first image of each condition, uint8 (conditions, 3, 64, 64).
+        images: the first image of each condition, or all of them: uint8 (conditions, 1 or repeats, 3, 64, 64).
     """
 
     conditions: tuple[LabelSet, ...]
@@ -41,6 +41,11 @@ class FileResults:
     def repeats(self) -> int:
         """Images per condition."""
         return int(self.probabilities.shape[1])
+
+    @property
+    def has_every_image(self) -> bool:
+        """Whether ``images`` holds all images."""
+        return int(self.images.shape[1]) == self.repeats
 
     @property
     def flat(self) -> Tensor:
@@ -70,7 +75,7 @@ class FileResults:
 
     def first(self, repeats: int) -> FileResults:
         """Return the results of the first images of each condition."""
-        return FileResults(self.conditions, self.probabilities[:, :repeats], self.images)
+        return FileResults(self.conditions, self.probabilities[:, :repeats], self.images[:, :repeats])
 
     def _wanted(self) -> Tensor:
         return torch.from_numpy(multi_hot(self.requested)).float()
@@ -119,6 +124,11 @@ class Failed:
 
 
 EvaluationEvent = Progress | Failed
+
+
+def all_images(answers: Mapping[str, FileResults]) -> NDArray[np.uint8]:
+    """Return the images of all condition files, uint8 (conditions, repeats, 3, 64, 64), of results that have every image."""
+    return np.concatenate([one.images for one in answers.values()])
 
 
 def pooled_tally(answers: Mapping[str, FileResults], names: Sequence[str]) -> Tally:

@@ -69,6 +69,19 @@ def save_confusion(path: Path, answers: Mapping[str, FileResults], title: str) -
     return save_figure(path, figure)
 
 
+def save_spectra(path: Path, spectra: Mapping[str, np.ndarray], title: str) -> Path:
+    """Write the mean power of images over spatial frequency, (32,) for each name."""
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axis = figure.subplots()
+    for number, (name, power) in enumerate(spectra.items()):
+        style = {"color": PALETTE[number % len(PALETTE)], "linestyle": DASHES[number % len(DASHES)]}
+        axis.loglog(range(1, len(power) + 1), power, label=name, **style)
+    axis.set(xlabel="cycles per image", ylabel="power (grey levels squared)", title=title)
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(frameon=False)
+    return save_figure(path, figure)
+
+
 def save_schedules(path: Path, schedules: Mapping[str, Schedule]) -> Path:
     """Write beta, alpha_bar and log-SNR over t / T, with warnings in the legend."""
     figure = Figure(figsize=(12, 4.4), layout="constrained")

@@ -18,11 +18,12 @@ from ddpmctl import __version__
 from ddpmctl.comparison.verdict import Verdict
 from ddpmctl.diffusion.schedules import Schedule, make_schedule
 from ddpmctl.evaluation.evaluate import EvaluationSpec
+from ddpmctl.evaluation.fidelity import Fidelity
 from ddpmctl.evaluation.results import CheckpointResult, FileResults
 from ddpmctl.evaluation.scores import THRESHOLD
 from ddpmctl.files import write_text
 from ddpmctl.labels import CLASSES
-from ddpmctl.report.evaluation_figures import save_class_bars, save_confusion, save_schedules
+from ddpmctl.report.evaluation_figures import save_class_bars, save_confusion, save_schedules, save_spectra
 from ddpmctl.report.tables import Table, breakdown_tables
 
 GALLERIES = 6  # checkpoints with images: about 300 KB each per condition file
@@ -53,10 +54,11 @@ class Mark:
 
 @dataclass(frozen=True)
 class Card:
-    """An image as a data URI, with a mark for each requested or shown object."""
+    """An image as a data URI, with a mark for each requested or shown object; ``real`` is a real image of the same labels, or empty."""
 
     source: str
     marks: Sequence[Mark]
+    real: str = ""
 
     @property
     def right(self) -> bool:
@@ -89,15 +91,32 @@ class Page:
     facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class BesideReal:
+    """The fidelity of all rows, and real images to show beside theirs.
+
+    Attributes:
+        fidelity: one for each row.
+        tables: one for each row.
+        real: one image of each condition, all files in order: uint8 (conditions, 3, 64, 64).
+    """
+
+    fidelity: Sequence[Fidelity]
+    tables: Sequence[Table]
+    real: npt.NDArray[np.uint8]
+
+
 def write_evaluation_page(
-    path: Path, rows: Sequence[CheckpointResult], best: int, names: Sequence[str], table: Table, sentences: Sequence[str], spec: EvaluationSpec
-) -> Path:
-    """Write an evaluation's page: a table of all checkpoints, and the breakdown, figures and images of the best."""
+    path: Path, rows: Sequence[CheckpointResult], best: int, names: Sequence[str], table: Table, sentences: Sequence[str], spec: EvaluationSpec,
+    beside: BesideReal | None = None,
+) -> Path:  # fmt: skip
+    """Write an evaluation's page: tables of all checkpoints, and the breakdown, figures and images of the best."""
     chosen = rows[best]
-    tables = [table, *(replace(part, title=f"{names[best]}: {part.title}") for part in breakdown_tables(chosen.answers))]
+    tables = [table, *(beside.tables if beside else ()), *(replace(part, title=f"{names[best]}: {part.title}") for part in breakdown_tables(chosen.answers))]
     with tempfile.TemporaryDirectory() as folder:
-        figures = evaluation_figures(Path(folder), chosen, names[best])
-        page = Page("Evaluation", sentences, tables, figures, _galleries([names[best]], [chosen]), facts(rows, names, spec))
+        figures = evaluation_figures(Path(folder), chosen, names[best], beside.fidelity[best] if beside else None)
+        galleries = _galleries([names[best]], [chosen], None if beside is None else beside.real)
+        page = Page("Evaluation", sentences, tables, figures, galleries, facts(rows, names, spec))
         return _write_page(path, page)
 
 
@@ -121,13 +140,19 @@ def write_comparison_page(
         return _write_page(path, Page("Comparison", shown, tables, [*figures, *more], images, facts(rows, names, spec)))
 
 
-def evaluation_figures(folder: Path, row: CheckpointResult, name: str) -> list[PageFigure]:
+def evaluation_figures(folder: Path, row: CheckpointResult, name: str, fidelity: Fidelity | None = None) -> list[PageFigure]:
     """Write the figures of one checkpoint as PNG and SVG."""
-    return [
+    found = [
         PageFigure(save_class_bars(folder / "classes.png", row.answers, name).with_suffix(".svg"), f"Requests met by class: {name}"),
         PageFigure(save_confusion(folder / "confusion.png", row.answers, name).with_suffix(".svg"), f"Classes shown in images that request each class: {name}"),
         _schedules(folder, [row]),
     ]
+    if fidelity is not None:
+        spectra = dict(zip((name, "real images"), fidelity.spectra, strict=True))
+        found.append(
+            PageFigure(save_spectra(folder / "spectra.png", spectra, "power spectra").with_suffix(".svg"), f"Power spectra of {name} and of real images")
+        )
+    return found
 
 
 def facts(rows: Sequence[CheckpointResult], names: Sequence[str], spec: EvaluationSpec) -> dict[str, dict[str, str]]:
@@ -149,15 +174,15 @@ def facts(rows: Sequence[CheckpointResult], names: Sequence[str], spec: Evaluati
     return found
 
 
-def _galleries(names: Sequence[str], rows: Sequence[CheckpointResult]) -> list[Gallery]:
-    """Return a gallery for each condition file of the first checkpoints."""
-    return [
-        Gallery(
-            f"{name}: {file}", [Card(_data_uri(image), _marks(*pair)) for image, *pair in zip(of.images, of.conditions, of.probabilities[:, 0], strict=True)]
-        )
-        for name, row in zip(names[:GALLERIES], rows, strict=False)
-        for file, of in row.answers.items()
-    ]
+def _galleries(names: Sequence[str], rows: Sequence[CheckpointResult], real: npt.NDArray[np.uint8] | None = None) -> list[Gallery]:
+    """Return a gallery for each condition file of the first checkpoints, beside ``real`` images of the conditions (all files in order)."""
+    galleries = []
+    for name, row in zip(names[:GALLERIES], rows, strict=False):
+        beside = iter([""] * sum(len(of.conditions) for of in row.answers.values()) if real is None else map(_data_uri, real))
+        for file, of in row.answers.items():
+            shown = zip(of.images[:, 0], of.conditions, of.probabilities[:, 0], strict=True)
+            galleries.append(Gallery(f"{name}: {file}", [Card(_data_uri(image), _marks(*pair), next(beside)) for image, *pair in shown]))
+    return galleries
 
 
 def _marks(labels: Sequence[str], outputs: npt.NDArray[np.float32]) -> list[Mark]:

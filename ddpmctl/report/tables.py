@@ -21,6 +21,7 @@ from ddpmctl.statistics.intervals import Interval, accuracy_interval
 
 if TYPE_CHECKING:
     from ddpmctl.evaluation.evaluate import EvaluationSpec
+    from ddpmctl.evaluation.fidelity import Fidelity
     from ddpmctl.evaluation.results import CheckpointResult, Failed, FileResults
     from ddpmctl.evaluation.selection import Selection
 
@@ -122,6 +123,17 @@ def evaluation_table(rows: list[CheckpointResult], spec: EvaluationSpec, best: i
     return Table(title, columns, lines, marked)
 
 
+def fidelity_table(name: str, fidelity: Fidelity, source: str) -> Table:
+    """Return the measures of one checkpoint beside those of real images."""
+
+    def cell(interval: Interval) -> str:
+        return f"{interval.estimate:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+
+    lines = [[measure.name, cell(measure.samples), cell(measure.floor), measure.best] for measure in fidelity.measures]
+    title = f"{name}: fidelity of {fidelity.images} images"
+    return Table(title, ["measure", "samples", "real images (floor)", "best value"], lines, f"real images: {source}; 95 % intervals over conditions")
+
+
 def selection_sentence(selection: Selection) -> str:
     """Return both scores of the chosen checkpoint as text."""
     found = selection.confirming
@@ -148,9 +160,10 @@ def breakdown_tables(answers: Mapping[str, FileResults]) -> Iterator[Table]:
 
 
 def as_dict(
-    rows: Sequence[CheckpointResult], failures: Sequence[Failed], spec: EvaluationSpec, trained: Mapping[str, int], selection: Selection | None
-) -> dict[str, Any]:
-    """Return an evaluation in the form of ``--json``."""
+    rows: Sequence[CheckpointResult], failures: Sequence[Failed], spec: EvaluationSpec, trained: Mapping[str, int], selection: Selection | None,
+    fidelity: Sequence[Fidelity] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """Return an evaluation in the form of ``--json``; with ``fidelity`` of all rows or of none."""
     return {
         "evaluator": {"name": spec.classifier.name, "sha256": spec.classifier.sha256},
         "device": spec.compute.device.type,
@@ -163,8 +176,9 @@ def as_dict(
                 "path": str(row.path), "sha256": row.sha256, "epoch": row.epoch, "loss": row.loss, "recorded": row.recorded,
                 "sampling": asdict(row.sampling),
                 "scores": {name: _file_as_dict(answers) for name, answers in row.answers.items()},
+                **({"fidelity": _fidelity_as_dict(fidelity[number])} if fidelity else {}),
             }
-            for row in rows
+            for number, row in enumerate(rows)
         ],
         "selection": None if selection is None else {
             "path": str(selection.best.path), "chosen_by": selection.choosing, "confirmed": asdict(selection.confirming),
@@ -172,6 +186,13 @@ def as_dict(
         },
         "failed": [{"path": str(failure.path), "reason": failure.reason} for failure in failures],
     }  # fmt: skip
+
+
+def _fidelity_as_dict(fidelity: Fidelity) -> dict[str, Any]:
+    def limits(interval: Interval) -> dict[str, float | None]:
+        return {key: value if math.isfinite(value) else None for key, value in asdict(interval).items()}  # JSON has no infinity
+
+    return {"images": fidelity.images, **{m.key: {"samples": limits(m.samples), "floor": limits(m.floor)} for m in fidelity.measures}}
 
 
 def _file_as_dict(answers: FileResults) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def test_every_flipped_bit_in_cached_results_is_detected_or_harmless(tmp_path: P
     monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(tmp_path))
     conditions = (("red cube",), ("blue sphere", "red cube"))
     rng = np.random.default_rng(0)
-    results = FileResults(conditions, rng.random((2, 3, 24), dtype=np.float32), rng.integers(0, 255, (2, 3, 64, 64), dtype=np.uint8))
+    results = FileResults(conditions, rng.random((2, 3, 24), dtype=np.float32), rng.integers(0, 255, (2, 1, 3, 64, 64), dtype=np.uint8))
     save_results("k", results)
     (file,) = (tmp_path / "results").iterdir()
     sound, draw, detected = file.read_bytes(), random.Random(1), 0
