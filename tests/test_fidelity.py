@@ -29,11 +29,12 @@ from ddpmctl.evaluation.fidelity import (
     measure_fidelity,
     nearest,
     power_spectrum,
+    sharpness,
 )
 from ddpmctl.evaluation.scores import score
 from ddpmctl.labels import multi_hot
 
-from .conftest import ddpmctl
+from .conftest import ddpmctl, train
 
 SETS = conditions()["test"][:12]
 REPEATS = 4
@@ -130,6 +131,18 @@ class TestClosedForms:
         assert 0.93 <= inside / 1000 <= 0.97
 
 
+def test_sharpness_compares_images_with_as_many_objects(reference: Reference) -> None:
+    images = torch.from_numpy(reference.training)
+    labels = torch.zeros(len(images), 24, dtype=torch.uint8)
+    for objects in range(1, 4):
+        labels[objects - 1 :: 3, :objects] = 1  # frame f shows f + 1 objects
+    assert sharpness(images, labels, images, labels) == pytest.approx(1, rel=1e-5)
+    assert sharpness(images[2::3], labels[2::3], images, labels) == pytest.approx(1, rel=1e-5)
+    assert sharpness(images[2::3], labels[::3], images, labels) > 1.5  # three objects where one was requested
+    flat = torch.full_like(images[:6], 90)
+    assert sharpness(flat, labels[:6], images, labels) == 0
+
+
 def test_kernel_distance_equals_torchmetrics() -> None:
     from torchmetrics.image.kid import poly_mmd
 
@@ -203,11 +216,12 @@ def test_a_folder_compares_with_training_images_of_the_same_labels_but_not_of_th
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_table_json_page_and_figure(self, run: Path, tmp_path: Path) -> None:
         (tmp_path / "c.json").write_text(json.dumps([list(labels) for labels in SETS[:4]]))
         outputs = ("--html", tmp_path / "page.html", "--figures", tmp_path / "figures", "--latex", tmp_path / "t.tex")
         call = ("evaluate", next((run / "checkpoints").glob("epoch2_*.pth")), "--scenes", 4, "--conditions", tmp_path / "c.json", "--repeats", 2, "--fidelity")
-        first = ddpmctl(*call, *outputs, "--json", tmp_path / "a.json")
+        first = ddpmctl(*call, *outputs, "--json", tmp_path / "a.json", "--threads", 1)
         assert first.exit_code == 0, first.output
         assert "Laplacian energy" in first.stdout
         (row,) = json.loads((tmp_path / "a.json").read_text())["checkpoints"]
@@ -220,15 +234,16 @@ class TestCommand:
         assert "patch distance at 32" in page
         assert "patch distance at 32" in (tmp_path / "t.tex").read_text()
         assert (tmp_path / "figures" / "spectra.png").is_file()
-        again = ddpmctl(*call, "--json", tmp_path / "b.json")
+        again = ddpmctl(*call, "--json", tmp_path / "b.json", "--threads", 1)
         assert "1 of 1 from cached results" in " ".join(again.stdout.split())
         assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
+    @pytest.mark.slow
     def test_one_image_per_condition_and_more_repeats_later(self, run: Path, tmp_path: Path) -> None:
         (tmp_path / "c.json").write_text(json.dumps([list(labels) for labels in SETS[:3]]))
         call = ("evaluate", next((run / "checkpoints").glob("epoch1_*.pth")), "--scenes", 4, "--conditions", tmp_path / "c.json")
         for options, images in (((), None), (("--fidelity",), 3), (("--repeats", 2), None), (("--repeats", 2, "--fidelity"), 6)):
-            found = ddpmctl(*call, *options, "--json", tmp_path / "r.json")
+            found = ddpmctl(*call, *options, "--json", tmp_path / "r.json", "--threads", 1)
             assert found.exit_code == 0, found.output
             (row,) = json.loads((tmp_path / "r.json").read_text())["checkpoints"]
             assert row.get("fidelity", {}).get("images") == images
@@ -242,3 +257,30 @@ class TestCommand:
         four = ddpmctl("evaluate", run, "--scenes", 4, "--fidelity", "--conditions", tmp_path / "four.json")
         assert four.exit_code == 2
         assert "up to 3 objects" in four.stderr
+
+
+class TestCompare:
+    @pytest.mark.slow
+    def test_differences_of_two_arms(self, run: Path, tmp_path: Path) -> None:
+        (tmp_path / "c.json").write_text(json.dumps([list(labels) for labels in SETS[:4]]))
+        other = train(tmp_path / "runs", "--epochs", 1, "--act", "relu")
+        call = ("compare", run, other, "--scenes", 4, "--repeats", 2, "--conditions", tmp_path / "c.json", "-o", tmp_path / "c.png", "--fidelity")
+        result = ddpmctl(*call, "--json", tmp_path / "c.json.out", "--threads", 1)
+        assert result.exit_code == 0, result.output
+        assert "fidelity: " in result.stdout
+        (pair,) = json.loads((tmp_path / "c.json.out").read_text())["fidelity"]
+        energy = pair["laplacian_energy"]
+        assert energy["difference"]["estimate"] == pytest.approx(energy["first"] - energy["second"])
+        assert energy["difference"]["low"] <= energy["difference"]["estimate"] <= energy["difference"]["high"]
+
+    def test_it_needs_new_images(self, run: Path) -> None:
+        refused = ddpmctl("compare", run, run, "--recorded", "--fidelity")
+        assert refused.exit_code == 2
+        assert "--fidelity" in refused.stderr
+
+
+def test_training_records_the_sharpness_of_each_score(run: Path) -> None:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = [row["sharpness"] for row in rows if row["event"] == "evaluation"]
+    assert len(found) == 2
+    assert all(value > 5 for value in found), "two epochs of a tiny network leave noise"

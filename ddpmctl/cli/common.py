@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from ddpmctl.data.dataset import Conditions
     from ddpmctl.device import ComputeDevice
     from ddpmctl.evaluation.evaluate import EvaluationSpec
+    from ddpmctl.evaluation.fidelity import Reference
     from ddpmctl.labels import LabelSet
+    from ddpmctl.progress import Notice, Progress
     from ddpmctl.sampling.pipeline import SamplingPipeline
 
 
@@ -134,6 +136,21 @@ def evaluation_spec(
     classifier = load_classifier(evaluator, data, compute.device)
     job.require_same("task", {"conditions": {name: list(sets) for name, sets in conditions.items()}, "evaluator": classifier.sha256[:12], **given.__dict__})
     return EvaluationSpec(conditions, classifier, compute, seed, repeats, given.sampling, given.assumed, job=job)
+
+
+def reference_images(spec: EvaluationSpec, data: Path | None, scenes: int | None) -> Generator[Progress | Notice, None, tuple[Reference, str]]:
+    """Yield progress and return what the samples of an evaluation are compared with, and where it comes from, in words.
+
+    Raises:
+        UsageError, DataError: the data cannot be read, or a condition has no real images.
+    """
+    from ddpmctl.data.dataset import load_dataset
+    from ddpmctl.data.reference import real_images
+    from ddpmctl.evaluation.fidelity import Reference
+
+    dataset = yield from load_dataset(data, scenes=scenes)
+    real = yield from real_images(dataset, [labels for sets in spec.conditions.values() for labels in sets], spec.repeats)
+    return Reference(real.images[0], real.images[1], dataset.images, real.same_scene), real.source
 
 
 def agreed_device(settings: Mapping[str, Value], job: Job) -> ComputeDevice:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, Outputs, evaluation_spec, named_conditions, only_one_source
+from ddpmctl.cli.common import Given, Outputs, evaluation_spec, named_conditions, only_one_source, reference_images
 from ddpmctl.cli.options import Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, SceneCount, command
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.errors import UsageError
 
 if TYPE_CHECKING:
+    from ddpmctl.comparison.fidelity import FidelityContrast
     from ddpmctl.comparison.recorded import Comparison
     from ddpmctl.comparison.verdict import Arm
     from ddpmctl.evaluation.evaluate import EvaluationSpec
@@ -30,6 +33,7 @@ def compare(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise, the same for all.")] = 0,
     recorded: Annotated[bool, typer.Option("--recorded", help="Only compare the recorded scores: no sampling, no verdict.")] = False,  # noqa: FBT002
     anyway: Annotated[bool, typer.Option("--anyway", help="Compare although evaluators or samplers differ.")] = False,  # noqa: FBT002
+    fidelity: Annotated[bool, typer.Option("--fidelity", help="Compare also how close the images are to real ones.")] = False,  # noqa: FBT002
     data: Data = None,
     scenes: SceneCount = None,
     conditions: ConditionFiles = None,
@@ -51,8 +55,8 @@ def compare(
     terminal = Terminal()
     chosen = Given.of(given, config, assume)
     outputs = Outputs(json_file, csv_file, latex, html, out)
-    if recorded and outputs.files():
-        raise UsageError(f"{', '.join(outputs.files())}: only for the verdict, which --recorded leaves out")
+    if recorded and (unmade := [*outputs.files(), *(["--fidelity"] if fidelity else [])]):
+        raise UsageError(f"{', '.join(unmade)}: only for the verdict, which --recorded leaves out")
     outputs.prepare()
     comparison = _recorded(terminal, paths, at_epoch, last, out, alone=recorded, anyway=anyway)
     if recorded:
@@ -63,14 +67,23 @@ def compare(
     from ddpmctl.data.dataset import load_conditions
 
     files = named_conditions(conditions, load_conditions(data, scenes=scenes))
-    spec = evaluation_spec(files, evaluator, data, chosen, seed=seed, repeats=repeats)
+    spec = replace(evaluation_spec(files, evaluator, data, chosen, seed=seed, repeats=repeats), every_image=fidelity)
     names = {checkpoint_of(path, at_epoch): name for path, name in zip(paths, short_names(paths), strict=True)}
     arms = terminal.finish(score_arms(names, spec, anyway=anyway))
     if len(arms) > 1:
-        _conclude(terminal, comparison, arms, spec, outputs)
+        contrasts = _fidelity(terminal, arms, spec, data, scenes) if fidelity else ()
+        _conclude(terminal, comparison, arms, spec, outputs, contrasts)
     else:
         reason = "the runs differ only in the seed" if arms and len(arms[0].rows) > 1 else "the weights of fewer than two arms load"
         terminal.warn(f"no verdict: {reason}")
+
+
+def _fidelity(terminal: Terminal, arms: list[Arm], spec: EvaluationSpec, data: Path | None, scenes: int | None) -> tuple[FidelityContrast, ...]:
+    """Return the differences of fidelity of every pair."""
+    from ddpmctl.comparison.fidelity import fidelity_contrasts
+
+    reference, _ = terminal.finish(reference_images(spec, data, scenes))
+    return terminal.finish(fidelity_contrasts(arms, reference, spec.classifier))
 
 
 def _recorded(terminal: Terminal, paths: list[Path], at_epoch: int | None, last: int, out: Path, *, alone: bool, anyway: bool) -> Comparison | None:
@@ -102,16 +115,18 @@ def _recorded(terminal: Terminal, paths: list[Path], at_epoch: int | None, last:
     return comparison
 
 
-def _conclude(terminal: Terminal, comparison: Comparison | None, arms: list[Arm], spec: EvaluationSpec, outputs: Outputs) -> None:
+def _conclude(
+    terminal: Terminal, comparison: Comparison | None, arms: list[Arm], spec: EvaluationSpec, outputs: Outputs, contrasts: Sequence[FidelityContrast]
+) -> None:
     """Show the verdict, and write it in the forms asked for."""
     from ddpmctl.comparison.verdict import pooled_files, verdict
     from ddpmctl.report.figures import save_verdict_figure
     from ddpmctl.report.page import PageFigure, write_comparison_page
-    from ddpmctl.report.tables import verdict_as_dict, verdict_tables, write_json, write_latex, write_table_csv
+    from ddpmctl.report.tables import fidelity_contrast_table, verdict_as_dict, verdict_tables, write_json, write_latex, write_table_csv
 
     found, compute = verdict(arms, pooled_files(spec.conditions)), spec.compute
     title = f"classifier {spec.classifier.describe()}; {spec.repeats} images per condition; {compute.device.type}, {compute.precision}"
-    tables = list(verdict_tables(found, title))
+    tables = [*verdict_tables(found, title), *map(fidelity_contrast_table, contrasts)]
     for table in tables:
         terminal.table(table.title, table.columns, table.rows, caption=table.note)
     for sentence in found.sentences():
@@ -120,7 +135,7 @@ def _conclude(terminal: Terminal, comparison: Comparison | None, arms: list[Arm]
     figure = save_verdict_figure(outputs.out.with_name(f"{outputs.out.stem}-verdict.png"), found)
     terminal.result(f"figure: {figure}")
     if outputs.json:
-        write_json(outputs.json, verdict_as_dict(found, spec))
+        write_json(outputs.json, verdict_as_dict(found, spec, contrasts))
     if outputs.csv:
         write_table_csv(outputs.csv, tables[1])
     if outputs.latex:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, Outputs, evaluation_spec, named_conditions, only_one_source, prepare_output
+from ddpmctl.cli.common import Given, Outputs, evaluation_spec, named_conditions, only_one_source, prepare_output, reference_images
 from ddpmctl.cli.options import RUNS, Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, RunsDir, SceneCount, command
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Value, settings
@@ -150,20 +150,16 @@ def _conclude(
 
 def _beside_real(terminal: Terminal, rows: list[CheckpointResult], spec: EvaluationSpec, data: Path | None, scenes: int | None) -> BesideReal:
     """Return the fidelity of all checkpoints' images, and real images of the conditions."""
-    from ddpmctl.data.dataset import load_dataset
-    from ddpmctl.data.reference import real_images
-    from ddpmctl.evaluation.fidelity import Reference, measure_fidelity
+    from ddpmctl.evaluation.fidelity import measure_fidelity
     from ddpmctl.evaluation.results import all_images
     from ddpmctl.report.page import BesideReal
     from ddpmctl.report.tables import fidelity_table
 
-    dataset = terminal.finish(load_dataset(data, scenes=scenes))
-    real = terminal.finish(real_images(dataset, [labels for sets in spec.conditions.values() for labels in sets], spec.repeats))
-    reference = Reference(real.images[0], real.images[1], dataset.images, real.same_scene)
+    reference, source = terminal.finish(reference_images(spec, data, scenes))
     found = [terminal.finish(measure_fidelity(all_images(row.answers), reference, spec.classifier)) for row in rows]
     names = [spec.titles.get(row.path, row.path.name) for row in rows]
-    tables = [fidelity_table(name, fidelity, real.source) for name, fidelity in zip(names, found, strict=True)]
-    return BesideReal(found, tables, real.images[0, :, 0])
+    tables = [fidelity_table(name, fidelity, source) for name, fidelity in zip(names, found, strict=True)]
+    return BesideReal(found, tables, reference.first[:, 0])
 
 
 def _trained(files: Mapping[str, Sequence[LabelSet]], known: Conditions) -> dict[str, int]:

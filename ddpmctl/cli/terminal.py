@@ -167,7 +167,7 @@ def describe(event: object) -> str:  # noqa: PLR0911 - one line per event
             return f"epoch {event.epoch}  loss {event.loss:.6f}  {event.images_per_second:.1f} images/s  {human_seconds(event.seconds)}"
         case events.Evaluated():
             parts = [f"{name} {s.accuracy:.4f} ({s.hits}/{s.labels}), exact {s.exact}/{s.images}" for name, s in event.scores.items()]
-            return f"epoch {event.epoch}  " + "  ".join(parts)
+            return f"epoch {event.epoch}  " + "  ".join([*parts, f"sharpness {event.sharpness:.2f}"])
         case events.RolledBack():
             return f"note: {event.reason}; back to step {event.step} at {event.lr_scale:g} of the learning rate (rollback {event.count})"
         case events.Overridden():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ DIRECTIONS = 128  # projections of the sliced distance
 NEIGHBOURS = 3  # k of precision and recall
 GROUPS = 10  # of the jackknife
 COARSE = 16  # side at which whole images are compared; there, sharpness does not matter
+SHARPNESS_IMAGES = 1500
 CHUNK = 256  # images per matrix of distances
 
 
@@ -80,6 +82,15 @@ Statistic = Callable[[Tensor], float]
 """(indices of the conditions) -> the statistic of these conditions' images."""
 
 
+class Definition(NamedTuple):
+    """A measure: its names, its best value in words, and the statistic of a set of images."""
+
+    key: str
+    name: str
+    best: str
+    of: Callable[[Images], Statistic]
+
+
 def measure_fidelity(samples: np.ndarray, reference: Reference, classifier: Classifier) -> Generator[Progress, None, Fidelity]:
     """Yield progress and return the fidelity of samples, uint8 (conditions, repeats, 3, 64, 64).
 
@@ -87,67 +98,81 @@ def measure_fidelity(samples: np.ndarray, reference: Reference, classifier: Clas
     Both sets hold the same conditions, so the kernel distance of equal sets is a little below 0: compare it with the floor.
     The spread needs at least two images per condition.
     """
-    sets = [_Images(array, classifier.features) for array in (samples, reference.first, reference.second)]
-    made, real, other = sets
-    total, done = len(LEVELS) + 6, 0
-    measures = []
-
-    def add(key: str, name: str, best: str, statistic: Callable[[_Images], Statistic]) -> Progress:
-        nonlocal done
-        measures.append(Measure(key, name, jackknife(statistic(made), real.conditions), jackknife(statistic(other), real.conditions), best))
-        done += 1
-        return Progress("fidelity", done, total)
-
-    yield Progress("fidelity", 0, total)
-    yield add("laplacian_energy", "Laplacian energy, ratio", "1", lambda x: lambda kept: float(x.energy[kept].mean() / real.energy[kept].mean()))
-    for side in LEVELS:
-        yield add(f"patch_distance_{side}", f"patch distance at {side}, x 1000", "the floor", lambda x, side=side: _sliced(x, real, side))  # type: ignore[misc]
-    yield add(
-        "kernel_distance",
-        "kernel distance, x 1000",
-        "the floor",
-        lambda x: lambda kept: 1000 * kernel_distance(x.rows(x.features, kept), real.rows(real.features, kept)),
-    )
-    yield add("precision", "precision", "the floor", lambda x: lambda kept: coverage(x.rows(x.features, kept), real.rows(real.features, kept)))
-    yield add("recall", "recall", "the floor", lambda x: lambda kept: coverage(real.rows(real.features, kept), x.rows(x.features, kept)))
-    spread = [x.spread() for x in sets]
-    if real.repeats > 1:
-        ratios = {id(x): s for x, s in zip(sets, spread, strict=True)}
-        yield add("spread", "spread within a condition, ratio", "1", lambda x: lambda kept: float(ratios[id(x)][kept].mean() / ratios[id(real)][kept].mean()))
-    training = coarse(torch.from_numpy(reference.training))
-    near = {id(made): nearest(made.coarse(), training, None), id(real): _nearest_real(real, training, reference.excluded[0]),
-            id(other): _nearest_real(other, training, reference.excluded[1])}  # fmt: skip
-    yield add(
-        "nearest", "nearest training image, ratio of distances", "not below the floor",
-        lambda x: lambda kept: float(x.rows(near[id(x)], kept).median() / real.rows(near[id(real)], kept).median()),
-    )  # fmt: skip
-    yield Progress("fidelity", total, total)
+    yield Progress("fidelity", 0, 1)
+    made, real, other = images_of(samples, reference, classifier), *real_images_of(reference, classifier)
+    found, measures = definitions(real), []
+    for number, (key, name, best, of) in enumerate(found, start=1):
+        measures.append(Measure(key, name, jackknife(of(made), real.conditions), jackknife(of(other), real.conditions), best))
+        yield Progress("fidelity", number, len(found))
     return Fidelity(tuple(measures), len(made.pixels), (power_spectrum(made.pixels), power_spectrum(real.pixels)))
 
 
-class _Images:
-    """Images of all conditions with what the measures need of them, computed once."""
+def definitions(real: Images) -> list[Definition]:
+    """Return all measures of images against ``real`` ones."""
 
-    def __init__(self, images: np.ndarray, features: Features) -> None:
+    def sliced(side: int) -> Callable[[Images], Statistic]:
+        return lambda x: _sliced(x, real, side)
+
+    spread = Definition(
+        "spread", "spread within a condition, ratio", "1", lambda x: lambda kept: float(x.spread[kept].mean() / real.spread[kept].mean())
+    )  # fmt: skip
+    return [
+        Definition("laplacian_energy", "Laplacian energy, ratio", "1", lambda x: lambda kept: float(x.energy[kept].mean() / real.energy[kept].mean())),
+        *(Definition(f"patch_distance_{side}", f"patch distance at {side}, x 1000", "the floor", sliced(side)) for side in LEVELS),
+        Definition(
+            "kernel_distance", "kernel distance, x 1000", "the floor",
+            lambda x: lambda kept: 1000 * kernel_distance(x.rows(x.features, kept), real.rows(real.features, kept)),
+        ),
+        Definition("precision", "precision", "the floor", lambda x: lambda kept: coverage(x.rows(x.features, kept), real.rows(real.features, kept))),
+        Definition("recall", "recall", "the floor", lambda x: lambda kept: coverage(real.rows(real.features, kept), x.rows(x.features, kept))),
+        *([spread] if real.repeats > 1 else []),
+        Definition(
+            "nearest", "nearest training image, ratio of distances", "not below the floor",
+            lambda x: lambda kept: float(x.rows(x.nearest, kept).median() / real.rows(real.nearest, kept).median()),
+        ),
+    ]  # fmt: skip
+
+
+def images_of(samples: np.ndarray, reference: Reference, classifier: Classifier) -> Images:
+    """Return samples, uint8 (conditions, repeats, 3, 64, 64), with what the measures need."""
+    return Images(samples, classifier.features, coarse(torch.from_numpy(reference.training)), None)
+
+
+def real_images_of(reference: Reference, classifier: Classifier) -> tuple[Images, Images]:
+    """Return both sets of real images with what the measures need."""
+    training = coarse(torch.from_numpy(reference.training))
+    first, second = (
+        Images(images, classifier.features, training, torch.from_numpy(same).flatten(0, 1) if same.shape[-1] else None)
+        for images, same in zip((reference.first, reference.second), reference.excluded, strict=True)
+    )
+    return first, second
+
+
+class Images:
+    """Images of all conditions with what the measures need of them, computed once.
+
+    Attributes:
+        energy, spread: Laplacian energy, and mean distance between two images: (conditions, repeats) and (conditions,).
+        features, nearest: features, and distance to the nearest training image, by image.
+        patches: by pyramid level, (images, PATCHES, 147).
+    """
+
+    def __init__(self, images: np.ndarray, features: Features, training: Tensor, excluded: Tensor | None) -> None:
+        """Compute everything; ``training`` are coarse images, of which those in ``excluded`` do not count as nearest."""
         self.conditions, self.repeats = images.shape[:2]
         self.pixels = torch.from_numpy(np.ascontiguousarray(images)).flatten(0, 1)
         centred = self.pixels.float() / 127.5 - 1
+        small = coarse(self.pixels)
         self.features = features(centred)
         self.energy = laplacian_energy(centred).view(self.conditions, self.repeats)
         self.patches = {side: patches(level, side) for side, level in zip(LEVELS, laplacian_pyramid(centred), strict=True)}
+        self.spread = torch.stack([torch.pdist(group).mean() for group in small.view(self.conditions, self.repeats, -1)])
+        self.nearest = nearest(small, training, excluded)
 
     def rows(self, values: Tensor, kept: Tensor) -> Tensor:
         """Return the values (images, ...) of the kept conditions' images."""
         grouped = values.view(self.conditions, self.repeats, *values.shape[1:])
         return grouped[kept].flatten(0, 1)
-
-    def coarse(self) -> Tensor:
-        return coarse(self.pixels)
-
-    def spread(self) -> Tensor:
-        """Return the mean distance between two images of each condition, (conditions,); NaN for one image."""
-        grouped = self.coarse().view(self.conditions, self.repeats, -1)
-        return torch.stack([torch.pdist(group).mean() for group in grouped])
 
 
 def jackknife(statistic: Statistic, conditions: int) -> Interval:
@@ -164,6 +189,21 @@ def jackknife(statistic: Statistic, conditions: int) -> Interval:
     error = math.sqrt((groups - 1) / groups * float(((without - without.mean()) ** 2).sum()))
     reach = t_quantile((1 + LEVEL) / 2, groups - 1) * error
     return Interval(estimate, estimate - reach, estimate + reach)
+
+
+def sharpness(samples: Tensor, requested: Tensor, training: Tensor, labels: Tensor) -> float:
+    """Return the samples' Laplacian energy as a ratio of that of training images with as many objects.
+
+    A quick look at what :func:`measure_fidelity` measures with intervals. Where no training image has that many objects, all count.
+
+    Args:
+        samples, training: uint8 (B, 3, H, W) and (N, 3, H, W); the first ``SHARPNESS_IMAGES`` training images are used.
+        requested, labels: multi-hot (B, 24) and (N, 24).
+    """
+    training, counts = training[:SHARPNESS_IMAGES].cpu(), labels[:SHARPNESS_IMAGES].cpu().sum(1)
+    energy = laplacian_energy(training.float() / 127.5 - 1)
+    expected = [float(energy[same].mean() if (same := counts == objects).any() else energy.mean()) for objects in requested.sum(1).long()]
+    return float(laplacian_energy(samples.float() / 127.5 - 1).mean()) / (sum(expected) / len(expected))
 
 
 def laplacian_energy(images: Tensor) -> Tensor:
@@ -196,7 +236,7 @@ def patches(band: Tensor, side: int) -> Tensor:
     return torch.stack(cut, 1)
 
 
-def _sliced(x: _Images, real: _Images, side: int) -> Statistic:
+def _sliced(x: Images, real: Images, side: int) -> Statistic:
     """Return the sliced Wasserstein distance x 1000 between the patches of two sets."""
     directions = F.normalize(torch.randn((3 * PATCH**2, DIRECTIONS), generator=generator(0, "directions", side)), dim=0)
     scale = real.patches[side].std()
@@ -242,10 +282,6 @@ def nearest(points: Tensor, others: Tensor, excluded: Tensor | None) -> Tensor:
             distances.scatter_(1, excluded[start : start + CHUNK], math.inf)
         found.append(distances.min(1).values)
     return torch.cat(found)
-
-
-def _nearest_real(images: _Images, training: Tensor, excluded: np.ndarray) -> Tensor:
-    return nearest(images.coarse(), training, torch.from_numpy(excluded).flatten(0, 1) if excluded.shape[-1] else None)
 
 
 def power_spectrum(images: Tensor) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ddpmctl.comparison.fidelity import FidelityContrast
 from ddpmctl.comparison.recorded import Comparison, Point
 from ddpmctl.comparison.verdict import HELDOUT, Finding, Verdict, arm_interval
 from ddpmctl.evaluation.misses import Misses, account_for, breakdown, recall
@@ -134,6 +135,16 @@ def fidelity_table(name: str, fidelity: Fidelity, source: str) -> Table:
     return Table(title, ["measure", "samples", "real images (floor)", "best value"], lines, f"real images: {source}; 95 % intervals over conditions")
 
 
+def fidelity_contrast_table(contrast: FidelityContrast) -> Table:
+    """Return the fidelity of two arms and their differences."""
+    lines = [
+        [d.name, f"{d.first:.3f}", f"{d.second:.3f}", f"{d.difference.estimate:+.3f} ({d.difference.low:+.3f} to {d.difference.high:+.3f})", f"{d.floor:.3f}"]
+        for d in contrast.differences
+    ]
+    columns = ["measure", contrast.first, contrast.second, "difference", "real images (floor)"]
+    return Table(f"fidelity: {contrast.first} - {contrast.second}", columns, lines, "95 % intervals over conditions and training seeds; not adjusted")
+
+
 def selection_sentence(selection: Selection) -> str:
     """Return both scores of the chosen checkpoint as text."""
     found = selection.confirming
@@ -189,10 +200,18 @@ def as_dict(
 
 
 def _fidelity_as_dict(fidelity: Fidelity) -> dict[str, Any]:
-    def limits(interval: Interval) -> dict[str, float | None]:
-        return {key: value if math.isfinite(value) else None for key, value in asdict(interval).items()}  # JSON has no infinity
+    return {"images": fidelity.images, **{m.key: {"samples": _limits(m.samples), "floor": _limits(m.floor)} for m in fidelity.measures}}
 
-    return {"images": fidelity.images, **{m.key: {"samples": limits(m.samples), "floor": limits(m.floor)} for m in fidelity.measures}}
+
+def _contrast_as_dict(contrast: FidelityContrast) -> dict[str, Any]:
+    return {
+        "first": contrast.first, "second": contrast.second,
+        **{d.key: {"first": d.first, "second": d.second, "difference": _limits(d.difference), "floor": d.floor} for d in contrast.differences},
+    }  # fmt: skip
+
+
+def _limits(interval: Interval) -> dict[str, float | None]:
+    return {key: value if math.isfinite(value) else None for key, value in asdict(interval).items()}  # JSON has no infinity or NaN
 
 
 def _file_as_dict(answers: FileResults) -> dict[str, Any]:
@@ -206,7 +225,7 @@ def _file_as_dict(answers: FileResults) -> dict[str, Any]:
     return {**answers.score.to_dict(), "interval": [interval.low, interval.high], "by": by, "misses": asdict(misses)}
 
 
-def verdict_as_dict(verdict: Verdict, spec: EvaluationSpec) -> dict[str, Any]:
+def verdict_as_dict(verdict: Verdict, spec: EvaluationSpec, fidelity: Sequence[FidelityContrast] = ()) -> dict[str, Any]:
     """Return a comparison in the form of ``--json``."""
 
     def finding(found: Finding) -> dict[str, Any]:
@@ -235,6 +254,7 @@ def verdict_as_dict(verdict: Verdict, spec: EvaluationSpec) -> dict[str, Any]:
         "heldout": [finding(found) for found in verdict.heldout],
         "effects": [finding(found) for found in verdict.effects],
         "sentences": list(verdict.sentences()),
+        **({"fidelity": [_contrast_as_dict(contrast) for contrast in fidelity]} if fidelity else {}),
     }  # fmt: skip
 
 

@@ -67,7 +67,11 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The current weights were scored on the condition files."""
+    """The current weights were scored on the condition files.
+
+    Attributes:
+        sharpness: Laplacian energy of the images as a ratio of that of training images with as many objects.
+    """
 
     epoch: int
     step: int
@@ -77,6 +81,7 @@ class Evaluated:
     scores: dict[str, Score]
     evaluator: str
     checkpoint: Path
+    sharpness: float
 
 
 @dataclass(frozen=True)

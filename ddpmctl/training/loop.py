@@ -6,16 +6,19 @@ import json
 import time
 from collections.abc import Generator, Iterator
 
+import torch
+
 from ddpmctl.checkpoints.format import checked_bytes, load_tensor_bytes, not_finite, save_checkpoint, save_tensors
 from ddpmctl.config import RECIPE, Config, Value
 from ddpmctl.errors import DataError, DdpmctlError, DivergedError, show
 from ddpmctl.evaluation.classifiers import Classifier
+from ddpmctl.evaluation.fidelity import sharpness
 from ddpmctl.evaluation.scoring import score_conditions
 from ddpmctl.files import write_text
 from ddpmctl.grids import save_grid
 from ddpmctl.progress import Notice
 from ddpmctl.runs.folder import Run, save_config
-from ddpmctl.sampling.pipeline import SamplingPipeline
+from ddpmctl.sampling.pipeline import SamplingPipeline, label_tensor
 from ddpmctl.training.events import EpochDone, Evaluated, Event, Overridden, RolledBack, Saved, StepDone, StopAgreed, Ticked
 from ddpmctl.training.gradients import Diverged
 from ddpmctl.training.log import RunLog
@@ -215,7 +218,9 @@ def _score_and_save(trainer: Trainer, log: RunLog, run: Run, classifier: Classif
         run.point("best", path)
     counters.scored_epoch = counters.epoch
     trainer.replicas.job.from_leader(lambda: None)  # ends ``_wait_for_score`` on the other ranks
-    yield Evaluated(counters.epoch, counters.step, counters.images_seen, counters.last_loss, counters.seconds, scores, classifier.sha256, path)
+    images, requests = torch.cat([one.images for one in scored.values()]), [request for one in scored.values() for request in one.requests]
+    sharp = sharpness(images, label_tensor(requests), trainer.images, trainer.labels)
+    yield Evaluated(counters.epoch, counters.step, counters.images_seen, counters.last_loss, counters.seconds, scores, classifier.sha256, path, sharp)
     save_state(trainer, log, run)
     if config.run.keep is not None:
         run.retain(config.run.keep)
