@@ -15,6 +15,7 @@ from ddpmctl.device import ComputeDevice
 from ddpmctl.errors import DataError, UsageError
 from ddpmctl.evaluation.classifier_training import NETWORKS, ClassifierStep, ClassifierTrained, augment, check_classifier, train_classifier
 from ddpmctl.evaluation.classifiers import BUILT_IN, Classifier, CompactClassifier, classifier_from, load_classifier
+from ddpmctl.evaluation.half_right import check_half_right
 from ddpmctl.evaluation.scores import Score, pooled, score, top_k_hits
 from ddpmctl.progress import Progress
 
@@ -242,3 +243,12 @@ class TestRetraining:
         assert changed.shape == images.shape
         assert changed.abs().max() <= 1
         assert torch.equal(changed, augment(images, torch.Generator().manual_seed(0)))
+
+
+def test_half_right_images_lie_between_right_and_absent() -> None:
+    kinds = {kind.name: kind for kind in check_half_right(load_classifier(), 100)}
+    assert len({kind.images for kind in kinds.values()}) == 1
+    assert kinds["as it is"].sure > 0.9 < kinds["as it is"].one_of_two
+    assert kinds["25 % opaque"].sure < 0.2
+    for less, more in (("blurred, 3 pixels", "blurred, 1 pixels"), ("50 % of another shape", "25 % of another shape"), ("25 % opaque", "50 % opaque")):
+        assert kinds[less].sure < kinds[more].sure

@@ -51,13 +51,17 @@ def check(
     scenes: Annotated[int, typer.Option(min=1, help="Scenes; each gives one image with one, two and three objects.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes.")] = 0,
 ) -> None:
-    """Score a classifier on new renders, whose objects are known."""
+    """Score a classifier on new renders, whose objects are known, and on images that are half right, where it should be unsure."""
     from ddpmctl.evaluation.classifier_training import check_classifier
     from ddpmctl.evaluation.classifiers import load_classifier
+    from ddpmctl.evaluation.half_right import SURE, check_half_right
 
     terminal = Terminal()
     loaded = load_classifier(evaluator)
     _table(terminal, loaded.describe(), check_classifier(loaded, scenes, seed=seed))
+    rows = [[kind.name, str(kind.images), f"{kind.sure:.2%}", f"{kind.one_of_two:.2%}"] for kind in check_half_right(loaded, seed=seed)]
+    columns = ["one object", "images", f"sure of a shape (above {SURE:g})", "finds one of two shapes"]
+    terminal.table("images that are half right", columns, rows)
 
 
 def _table(terminal: Terminal, title: str, scores: Mapping[int, Score]) -> None:
