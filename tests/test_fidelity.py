@@ -169,6 +169,12 @@ class TestWhatEachMeasureSees:
             gap = abs(measure.samples.estimate - measure.floor.estimate)
             assert gap <= measure.samples.high - measure.samples.low + measure.floor.high - measure.floor.low, measure.name
 
+    def test_intervals_end_at_the_limits_of_the_measures(self, of_renders: Fidelity) -> None:
+        found = {measure.key: measure for measure in of_renders.measures}
+        for measure in (found["precision"], found["recall"]):
+            assert 0 <= measure.samples.low <= measure.samples.high <= 1
+        assert found["kernel_distance"].floor.low < 0  # the unbiased estimate may be negative
+
     def test_blur(self, reference: Reference, of_renders: Fidelity) -> None:
         pixels = torch.from_numpy(renders(71)).flatten(0, 1).float()
         blurred = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(pixels, (1,) * 4, mode="replicate"), 3, 1)

@@ -48,12 +48,12 @@ def fidelity_contrasts(
     sets = [[images_of(all_images(row.answers), reference, classifier) for row in arm.rows] for arm in arms]
     pairs, found = list(itertools.combinations(range(len(arms)), 2)), definitions(real)
     differences: dict[tuple[int, int], list[FidelityDifference]] = {pair: [] for pair in pairs}
-    for number, (key, name, _, of) in enumerate(found, start=1):
-        measured = [[of(images) for images in seeds] for seeds in sets]
-        floor = jackknife(of(other), real.conditions).estimate
+    for number, definition in enumerate(found, start=1):
+        measured = [[definition.of(images) for images in seeds] for seeds in sets]
+        floor = definition.interval(other).estimate
         for i, j in pairs:
             interval, means = _difference(measured[i], measured[j], real.conditions)
-            differences[i, j].append(FidelityDifference(key, name, *means, interval, floor))
+            differences[i, j].append(FidelityDifference(definition.key, definition.name, *means, interval, floor))
         yield Progress("fidelity", number, len(found))
     return tuple(FidelityContrast(arms[i].name, arms[j].name, tuple(differences[i, j])) for i, j in pairs)
 

@@ -83,12 +83,19 @@ Statistic = Callable[[Tensor], float]
 
 
 class Definition(NamedTuple):
-    """A measure: its names, its best value in words, and the statistic of a set of images."""
+    """A measure: its names, its best value in words, the statistic of a set of images, and the limits of its values."""
 
     key: str
     name: str
     best: str
     of: Callable[[Images], Statistic]
+    low: float = 0.0
+    high: float = math.inf
+
+    def interval(self, images: Images) -> Interval:
+        """Return the measure of some images with its interval, which is cut at the limits."""
+        found = jackknife(self.of(images), images.conditions)
+        return Interval(found.estimate, max(found.low, self.low), min(found.high, self.high))
 
 
 def measure_fidelity(samples: np.ndarray, reference: Reference, classifier: Classifier) -> Generator[Progress, None, Fidelity]:
@@ -101,8 +108,8 @@ def measure_fidelity(samples: np.ndarray, reference: Reference, classifier: Clas
     yield Progress("fidelity", 0, 1)
     made, real, other = images_of(samples, reference, classifier), *real_images_of(reference, classifier)
     found, measures = definitions(real), []
-    for number, (key, name, best, of) in enumerate(found, start=1):
-        measures.append(Measure(key, name, jackknife(of(made), real.conditions), jackknife(of(other), real.conditions), best))
+    for number, definition in enumerate(found, start=1):
+        measures.append(Measure(definition.key, definition.name, definition.interval(made), definition.interval(other), definition.best))
         yield Progress("fidelity", number, len(found))
     return Fidelity(tuple(measures), len(made.pixels), (power_spectrum(made.pixels), power_spectrum(real.pixels)))
 
@@ -121,10 +128,10 @@ def definitions(real: Images) -> list[Definition]:
         *(Definition(f"patch_distance_{side}", f"patch distance at {side}, x 1000", "the floor", sliced(side)) for side in LEVELS),
         Definition(
             "kernel_distance", "kernel distance, x 1000", "the floor",
-            lambda x: lambda kept: 1000 * kernel_distance(x.rows(x.features, kept), real.rows(real.features, kept)),
+            lambda x: lambda kept: 1000 * kernel_distance(x.rows(x.features, kept), real.rows(real.features, kept)), low=-math.inf,
         ),
-        Definition("precision", "precision", "the floor", lambda x: lambda kept: coverage(x.rows(x.features, kept), real.rows(real.features, kept))),
-        Definition("recall", "recall", "the floor", lambda x: lambda kept: coverage(real.rows(real.features, kept), x.rows(x.features, kept))),
+        Definition("precision", "precision", "the floor", lambda x: lambda kept: coverage(x.rows(x.features, kept), real.rows(real.features, kept)), high=1),
+        Definition("recall", "recall", "the floor", lambda x: lambda kept: coverage(real.rows(real.features, kept), x.rows(x.features, kept)), high=1),
         *([spread] if real.repeats > 1 else []),
         Definition(
             "nearest", "nearest training image, ratio of distances", "not below the floor",
