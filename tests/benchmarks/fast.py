@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import math
 import platform
@@ -58,6 +59,8 @@ def jobs(out: Path, *, quick: bool) -> Iterator[Job]:
     amounts = {"steps": 5, "scenes": 50, "check_scenes": 20} if quick else {"steps": 2400, "scenes": 12000, "check_scenes": 2000}
     yield Job("second-classifier", "second_classifier", {"out": classifier, **amounts})
     yield Job("second-opinion", "second_opinion", {"classifier": classifier, "images": [str(out / "quick-30.npz"), str(out / "quick-5-0.npz")]})
+    runs = ["quick-30", *(f"quick-5-{seed}" for seed in range(seeds))]
+    yield Job("fidelity", "fidelity", {"images": [str(out / f"{run}.npz") for run in runs]})
     yield Job("start-up", "start_up")
     if on_gpu():
         yield Job("gpu-report", "report_epochs", {"seconds": 5.0 if quick else 60.0, "epochs": 600})
@@ -209,6 +212,21 @@ def rows(found: dict[str, Figures], names: list[str]) -> Iterator[Row]:
         gap = max(abs(s["built-in"] - s["second"]) for s in scores)
         return "; ".join(f"{s['built-in']:.3f} / {s['second']:.3f}" for s in scores), f"{100 * gap:.1f} points", gap <= 0.02
 
+    def sharp(f: Figures, runs: list[str], around: float) -> tuple[str, str, bool]:
+        energies = [f[run]["laplacian_energy"]["samples"] for run in runs]
+        worst = max(abs(energy - 1) for energy in energies)
+        return ", ".join(f"{energy:.2f}" for energy in energies), f"off by {worst:.2f}", worst <= around
+
+    def patches(f: Figures, runs: list[str], times: float) -> tuple[str, str, bool]:
+        ratios = [[f[run][f"patch_distance_{side}"]["samples"] / f[run][f"patch_distance_{side}"]["floor"] for side in (64, 32, 16)] for run in runs]
+        worst = max(max(of_run) for of_run in ratios)
+        return "; ".join(", ".join(f"{ratio:.1f}" for ratio in of_run) for of_run in ratios) + " x floor", f"{times / worst:.2f}", worst < times
+
+    def copies(f: Figures) -> tuple[str, str, bool]:
+        nearest = [run["nearest"] for run in f.values() if isinstance(run, dict)]
+        lowest = min(one["samples"] for one in nearest)
+        return ", ".join(f"{one['samples']:.2f}" for one in nearest), f"floor {nearest[0]['floor']:.2f}", lowest >= nearest[0]["floor_low"]
+
     fives = [name for name in names if name.startswith("quick-5-")]
     yield row("report's network, images/s against the plain float32 loop", "2.5 x", ["speed"], report_speed)
     yield row("`quick` after 5 minutes, test / new_test, by seed", "0.625 / 0.690", fives, reach, by_seed)
@@ -220,6 +238,11 @@ def rows(found: dict[str, Figures], names: list[str]) -> Iterator[Row]:
     yield row("20 report-style checkpoints of width 128 on both files", "12 min", ["folder", "speed"], folder, at_peak)
     yield row("exact match of `quick` after 30 minutes", "0.80", ["quick-30"], exact, by_colours)
     yield row("held-out triples against seen ones", "-5 points", ["quick-30"], held_out)
+    for kind, runs, around, times in (("5", fives, 0.15, 2.0), ("30", ["quick-30"], 0.05, 1.5)):
+        energy, appearance = functools.partial(sharp, runs=runs, around=around), functools.partial(patches, runs=runs, times=times)
+        yield row(f"`quick` after {kind} minutes, Laplacian energy over that of renders", f"1 within {around:g}", ["fidelity"], energy)
+        yield row(f"`quick` after {kind} minutes, patch distances at 64, 32, 16", f"below {times:g} x floor", ["fidelity"], appearance)
+    yield row("nearest training image, against held-out renders", "not nearer", ["fidelity"], copies)
     yield row("second classifier against the built-in one, test; new_test", "2 points", ["second-opinion"], second)
     yield row("report's recipe, 600 epochs of 18,009 images on a GPU", "40 min", ["gpu-report"], report_minutes)
     yield row("`best` after 10 minutes on a GPU, test / new_test", "0.97 / 0.97", ["gpu-best"], best, by_colours)

@@ -21,11 +21,13 @@ from torch import Tensor
 from ddpmctl.checkpoints.format import load_checkpoint, save_checkpoint
 from ddpmctl.config import Config
 from ddpmctl.data.dataset import Dataset, load_conditions, load_dataset
+from ddpmctl.data.reference import real_images
 from ddpmctl.device import make_compute_device
 from ddpmctl.diffusion.denoiser import Diffusion
 from ddpmctl.evaluation.classifier_training import ClassifierTrained, train_classifier
 from ddpmctl.evaluation.classifiers import Classifier, load_classifier
 from ddpmctl.evaluation.evaluate import EvaluationSpec, evaluate_checkpoints, pipeline_for
+from ddpmctl.evaluation.fidelity import Reference, measure_fidelity
 from ddpmctl.evaluation.misses import breakdown
 from ddpmctl.evaluation.scores import Score, pooled, score
 from ddpmctl.evaluation.scoring import ScoredImages, score_conditions
@@ -296,6 +298,25 @@ def second_classifier(out: str, steps: int, scenes: int, check_scenes: int) -> F
     return {"file": out, "accuracy_on_renders": pooled(list(last.scores.values())).accuracy, "seconds": last.seconds}
 
 
+# Fidelity
+
+
+def fidelity(images: Sequence[str]) -> Figures:
+    """Measure kept images against new renders of the same labels; returns each file's measures and their floor."""
+    data, evaluator = benchmark_data(), load_classifier()
+    found: Figures = {}
+    for path in images:
+        with np.load(path) as content:
+            kept = {kind: content[kind] for kind in content.files}
+        repeats = len(kept["test"]) // len(data.conditions["test"])
+        sets = [labels for kind in kept for labels in data.conditions[kind]]
+        real = finish(real_images(data, sets, repeats))
+        samples = np.concatenate(list(kept.values())).reshape(real.images[0].shape)
+        measured = finish(measure_fidelity(samples, Reference(real.images[0], real.images[1], data.images, real.same_scene), evaluator))
+        found[Path(path).stem] = {m.key: {"samples": m.samples.estimate, "floor": m.floor.estimate, "floor_low": m.floor.low} for m in measured.measures}
+    return found
+
+
 # (e) Start-up
 
 
@@ -304,4 +325,4 @@ def start_up() -> Figures:
     return startup.measure()
 
 
-JOBS = {job.__name__: job for job in (speed, report_epochs, accuracy, sampling, folder, second_opinion, second_classifier, start_up)}
+JOBS = {job.__name__: job for job in (speed, report_epochs, accuracy, sampling, folder, second_opinion, second_classifier, fidelity, start_up)}
