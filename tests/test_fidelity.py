@@ -263,6 +263,7 @@ class TestCommand:
         four = ddpmctl("evaluate", run, "--scenes", 4, "--fidelity", "--conditions", tmp_path / "four.json")
         assert four.exit_code == 2
         assert "up to 3 objects" in four.stderr
+        assert "sampling" not in four.stderr, "refused before the work"
 
 
 class TestCompare:

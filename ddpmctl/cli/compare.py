@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ddpmctl.comparison.recorded import Comparison
     from ddpmctl.comparison.verdict import Arm
     from ddpmctl.evaluation.evaluate import EvaluationSpec
+    from ddpmctl.evaluation.fidelity import Reference
 
 OUT = Path("comparison.png")
 
@@ -69,20 +70,20 @@ def compare(
     files = named_conditions(conditions, load_conditions(data, scenes=scenes))
     spec = replace(evaluation_spec(files, evaluator, data, chosen, seed=seed, repeats=repeats), every_image=fidelity)
     names = {checkpoint_of(path, at_epoch): name for path, name in zip(paths, short_names(paths), strict=True)}
+    against = terminal.finish(reference_images(spec, data, scenes)) if fidelity else None  # first, so that conditions are refused before sampling
     arms = terminal.finish(score_arms(names, spec, anyway=anyway))
     if len(arms) > 1:
-        contrasts = _fidelity(terminal, arms, spec, data, scenes) if fidelity else ()
+        contrasts = _fidelity(terminal, arms, against[0], spec) if against else ()
         _conclude(terminal, comparison, arms, spec, outputs, contrasts)
     else:
         reason = "the runs differ only in the seed" if arms and len(arms[0].rows) > 1 else "the weights of fewer than two arms load"
         terminal.warn(f"no verdict: {reason}")
 
 
-def _fidelity(terminal: Terminal, arms: list[Arm], spec: EvaluationSpec, data: Path | None, scenes: int | None) -> tuple[FidelityContrast, ...]:
+def _fidelity(terminal: Terminal, arms: list[Arm], reference: Reference, spec: EvaluationSpec) -> tuple[FidelityContrast, ...]:
     """Return the differences of fidelity of every pair."""
     from ddpmctl.comparison.fidelity import fidelity_contrasts
 
-    reference, _ = terminal.finish(reference_images(spec, data, scenes))
     return terminal.finish(fidelity_contrasts(arms, reference, spec.classifier))
 
 

@@ -20,6 +20,7 @@ from ddpmctl.errors import DataError, UsageError
 if TYPE_CHECKING:
     from ddpmctl.data.dataset import Conditions
     from ddpmctl.evaluation.evaluate import EvaluationSpec
+    from ddpmctl.evaluation.fidelity import Reference
     from ddpmctl.evaluation.results import CheckpointResult, Failed
     from ddpmctl.evaluation.selection import Selection
     from ddpmctl.labels import LabelSet
@@ -74,6 +75,8 @@ def evaluate(
     checkpoints = job.from_leader(lambda: _checkpoints(paths, runs_dir, terminal))
     spec = evaluation_spec(named_conditions(conditions, known), evaluator, data, chosen, seed=seed, repeats=repeats, job=job)
     spec = replace(spec, grids=grid, titles=_titles(checkpoints), every_image=fidelity)
+    # Before sampling, so that data or conditions that cannot be used are refused at once.
+    against = terminal.finish(reference_images(spec, data, scenes)) if fidelity and job.is_leader else None
     if varied is not None:
         failures = _sweep(terminal, checkpoints, spec, *varied, outputs)
     else:
@@ -81,7 +84,7 @@ def evaluate(
 
         rows, failures = terminal.finish(evaluate_checkpoints(checkpoints, spec))
         if rows:
-            beside = _beside_real(terminal, rows, spec, data, scenes) if fidelity and job.is_leader else None
+            beside = _beside_real(terminal, rows, spec, *against) if against else None
             _conclude(terminal, rows, failures, spec, known, outputs, beside, confirm=confirm, breakdown=breakdown)
         elif job.is_leader:
             _write_values(terminal, outputs, [], failures, spec, {}, None)
@@ -148,14 +151,13 @@ def _conclude(
         terminal.say(f"page: {write_evaluation_page(outputs.html, rows, best, names, table, sentences, spec, beside)}")
 
 
-def _beside_real(terminal: Terminal, rows: list[CheckpointResult], spec: EvaluationSpec, data: Path | None, scenes: int | None) -> BesideReal:
+def _beside_real(terminal: Terminal, rows: list[CheckpointResult], spec: EvaluationSpec, reference: Reference, source: str) -> BesideReal:
     """Return the fidelity of all checkpoints' images, and real images of the conditions."""
     from ddpmctl.evaluation.fidelity import measure_fidelity
     from ddpmctl.evaluation.results import all_images
     from ddpmctl.report.page import BesideReal
     from ddpmctl.report.tables import fidelity_table
 
-    reference, source = terminal.finish(reference_images(spec, data, scenes))
     found = [terminal.finish(measure_fidelity(all_images(row.answers), reference, spec.classifier)) for row in rows]
     names = [spec.titles.get(row.path, row.path.name) for row in rows]
     tables = [fidelity_table(name, fidelity, source) for name, fidelity in zip(names, found, strict=True)]
