@@ -66,7 +66,8 @@ class RunLog:
             return
         if isinstance(event, Evaluated):
             scores = {name: value.to_dict() for name, value in event.scores.items()}
-            self._record("evaluation", {**event.__dict__, "scores": scores, "checkpoint": event.checkpoint.name})
+            logged = {name: value for name, value in event.__dict__.items() if name != "sharpness"}  # shown only: the file's rows stay as they are
+            self._record("evaluation", {**logged, "scores": scores, "checkpoint": event.checkpoint.name})
             self._result(event)
         elif kind := KINDS.get(type(event)):
             self._record(kind, event.__dict__)
