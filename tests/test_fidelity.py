@@ -21,6 +21,7 @@ from ddpmctl.data.reference import real_images
 from ddpmctl.evaluation.classifiers import load_classifier
 from ddpmctl.evaluation.fidelity import (
     Fidelity,
+    PreparedReference,
     Reference,
     coverage,
     jackknife,
@@ -36,17 +37,14 @@ from ddpmctl.evaluation.scores import score
 from ddpmctl.labels import multi_hot
 
 from .conftest import TINY, ddpmctl, train
+from .data.conftest import finish
 
 SETS = conditions()["test"][:12]
 REPEATS = 4
 
 
 def result(task: Generator[Any, None, Any]) -> Any:
-    while True:
-        try:
-            next(task)
-        except StopIteration as stop:
-            return stop.value
+    return finish(task)[1]
 
 
 def renders(seed: int) -> np.ndarray:
@@ -67,7 +65,7 @@ def of_renders(reference: Reference) -> Fidelity:
 
 
 def measure(samples: np.ndarray, reference: Reference) -> Fidelity:
-    fidelity: Fidelity = result(measure_fidelity(samples, reference, load_classifier()))
+    fidelity: Fidelity = result(measure_fidelity(samples, PreparedReference(reference, load_classifier())))
     return fidelity
 
 

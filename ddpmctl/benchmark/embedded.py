@@ -61,7 +61,9 @@ def collected(chunks: Iterator[np.ndarray], count: int) -> Generator[Progress, N
 
 
 def render_label_sets(label_sets: Sequence[Sequence[str]], *, seed: int) -> Generator[Progress, None, np.ndarray]:
-    """Yield progress and return one new image of each label set, uint8 (N, 3, 64, 64); seed 0 is not the training set's.
+    """Yield progress and return one new image of each label set, uint8 (N, 3, 64, 64).
+
+    With every seed, the scenes differ from those of the training set.
 
     Raises:
         UsageError: a label set has more than three objects.

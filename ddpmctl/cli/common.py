@@ -139,7 +139,7 @@ def evaluation_spec(
 
 
 def reference_images(spec: EvaluationSpec, data: Path | None, scenes: int | None) -> Generator[Progress | Notice, None, tuple[Reference, str]]:
-    """Yield progress and return what the samples of an evaluation are compared with, and where it comes from, in words.
+    """Yield progress and return the real images that samples are compared with, and a text that says where they come from.
 
     Raises:
         UsageError, DataError: the data cannot be read, or a condition has no real images.

@@ -83,8 +83,9 @@ def compare(
 def _fidelity(terminal: Terminal, arms: list[Arm], reference: Reference, spec: EvaluationSpec) -> tuple[FidelityContrast, ...]:
     """Return the differences of fidelity of every pair."""
     from ddpmctl.comparison.fidelity import fidelity_contrasts
+    from ddpmctl.evaluation.fidelity import PreparedReference
 
-    return terminal.finish(fidelity_contrasts(arms, reference, spec.classifier))
+    return terminal.finish(fidelity_contrasts(arms, PreparedReference(reference, spec.classifier)))
 
 
 def _recorded(terminal: Terminal, paths: list[Path], at_epoch: int | None, last: int, out: Path, *, alone: bool, anyway: bool) -> Comparison | None:

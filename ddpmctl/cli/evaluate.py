@@ -41,7 +41,7 @@ def evaluate(
     repeats: Annotated[int, typer.Option("--repeats", "-r", min=1, max=1000, help="Images per condition, each from different noise.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     breakdown: Annotated[bool, typer.Option("--breakdown", help="Tables by class, colour, shape and number of objects, and of errors.")] = False,  # noqa: FBT002
-    fidelity: Annotated[bool, typer.Option("--fidelity", help="Compare sampled with real images: sharpness, patches, features, copies.")] = False,  # noqa: FBT002
+    fidelity: Annotated[bool, typer.Option("--fidelity", help="Compare the sampled images with real ones: sharpness, variety, copies.")] = False,  # noqa: FBT002
     confirm: Annotated[bool, typer.Option(help="Score the best of several checkpoints again, on new noise.")] = True,  # noqa: FBT002
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results as JSON ('-': to stdout, without tables).", show_default=False)] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the results as CSV.", show_default=False)] = None,
@@ -153,12 +153,13 @@ def _conclude(
 
 def _beside_real(terminal: Terminal, rows: list[CheckpointResult], spec: EvaluationSpec, reference: Reference, source: str) -> BesideReal:
     """Return the fidelity of all checkpoints' images, and real images of the conditions."""
-    from ddpmctl.evaluation.fidelity import measure_fidelity
+    from ddpmctl.evaluation.fidelity import PreparedReference, measure_fidelity
     from ddpmctl.evaluation.results import all_images
     from ddpmctl.report.page import BesideReal
     from ddpmctl.report.tables import fidelity_table
 
-    found = [terminal.finish(measure_fidelity(all_images(row.answers), reference, spec.classifier)) for row in rows]
+    prepared = PreparedReference(reference, spec.classifier)
+    found = [terminal.finish(measure_fidelity(all_images(row.answers), prepared)) for row in rows]
     names = [spec.titles.get(row.path, row.path.name) for row in rows]
     tables = [fidelity_table(name, fidelity, source) for name, fidelity in zip(names, found, strict=True)]
     return BesideReal(found, tables, reference.first[:, 0])

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ddpmctl.comparison.verdict import Arm
-from ddpmctl.evaluation.classifiers import Classifier
-from ddpmctl.evaluation.fidelity import Reference, Statistic, definitions, images_of, jackknife, real_images_of
+from ddpmctl.evaluation.fidelity import PreparedReference, Statistic, jackknife
 from ddpmctl.evaluation.results import all_images
 from ddpmctl.progress import Progress
 from ddpmctl.statistics.distributions import t_quantile
@@ -20,7 +19,13 @@ from ddpmctl.statistics.intervals import LEVEL, Interval
 
 @dataclass(frozen=True)
 class FidelityDifference:
-    """One measure of two arms: each arm's value (the mean over its training seeds), the first minus the second, and the value of real images."""
+    """One measure of two arms.
+
+    Attributes:
+        first, second: the value of each arm, the mean over its training seeds.
+        difference: ``first`` - ``second``.
+        floor: the value of real images.
+    """
 
     key: str
     name: str
@@ -39,22 +44,18 @@ class FidelityContrast:
     differences: tuple[FidelityDifference, ...]
 
 
-def fidelity_contrasts(
-    arms: Sequence[Arm], reference: Reference, classifier: Classifier
-) -> collections.abc.Generator[Progress, None, tuple[FidelityContrast, ...]]:
+def fidelity_contrasts(arms: Sequence[Arm], prepared: PreparedReference) -> collections.abc.Generator[Progress, None, tuple[FidelityContrast, ...]]:
     """Yield progress and return the differences of every pair; the rows of the arms must have every image."""
     yield Progress("fidelity", 0, 1)
-    real, other = real_images_of(reference, classifier)
-    sets = [[images_of(all_images(row.answers), reference, classifier) for row in arm.rows] for arm in arms]
-    pairs, found = list(itertools.combinations(range(len(arms)), 2)), definitions(real)
+    sets = [[prepared.images(all_images(row.answers)) for row in arm.rows] for arm in arms]
+    pairs, count = list(itertools.combinations(range(len(arms)), 2)), len(prepared.definitions)
     differences: dict[tuple[int, int], list[FidelityDifference]] = {pair: [] for pair in pairs}
-    for number, definition in enumerate(found, start=1):
+    for number, (definition, floor) in enumerate(zip(prepared.definitions, prepared.floors, strict=True), start=1):
         measured = [[definition.of(images) for images in seeds] for seeds in sets]
-        floor = definition.interval(other).estimate
         for i, j in pairs:
-            interval, means = _difference(measured[i], measured[j], real.conditions)
-            differences[i, j].append(FidelityDifference(definition.key, definition.name, *means, interval, floor))
-        yield Progress("fidelity", number, len(found))
+            interval, means = _difference(measured[i], measured[j], prepared.real.conditions)
+            differences[i, j].append(FidelityDifference(definition.key, definition.name, *means, interval, floor.estimate))
+        yield Progress("fidelity", number, count)
     return tuple(FidelityContrast(arms[i].name, arms[j].name, tuple(differences[i, j])) for i, j in pairs)
 
 

@@ -65,7 +65,7 @@ def _most_alike(labels: np.ndarray, condition: LabelSet, count: int) -> np.ndarr
 
 
 def same_scenes(labels: Mapping[str, Sequence[str]]) -> np.ndarray:
-    """Return the indices of the images of each image's scene, itself included: (N, E), a scene with fewer than E images repeats one.
+    """Return, for each image, the indices of all images of the same scene, itself included: (N, E); smaller scenes repeat indices.
 
     Images ``NAME_0.png``, ``NAME_1.png`` are of the same scene; a file without a number is a scene of its own.
     """

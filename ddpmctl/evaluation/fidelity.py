@@ -7,6 +7,7 @@ Distances in the features of a classifier are not the FID, which is defined by t
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ Statistic = Callable[[Tensor], float]
 
 
 class Definition(NamedTuple):
-    """A measure: its names, its best value in words, the statistic of a set of images, and the limits of its values."""
+    """How a measure is computed (``of``), the range of its values (``low`` to ``high``), its names, and its best value in words."""
 
     key: str
     name: str
@@ -98,7 +99,34 @@ class Definition(NamedTuple):
         return Interval(found.estimate, max(found.low, self.low), min(found.high, self.high))
 
 
-def measure_fidelity(samples: np.ndarray, reference: Reference, classifier: Classifier) -> Generator[Progress, None, Fidelity]:
+class PreparedReference:
+    """Real images with what the measures need of them, computed once for all checkpoints.
+
+    Attributes:
+        real: the real images that samples are compared with.
+        definitions: the measures of images against ``real``.
+    """
+
+    def __init__(self, reference: Reference, classifier: Classifier) -> None:
+        """Compute the features of the real images and find the training images that are nearest to them."""
+        self._features, self._training = classifier.features, coarse(torch.from_numpy(reference.training))
+        self.real, self._other = (
+            Images(images, self._features, self._training, torch.from_numpy(same).flatten(0, 1) if same.shape[-1] else None)
+            for images, same in zip((reference.first, reference.second), reference.excluded, strict=True)
+        )
+        self.definitions = definitions(self.real)
+
+    @functools.cached_property
+    def floors(self) -> tuple[Interval, ...]:
+        """The measures of the other real images, in the order of ``definitions``."""
+        return tuple(definition.interval(self._other) for definition in self.definitions)
+
+    def images(self, samples: np.ndarray) -> Images:
+        """Return samples, uint8 (conditions, repeats, 3, 64, 64), with the values that the measures use."""
+        return Images(samples, self._features, self._training, None)
+
+
+def measure_fidelity(samples: np.ndarray, prepared: PreparedReference) -> Generator[Progress, None, Fidelity]:
     """Yield progress and return the fidelity of samples, uint8 (conditions, repeats, 3, 64, 64).
 
     Patches are scaled by the real images' standard deviation, not each set by its own as in Karras et al. 2018, so that blur counts.
@@ -106,12 +134,11 @@ def measure_fidelity(samples: np.ndarray, reference: Reference, classifier: Clas
     The spread needs at least two images per condition.
     """
     yield Progress("fidelity", 0, 1)
-    made, real, other = images_of(samples, reference, classifier), *real_images_of(reference, classifier)
-    found, measures = definitions(real), []
-    for number, definition in enumerate(found, start=1):
-        measures.append(Measure(definition.key, definition.name, definition.interval(made), definition.interval(other), definition.best))
-        yield Progress("fidelity", number, len(found))
-    return Fidelity(tuple(measures), len(made.pixels), (power_spectrum(made.pixels), power_spectrum(real.pixels)))
+    images, count, measures = prepared.images(samples), len(prepared.definitions), []
+    for number, (definition, floor) in enumerate(zip(prepared.definitions, prepared.floors, strict=True), start=1):
+        measures.append(Measure(definition.key, definition.name, definition.interval(images), floor, definition.best))
+        yield Progress("fidelity", number, count)
+    return Fidelity(tuple(measures), len(images.pixels), (power_spectrum(images.pixels), power_spectrum(prepared.real.pixels)))
 
 
 def definitions(real: Images) -> list[Definition]:
@@ -140,23 +167,8 @@ def definitions(real: Images) -> list[Definition]:
     ]  # fmt: skip
 
 
-def images_of(samples: np.ndarray, reference: Reference, classifier: Classifier) -> Images:
-    """Return samples, uint8 (conditions, repeats, 3, 64, 64), with what the measures need."""
-    return Images(samples, classifier.features, coarse(torch.from_numpy(reference.training)), None)
-
-
-def real_images_of(reference: Reference, classifier: Classifier) -> tuple[Images, Images]:
-    """Return both sets of real images with what the measures need."""
-    training = coarse(torch.from_numpy(reference.training))
-    first, second = (
-        Images(images, classifier.features, training, torch.from_numpy(same).flatten(0, 1) if same.shape[-1] else None)
-        for images, same in zip((reference.first, reference.second), reference.excluded, strict=True)
-    )
-    return first, second
-
-
 class Images:
-    """Images of all conditions with what the measures need of them, computed once.
+    """Images of all conditions, and the values of each image that the measures use.
 
     Attributes:
         energy, spread: Laplacian energy, and mean distance between two images: (conditions, repeats) and (conditions,).
@@ -220,7 +232,7 @@ def laplacian_energy(images: Tensor) -> Tensor:
 
 
 def laplacian_pyramid(images: Tensor) -> list[Tensor]:
-    """Return the bands of ``LEVELS``, the last one being what is left (Burt & Adelson 1983), of images (B, 3, 64, 64)."""
+    """Return the Laplacian pyramid of images (B, 3, 64, 64), one band for each of ``LEVELS``; the last is low-pass (Burt & Adelson 1983)."""
     bands = []
     for _ in LEVELS[1:]:
         smaller = F.avg_pool2d(_blur(images), 2)
@@ -264,7 +276,9 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
 
 
 def coverage(points: Tensor, manifold: Tensor) -> float:
-    """Return the share of ``points`` within the distance of some manifold point to its k-th neighbour; Kynkaanniemi et al. 2019, eq. 2.
+    """Return the share of ``points`` that lie in a ball around a point of ``manifold``; Kynkaanniemi et al. 2019, eq. 2.
+
+    The radius of each ball is the distance of its centre to its k-th nearest neighbour in ``manifold``.
 
     With samples as points and real images as manifold this is precision, exchanged it is recall.
     """

@@ -58,7 +58,7 @@ def save_results(key: str, answers: FileResults) -> None:
 
 
 def with_more_repeats(kept: FileResults | None, conditions: Sequence[LabelSet], scored_images: ScoredImages, *, every_image: bool = False) -> FileResults:
-    """Return cached results with the results of more images of each condition appended.
+    """Return the cached results followed by those of new images of each condition.
 
     Args:
         kept: what the cache has, or None.

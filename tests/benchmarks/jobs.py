@@ -27,7 +27,7 @@ from ddpmctl.diffusion.denoiser import Diffusion
 from ddpmctl.evaluation.classifier_training import ClassifierTrained, train_classifier
 from ddpmctl.evaluation.classifiers import Classifier, load_classifier
 from ddpmctl.evaluation.evaluate import EvaluationSpec, evaluate_checkpoints, pipeline_for
-from ddpmctl.evaluation.fidelity import Reference, measure_fidelity
+from ddpmctl.evaluation.fidelity import PreparedReference, Reference, measure_fidelity
 from ddpmctl.evaluation.misses import breakdown
 from ddpmctl.evaluation.scores import Score, pooled, score
 from ddpmctl.evaluation.scoring import ScoredImages, score_conditions
@@ -312,7 +312,8 @@ def fidelity(images: Sequence[str]) -> Figures:
         sets = [labels for kind in kept for labels in data.conditions[kind]]
         real = finish(real_images(data, sets, repeats))
         samples = np.concatenate(list(kept.values())).reshape(real.images[0].shape)
-        measured = finish(measure_fidelity(samples, Reference(real.images[0], real.images[1], data.images, real.same_scene), evaluator))
+        prepared = PreparedReference(Reference(real.images[0], real.images[1], data.images, real.same_scene), evaluator)
+        measured = finish(measure_fidelity(samples, prepared))
         found[Path(path).stem] = {m.key: {"samples": m.samples.estimate, "floor": m.floor.estimate, "floor_low": m.floor.low} for m in measured.measures}
     return found
 
