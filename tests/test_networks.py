@@ -40,7 +40,10 @@ def test_output_shape_and_gradients_of_every_weight(name: str, act: str) -> None
     out = net(x_t, labels, time)
     assert out.shape == x_t.shape
     assert out.dtype == torch.float32
-    (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(2))).mean().backward()
+    rng = torch.Generator().manual_seed(2)
+    # In training mode, some networks also return what they recognise.
+    trained = net.train()(x_t, labels, time) if getattr(net, "recognises", False) else (out,)
+    sum((part * torch.randn(part.shape, generator=rng)).mean() for part in trained).backward()
     idle = [n for n, weight in net.named_parameters() if weight.grad is None or not weight.grad.abs().max() > 0]
     assert not idle
     assert all(torch.isfinite(weight.grad).all() for weight in net.parameters())
@@ -68,8 +71,12 @@ def test_outputs_do_not_depend_on_the_other_images_of_a_batch(name: str) -> None
             torch.testing.assert_close(net(x_t[i : i + 1], labels[i : i + 1], time[i : i + 1])[0], together[i], rtol=1e-4, atol=1e-5)
 
 
-def test_unet_attends_only_to_tokens_of_requested_objects() -> None:
-    net, (x_t, labels, time) = network("unet", "gelu"), batch(1)
+our_networks = pytest.mark.parametrize("name", ["unet", "fine-unet"])
+
+
+@our_networks
+def test_our_networks_attend_only_to_tokens_of_requested_objects(name: str) -> None:
+    net, (x_t, labels, time) = network(name, "gelu"), batch(1)
     with torch.no_grad():
         before = net(x_t, labels, time)
         for shown, changes in ((0, False), (1, True)):
@@ -95,14 +102,50 @@ def test_frequency_bands_add_up_to_the_image() -> None:
     assert detail(point)[2][0, 0].count_nonzero() == 49, "the second blur reaches two pixels further"
 
 
-def test_unet_with_all_gates_open_returns_its_input() -> None:
+@our_networks
+def test_our_networks_with_all_gates_open_return_their_input(name: str) -> None:
     """Details of the image reach the output without passing the layers."""
-    net = make_network(Config().replace(net="unet", width=8))
+    net = make_network(Config().replace(net=name, width=8)).eval()
     given = batch(2)
     with torch.no_grad():
         assert net(*given).abs().max() == 0
-        net.out[-1].bias[3 * 16 :] = 1
+        bias = net.out[-1].bias
+        bias[len(bias) // 2 :] = 1
         torch.testing.assert_close(net(*given), given[0], rtol=1e-5, atol=1e-6)
+
+
+def test_fine_unet_starts_at_the_mean_image() -> None:
+    net, mean = make_network(Config().replace(net="fine-unet", width=8)).eval(), torch.rand(3, 64, 64)
+    net.centre(mean)
+    with torch.no_grad():
+        torch.testing.assert_close(net(*batch(2)), mean.expand(2, -1, -1, -1))
+
+
+def test_fine_unet_names_objects_without_seeing_the_labels() -> None:
+    net, (x_t, labels, time) = network("fine-unet", "gelu").train(), batch(3)
+    with torch.no_grad():
+        out, seen = net(x_t, labels, time)
+        other_out, other_seen = net(x_t, 1 - labels, time)
+        assert seen.shape == labels.shape
+        assert torch.equal(seen, other_seen)
+        assert (out - other_out).abs().max() > 1e-4
+        assert (net(x_t.flip(3), labels, time)[1] - seen).abs().amax(1).min() > 1e-4
+        torch.testing.assert_close(net.eval()(x_t, labels, time), out)
+
+
+def test_fine_unet_learns_to_name_what_its_input_shows() -> None:
+    """Two kinds of image, each with its own label, and the labels of the input exchanged: only x_t can tell."""
+    net, time = make_network(Config().replace(net="fine-unet", width=8)), torch.full((2,), 0.1)
+    shown = F.one_hot(torch.tensor([2, 9]), 24).float()
+    x_t = torch.zeros(2, 3, 64, 64)
+    x_t[0, 0, 20:30, 20:30], x_t[1, 2, 40:50, 10:20] = 1, 1
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for _ in range(40):
+        loss = F.binary_cross_entropy_with_logits(net(x_t, shown.flip(0), time)[1], shown)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert net(x_t, shown.flip(0), time)[1].argmax(1).tolist() == [2, 9]
 
 
 def test_attention_both_ways_by_hand() -> None:
@@ -126,7 +169,8 @@ def test_one_training_step_lowers_the_error(name: str) -> None:
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     losses = []
     for _ in range(3):
-        loss = F.mse_loss(net(*given), target)
+        out = net(*given)
+        loss = F.mse_loss(out[0] if isinstance(out, tuple) else out, target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -228,6 +228,41 @@ def test_logit_normal_times(mean: float, std: float) -> None:
     assert logits.std().item() == pytest.approx(std, abs=0.02)
 
 
+def test_the_mean_of_times_moves_evenly_to_its_end() -> None:
+    loss, diffusion = loss_of(time_sampling="logit-normal", time_mean=0.5, time_mean_end=-1.5, time_std=0.5, timesteps=10_000)
+    net, x0, labels = RecordingNet(lambda x_t, labels, time: x_t), torch.zeros(20_000, 1, 1, 1), torch.ones(20_000, 24)
+    for fraction, mean in ((0.0, 0.5), (0.25, 0.0), (1.0, -1.5)):
+        loss(net, loss.draw(x0, labels, torch.Generator().manual_seed(0), fraction=fraction))
+        t = steps_of(net, diffusion)
+        assert torch.logit((t.double() - 0.5) / 10_000).mean().item() == pytest.approx(mean, abs=0.02)
+
+
+def test_without_an_end_the_times_do_not_depend_on_the_progress_of_training() -> None:
+    loss, _ = loss_of(time_sampling="logit-normal", time_mean=0.5)
+    x0 = pair(dtype=torch.float32)[0]
+    early, late = (loss.draw(x0, torch.ones(4, 24), torch.Generator().manual_seed(0), fraction=fraction) for fraction in (0.0, 0.9))
+    assert torch.equal(early.time, late.time)
+
+
+# Recognised objects
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_the_cross_entropy_of_recognised_objects_is_added(weight: float) -> None:
+    loss, _ = loss_of(label_loss=weight, label_dropout=1.0)
+    x0 = pair(dtype=torch.float32)[0]
+    labels = (torch.rand((4, 24), generator=torch.Generator().manual_seed(1)) < 0.2).float()
+    batch = loss.draw(x0, labels, torch.Generator().manual_seed(0))
+    logits = torch.randn((4, 24), generator=torch.Generator().manual_seed(2))
+    plain = loss(lambda x_t, labels, time: x_t, batch)
+    probability = torch.sigmoid(logits.double())
+    # The objects in the image count, whether or not their labels were dropped from the network's input.
+    expected = -(labels * probability.log() + (1 - labels) * (1 - probability).log()).mean()
+    assert batch.labels.sum() == 0
+    found = loss(lambda x_t, labels, time: (x_t, logits), batch)
+    assert (found - plain).item() == pytest.approx(weight * expected.item(), rel=1e-4)
+
+
 # Dropped labels
 
 

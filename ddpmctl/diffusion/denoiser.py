@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -79,6 +79,7 @@ class TrainingBatch(NamedTuple):
     Attributes:
         x_t, target: (B, 3, H, W).
         labels: (B, 24), all zero where dropped.
+        shown: (B, 24), of the objects in the image.
         time: t / T, (B,).
         weight: of the squared error, (B, 1, 1, 1).
     """
@@ -86,6 +87,7 @@ class TrainingBatch(NamedTuple):
     x_t: Tensor
     target: Tensor
     labels: Tensor
+    shown: Tensor
     time: Tensor
     weight: Tensor
 
@@ -108,7 +110,7 @@ class TrainingLoss:
         self.weigh: Callable[[Tensor, TrainingConfig], Tensor] = LOSS_WEIGHTS.get(config.loss_weight)
         self.draw_times: Callable[[int, int, TrainingConfig, torch.Generator], Tensor] = TIME_SAMPLINGS.get(config.time_sampling)
 
-    def draw(self, x0: Tensor, labels: Tensor, rng: torch.Generator, *, count: int | None = None, share: slice = EVERY) -> TrainingBatch:
+    def draw(self, x0: Tensor, labels: Tensor, rng: torch.Generator, *, count: int | None = None, share: slice = EVERY, fraction: float = 0.0) -> TrainingBatch:
         """Return a batch at random t, with random noise and some labels dropped.
 
         Args:
@@ -117,9 +119,10 @@ class TrainingLoss:
             rng: a generator on x0's device.
             count: size of the global batch, if x0 is one rank's share of it; random values do not depend on the number of ranks.
             share: the indices of x0 in the global batch.
+            fraction: used part of the training budget, 0 to 1.
         """
         count = len(x0) if count is None else count
-        t = self.draw_times(count, self.timesteps, self.config, rng)[share]  # (B,) in 1..T
+        t = self.draw_times(count, self.timesteps, times_at(self.config, fraction), rng)[share]  # (B,) in 1..T
         eps = torch.randn((count, *x0.shape[1:]), generator=rng, device=x0.device)[share]
         keep = torch.rand((count, 1), generator=rng, device=x0.device)[share] >= self.config.label_dropout
         if self.config.mirror > 0:
@@ -127,13 +130,32 @@ class TrainingLoss:
             x0 = torch.where(mirrored, x0.flip(3), x0)
         signal, noise = self.signal[t].view(-1, 1, 1, 1), self.noise[t].view(-1, 1, 1, 1)
         target = self.objective.target(x0, eps, signal, noise)
-        return TrainingBatch(signal * x0 + noise * eps, target, labels * keep, t / self.timesteps, self.weigh(noise, self.config))
+        return TrainingBatch(signal * x0 + noise * eps, target, labels * keep, labels, t / self.timesteps, self.weigh(noise, self.config))
 
-    def __call__(self, net: Callable[[Tensor, Tensor, Tensor], Tensor], batch: TrainingBatch) -> Tensor:
-        """Return the mean weighted loss of a batch; for an empty batch, 0 with zero gradients."""
+    def __call__(self, net: Callable[[Tensor, Tensor, Tensor], Tensor | tuple[Tensor, Tensor]], batch: TrainingBatch) -> Tensor:
+        """Return the mean weighted loss of a batch; for an empty batch, 0 with zero gradients.
+
+        ``net`` returns its output or, if it recognises objects, its output and logits of the labels, (B, 24). Their cross-entropy is added.
+        """
         out = net(batch.x_t, batch.labels, batch.time)
+        out, logits = out if isinstance(out, tuple) else (out, None)
         errors = batch.weight * F.mse_loss(out.float(), batch.target, reduction="none")
-        return errors.mean() if len(errors) else errors.sum()
+        loss = errors.mean() if len(errors) else errors.sum()
+        if logits is None:
+            return loss
+        unnamed = F.binary_cross_entropy_with_logits(logits, batch.shown, reduction="none")
+        return loss + self.config.label_loss * (unnamed.mean() if len(unnamed) else unnamed.sum())
+
+
+def times_at(config: TrainingConfig, fraction: float) -> TrainingConfig:
+    """Return the settings with the mean of logit(t / T) at a ``fraction`` of training: even from ``time_mean`` to ``time_mean_end``.
+
+    High noise levels decide where objects are, and low ones their edges and faces. What is trained last, at a small learning rate, is learned
+    most exactly.
+    """
+    if config.time_mean_end is None:
+        return config
+    return replace(config, time_mean=config.time_mean + fraction * (config.time_mean_end - config.time_mean))
 
 
 @LOSS_WEIGHTS.register("flat")

@@ -160,6 +160,13 @@ class Detail(nn.Module):
             twice = self._blur(once, 2)
         return x - once, once - twice, twice
 
+    def add_to(self, out: Tensor, x: Tensor) -> Tensor:
+        """Return an image (B, 3, H, W) plus the bands of ``x``, each times its gate: ``out`` (B, 3 + BANDS, H, W) holds the image and the gates."""
+        image = out[:, :3]
+        for gate, band in zip(out[:, 3:].chunk(BANDS, 1), self(x), strict=True):
+            image = torch.addcmul(image, gate, band)
+        return image
+
     def _blur(self, x: Tensor, spread: int) -> Tensor:
         padded = F.pad(x, (spread,) * 4, mode="replicate")
         return F.conv2d(padded, self.kernel, groups=3, dilation=spread)
@@ -208,26 +215,23 @@ class UNet(nn.Module):
         def look(x: Tensor, where: str) -> Tensor:
             return self.look[where](x, self.tokens, present)  # type: ignore[no-any-return]
 
-        x16 = look(self.down[0](self.stem(_patches(x_t)), condition), "down 16")  # (B, w1, 16, 16)
+        x16 = look(self.down[0](self.stem(patches(x_t, PATCH)), condition), "down 16")  # (B, w1, 16, 16)
         x8 = self.down[1](self.shrink(x16) + self.where, condition)  # (B, w2, 8, 8)
         x = look(self.block(look(x8, "down 8"), condition), "middle 8")
         x = look(self.up[0](torch.cat((x, x8), 1), condition), "up 8")
         x = look(self.up[1](torch.cat((self.grow(x), x16), 1), condition), "up 16")  # (B, w1, 16, 16)
-        out = _pixels(self.out(x).float())  # (B, 3 + BANDS, 64, 64)
-        image = out[:, :3]
-        for gate, band in zip(out[:, 3:].chunk(BANDS, 1), self.detail(x_t), strict=True):
-            image = torch.addcmul(image, gate, band)
-        return image
+        out = pixels(self.out(x).float(), PATCH)  # (B, 3 + BANDS, 64, 64)
+        return self.detail.add_to(out, x_t)
 
 
 # A rank's share may be empty. For an empty batch, torch's pixel_shuffle and pixel_unshuffle return the shape unchanged.
-def _patches(x: Tensor) -> Tensor:
-    """Return (B, C, H, W) as (B, C * PATCH^2, H / PATCH, W / PATCH)."""
+def patches(x: Tensor, size: int) -> Tensor:
+    """Return (B, C, H, W) as (B, C * size^2, H / size, W / size)."""
     batch, channels, height, width = x.shape
-    return F.pixel_unshuffle(x, PATCH) if batch else x.reshape(0, channels * PATCH**2, height // PATCH, width // PATCH)
+    return F.pixel_unshuffle(x, size) if batch else x.reshape(0, channels * size**2, height // size, width // size)
 
 
-def _pixels(x: Tensor) -> Tensor:
-    """Return (B, C * PATCH^2, H, W) as (B, C, H * PATCH, W * PATCH)."""
+def pixels(x: Tensor, size: int) -> Tensor:
+    """Return (B, C * size^2, H, W) as (B, C, H * size, W * size)."""
     batch, channels, height, width = x.shape
-    return F.pixel_shuffle(x, PATCH) if batch else x.reshape(0, channels // PATCH**2, height * PATCH, width * PATCH)
+    return F.pixel_shuffle(x, size) if batch else x.reshape(0, channels // size**2, height * size, width * size)

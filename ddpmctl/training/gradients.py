@@ -48,8 +48,10 @@ class Gradients:
     images: Tensor
     labels: Tensor
 
-    def __call__(self, chosen: Tensor, step: int) -> Tensor:
+    def __call__(self, chosen: Tensor, step: int, fraction: float = 0.0) -> Tensor:
         """Return this replica's part of the mean loss over the batch of images ``chosen``; noise is a function of (seed, step).
+
+        ``fraction`` is the used part of the training budget, on which the distribution of t may depend.
 
         Raises:
             UsageError: the batch does not fit in memory; names settings that fit.
@@ -57,20 +59,20 @@ class Gradients:
         size = self.config.run.micro_batch or len(chosen)
         try:
             with self.replicas.peer_errors():
-                return self._accumulate(chosen, size, step)
+                return self._accumulate(chosen, size, step, fraction)
         except Exception as error:
             if not out_of_memory(error):
                 raise
         # Outside of the handler: within it, the traceback keeps the tensors of the failed attempt in memory.
         raise self._memory_advice(chosen, size, step)
 
-    def _accumulate(self, chosen: Tensor, size: int, step: int) -> Tensor:
+    def _accumulate(self, chosen: Tensor, size: int, step: int, fraction: float = 0.0) -> Tensor:
         job = self.replicas.job
         share = split(len(chosen), job.size, job.rank)
         own = chosen[share]
         x0 = (self.images[own].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
         rng = generator(self.config.training.seed, "step", step, device=self.compute.device)
-        batch = self.loss.draw(x0, self.labels[own].float(), rng, count=len(chosen), share=share)
+        batch = self.loss.draw(x0, self.labels[own].float(), rng, count=len(chosen), share=share, fraction=fraction)
         self.net.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.compute.device)
         most = -(-len(chosen) // job.size)

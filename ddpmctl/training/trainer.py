@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -17,9 +18,20 @@ from ddpmctl.device import ComputeDevice
 from ddpmctl.diffusion.denoiser import Diffusion, TrainingLoss
 from ddpmctl.diffusion.randomness import derived_seed, generator
 from ddpmctl.distributed.replicas import Replicas
+from ddpmctl.errors import UsageError
 from ddpmctl.registry import NETWORKS
 from ddpmctl.training.gradients import Gradients, require_finite
 from ddpmctl.training.optimizers import make_optimizers, set_lr
+
+MEAN_OF = 3000  # training images, at most, whose mean a network starts from
+
+
+@runtime_checkable
+class Centred(Protocol):
+    """A network whose output starts at the mean of the training images."""
+
+    def centre(self, mean: Tensor) -> None:
+        """Take over the mean, (3, H, W) in [-1, 1]."""
 
 
 @dataclass
@@ -59,6 +71,21 @@ def make_network(config: Config) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(config.training.seed, "weights"))
         net: nn.Module = NETWORKS.get(config.model.net)(config.model)
+    return net
+
+
+def start_network(config: Config, images: np.ndarray) -> nn.Module:
+    """Return the config's network as training starts, for training images uint8 (N, 3, H, W).
+
+    Raises:
+        UsageError: the network cannot be trained with these settings.
+    """
+    net = make_network(config)
+    if config.training.label_loss and not getattr(net, "recognises", False):
+        raise UsageError(f"--label-loss: the network {config.model.net} does not recognise objects; give --label-loss 0 or --net fine-unet")
+    if isinstance(net, Centred):
+        some = images[:: -(-len(images) // MEAN_OF)]
+        net.centre(torch.from_numpy(some.mean(0)) / 127.5 - 1)
     return net
 
 
@@ -103,7 +130,7 @@ class Trainer:
     def __post_init__(self) -> None:
         """Build everything on the device."""
         device, training = self.compute.device, self.config.training
-        self.net = make_network(self.config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net = start_network(self.config, self.dataset.images).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = None
         if training.ema is not None:
             self.average = AveragedModel(self.net, multi_avg_fn=ema_average(training.ema), use_buffers=True)
@@ -162,7 +189,7 @@ class Trainer:
         counters.lr = set_lr(self.optimizers, training, counters.step, self._decay_fraction(), counters.lr_scale)
         self.net.train()
         gradients = Gradients(self.config, self.compute, self.replicas, self.net, self.forward, self.loss, self.images, self.labels)
-        loss, self.stop = self.replicas.agree(gradients(chosen, counters.step), self.received())
+        loss, self.stop = self.replicas.agree(gradients(chosen, counters.step, self.fraction), self.received())
         require_finite(self.net, loss, {"step": counters.step + 1, "epoch": counters.epoch + 1, "lr": counters.lr, "batch_indices": chosen})
         for optimizer in self.optimizers:
             optimizer.step()

@@ -21,6 +21,14 @@ COMMON = {"batch_size": 8, "epochs": 100, "timesteps": 20, "precision": "fp32", 
 RECIPES: dict[str, dict[str, object]] = {
     "the report's": {"width": 8},
     "unet, muon, an average": {"net": "unet", "width": 32, "optimizer": "muon", "ema": 0.9, "lr": 0.003, "label_dropout": 0.2, "mirror": 0.5, "objective": "v"},
+    "fine-unet, naming objects": {
+        "net": "fine-unet",
+        "width": 32,
+        "label_loss": 0.1,
+        "time_sampling": "logit-normal",
+        "time_mean_end": -1.0,
+        "label_dropout": 0.2,
+    },
     "in parts": {"net": "unet", "width": 32, "micro_batch": 2},
     "statistics of each rank's own": {"width": 8, "sync_bn": "off"},
 }
@@ -78,7 +86,7 @@ def main() -> None:
             for name, recipe in RECIPES.items():
                 config = Config().replace(**COMMON).replace(**recipe)  # type: ignore[arg-type]
                 found[name] = measure(Trainer(config, compute, scenes, replicas=together), STEPS if name in LONG else 3)
-            for net, width in (("context-unet", 8), ("unet", 32)):
+            for net, width in (("context-unet", 8), ("unet", 32), ("fine-unet", 8)):
                 config = Config().replace(**COMMON).replace(net=net, width=width)  # type: ignore[arg-type]
                 found[f"one image, {net}"] = measure(Trainer(config, compute, of_one_image(scenes), replicas=together), 1)
         torch.save(found, f"{sys.argv[1]}.{job.rank}")

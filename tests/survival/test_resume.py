@@ -46,6 +46,15 @@ def dataset() -> Dataset:
 RECIPES = {
     "the report's": {},
     "muon and an average": {"net": "unet", "width": 32, "optimizer": "muon", "ema": 0.9, "lr": 0.01, "warmup": 3, "label_dropout": 0.2, "mirror": 0.5},
+    "fine-unet, falling noise levels": {
+        "net": "fine-unet",
+        "optimizer": "muon",
+        "label_loss": 0.1,
+        "time_sampling": "logit-normal",
+        "time_mean_end": -1.0,
+        "ema": 0.9,
+        "lr": 0.01,
+    },
     "adamw, cosine, decay": {"optimizer": "adamw", "schedule": "cosine", "objective": "v", "lr_decay": "linear", "time_sampling": "logit-normal"},
     "accumulated": {"micro_batch": 3, "ema": 0.99},
 }
