@@ -69,6 +69,12 @@ def even(schedule: Schedule, steps: int) -> list[int]:
     return [round(schedule.timesteps * (steps - i) / steps) for i in range(steps + 1)]
 
 
+@SPACINGS.register("quadratic")
+def quadratic(schedule: Schedule, steps: int) -> list[int]:
+    """evenly in sqrt(t), with short steps at low noise; Song et al. 2021, appendix D.2."""
+    return _decreasing(schedule.timesteps, [schedule.timesteps * (1 - i / steps) ** 2 for i in range(1, steps)])
+
+
 @SPACINGS.register("log-snr")
 def even_in_log_snr(schedule: Schedule, steps: int) -> list[int]:
     """evenly in log SNR; Lu et al. 2022, section 3.4."""
@@ -95,11 +101,15 @@ def _nearest(schedule: Schedule, log_snr: np.ndarray) -> list[int]:
 
     ``log_snr`` (steps,) increases and starts with the value at T.
     """
-    times = [schedule.timesteps]
-    for index, wanted in enumerate(log_snr[1:], 1):
-        highest, lowest = times[-1] - 1, len(log_snr) - index  # leave enough times for the remaining steps
-        nearest = 1 + int(np.abs(schedule.log_snr[1:] - wanted).argmin())
-        times.append(min(max(nearest, lowest), highest))
+    return _decreasing(schedule.timesteps, [1 + int(np.abs(schedule.log_snr[1:] - wanted).argmin()) for wanted in log_snr[1:]])
+
+
+def _decreasing(last: int, between: Sequence[float]) -> list[int]:
+    """Return ``last``, the times ``between`` rounded and moved as little as makes all times differ, and 0."""
+    times = [last]
+    for index, wanted in enumerate(between):
+        highest, lowest = times[-1] - 1, len(between) - index  # leave enough times for the remaining steps
+        times.append(min(max(round(wanted), lowest), highest))
     return [*times, 0]
 
 
