@@ -16,8 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from ddpmctl.benchmark import embedded
+from ddpmctl.benchmark.embedded import SCENES, train_labels
 from ddpmctl.checkpoints.format import load_checkpoint, save_checkpoint
 from ddpmctl.config import Config
 from ddpmctl.data.dataset import Dataset, load_conditions, load_dataset
@@ -25,18 +28,19 @@ from ddpmctl.data.reference import real_images
 from ddpmctl.device import make_compute_device
 from ddpmctl.diffusion.denoiser import Diffusion
 from ddpmctl.evaluation.classifier_training import ClassifierTrained, train_classifier
-from ddpmctl.evaluation.classifiers import Classifier, load_classifier
+from ddpmctl.evaluation.classifiers import Block, Classifier, ConvNorm, load_classifier
 from ddpmctl.evaluation.evaluate import EvaluationSpec, evaluate_checkpoints, pipeline_for
 from ddpmctl.evaluation.fidelity import PreparedReference, Reference, measure_fidelity
 from ddpmctl.evaluation.misses import breakdown
 from ddpmctl.evaluation.scores import Score, pooled, score
 from ddpmctl.evaluation.scoring import ScoredImages, score_conditions
-from ddpmctl.sampling.pipeline import SamplingPipeline, label_tensor, requests_for
+from ddpmctl.sampling.pipeline import SamplingPipeline, label_tensor, requests_for, sample_images
 from ddpmctl.training.trainer import make_network
 from tests.benchmarks import startup
 from tests.benchmarks.contenders import Contender, diffusers_unet, lucidrains_unet, matmul_peak, now, ours, plain_report
 
 SCORED = ("test", "new_test")
+TWO_SAMPLES_SEED = 5 * 2**32  # other scenes than those of training and of ``real_images``
 Figures = dict[str, Any]
 
 
@@ -314,8 +318,49 @@ def fidelity(images: Sequence[str]) -> Figures:
         samples = np.concatenate(list(kept.values())).reshape(real.images[0].shape)
         prepared = PreparedReference(Reference(real.images[0], real.images[1], data.images, real.same_scene), evaluator)
         measured = finish(measure_fidelity(samples, prepared))
-        found[Path(path).stem] = {m.key: {"samples": m.samples.estimate, "floor": m.floor.estimate, "floor_low": m.floor.low} for m in measured.measures}
+        found[Path(path).stem] = {
+            m.key: {"samples": m.samples.estimate, "floor": m.floor.estimate, "floor_low": m.floor.low, "floor_high": m.floor.high} for m in measured.measures
+        }
     return found
+
+
+def two_samples(checkpoints: Sequence[str], count: int, seconds: float) -> Figures:
+    """Train a network for some seconds to tell samples from renders of the same labels; return how often it is right on others.
+
+    ``count`` samples and renders are for training, a fifth as many for the check. 0.5 would be chance.
+    """
+    compute, rng = make_compute_device(Config().device), torch.Generator().manual_seed(0)
+    known = list(train_labels(SCENES).values())
+    sets = [tuple(known[index]) for index in torch.randperm(len(known), generator=rng)[: count + count // 5].tolist()]
+    real = torch.from_numpy(finish(embedded.render_label_sets(sets, seed=TWO_SAMPLES_SEED)))
+    found: Figures = {"count": count, "seconds": seconds}
+    for path in checkpoints:
+        pipeline = pipeline_for(load_checkpoint(Path(path)), {}, compute)
+        made = finish(sample_images(pipeline, requests_for("two samples", sets, seed=0)))
+        found[Path(path).stem] = _right(made, real, count, seconds)
+    return found
+
+
+def _right(made: Tensor, real: Tensor, count: int, seconds: float) -> float:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(ConvNorm(3, 16, 3), nn.ReLU(), Block(16, 32, 2), Block(32, 64, 2), Block(64, 64), nn.Conv2d(64, 1, 1))
+    net = net.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.05)
+    images = torch.cat((made[:count], real[:count]))
+    truth = torch.cat((torch.ones(count), torch.zeros(count)))
+    rng, start = torch.Generator().manual_seed(1), time.perf_counter()
+    while (spent := time.perf_counter() - start) < seconds:
+        chosen = torch.randint(len(images), (64,), generator=rng)
+        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - spent / seconds)
+        loss = F.binary_cross_entropy_with_logits(net(images[chosen].float() / 127.5 - 1).mean((1, 2, 3)), truth[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    net.eval()
+    with torch.inference_mode():
+        says = [torch.cat([net(part.float() / 127.5 - 1).mean((1, 2, 3)) for part in images[count:].split(64)]) > 0 for images in (made, real)]
+    return float((says[0].float().mean() + (~says[1]).float().mean()) / 2)
 
 
 # (e) Start-up
@@ -326,4 +371,4 @@ def start_up() -> Figures:
     return startup.measure()
 
 
-JOBS = {job.__name__: job for job in (speed, report_epochs, accuracy, sampling, folder, second_opinion, second_classifier, fidelity, start_up)}
+JOBS = {job.__name__: job for job in (speed, report_epochs, accuracy, sampling, folder, second_opinion, second_classifier, fidelity, two_samples, start_up)}
