@@ -287,29 +287,32 @@ def _check_together(config: Config) -> None:
 
 # What quick and best share. Where each choice was measured: docs/experiments.md.
 MODERN: dict[str, Value] = {
-    "net": "unet",
+    "net": "fine-unet",
     "act": "silu",
     "schedule": "cosine",
     "timesteps": 1000,
     "objective": "x0",
     "loss_weight": "snr+1",
-    "weight_limit": 5.0,
+    "weight_limit": 40.0,
     "epochs": None,
     "optimizer": "muon",
     "lr_decay": "linear",
     "time_sampling": "logit-normal",
-    "time_mean": 0.0,
+    "time_mean": 0.5,
+    "time_mean_end": -1.2,
     "time_std": 1.2,
+    "label_loss": 0.03,
     "label_dropout": 0.1,
     "sampler": "dpm++2m",
     "steps": None,
     "guidance": 2.0,
+    "guidance_to": 0.8,
 }
 
 PRESETS: dict[str, dict[str, Value]] = {
     # The defaults above are the report's recipe; naming it changes nothing.
     "report": {},
-    "quick": {**MODERN, "width": 64, "minutes": 5.0, "batch_size": 64, "lr": 0.03, "warmup": 50, "ema": 0.99},
+    "quick": {**MODERN, "width": 64, "minutes": 5.0, "batch_size": 32, "lr": 0.01, "warmup": 100, "ema": 0.99},
     "best": {**MODERN, "width": 192, "minutes": 10.0, "batch_size": 256, "lr": 0.02, "warmup": 200, "ema": 0.999, "save_every": 50},
 }
 

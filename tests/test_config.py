@@ -172,7 +172,7 @@ def test_every_setting_is_read_from_its_environment_variable(name: str) -> None:
 def test_other_environment_variables_reach_train(tmp_path: Path) -> None:
     file = written(tmp_path, "width = 8\n")
     config = config_of(printed(DDPMCTL_PRESET="quick", DDPMCTL_CONFIG=str(file)))
-    assert (config.model.net, config.model.width) == ("unet", 8)
+    assert (config.model.net, config.model.width) == ("fine-unet", 8)
 
 
 @pytest.mark.parametrize(
