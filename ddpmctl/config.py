@@ -68,7 +68,7 @@ class TrainingConfig:
     warmup: int = setting(0, "Steps over which the learning rate rises from zero.", low=0)
     time_sampling: str = setting("uniform", "Distribution from which t is drawn.", choices=TIME_SAMPLINGS)
     time_mean: float = setting(0.0, "Mean of logit(t / T) (logit-normal).", low=-10, high=10)
-    time_mean_end: float | None = setting(None, "The same at the end of training; the mean moves there evenly (none: it stays).", low=-10, high=10)
+    time_mean_end: float | None = setting(None, "Mean of logit(t / T) at the end of training, reached evenly (none: --time-mean throughout).", low=-10, high=10)
     time_std: float = setting(1.0, "Standard deviation of logit(t / T) (logit-normal).", above=0, high=10)
     loss_weight: str = setting("flat", "Weight of the squared error by noise level.", choices=LOSS_WEIGHTS)
     weight_limit: float = setting(20.0, "Largest weight (snr+1).", low=1, high=1e6)

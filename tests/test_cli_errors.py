@@ -166,6 +166,12 @@ def test_bad_flags_of_train(arguments: list[str], expected: str, tmp_path: Path)
     assert expected in line
 
 
+def test_a_network_that_does_not_recognise_objects_cannot_be_trained_to_name_them(tmp_path: Path) -> None:
+    line = refused(2, "train", *TINY, "--scenes", 1, "--runs-dir", tmp_path / "runs", "--label-loss", "0.1")
+    assert line.startswith("error: --label-loss: the network context-unet does not recognise objects")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_more_steps_than_the_model_has(run: Path, tmp_path: Path) -> None:
     line = refused(2, "sample", run, "--labels", "red cube", "--steps", 7, "-o", tmp_path / "out")
     assert "7 is more than the model's 3 timesteps" in line

@@ -25,7 +25,7 @@ from ddpmctl.runs.sources import RunSources
 from ddpmctl.training.events import Event, Prepared
 from ddpmctl.training.loop import training_events
 from ddpmctl.training.plan import Plan, check_room, make_plan
-from ddpmctl.training.trainer import Trainer
+from ddpmctl.training.trainer import Trainer, require_trainable
 
 # Settings that cannot change on resume, even with --override.
 FIXED = frozenset({"net", "act", "width", "optimizer", "ema", "seed"})
@@ -138,6 +138,7 @@ def overridable(text: str | None) -> set[str]:
 def _on_device(request: TrainingRequest) -> tuple[ComputeDevice, TrainingRequest]:
     """Return the device, and the request with auto precision resolved on rank 0: a resumed run must keep it."""
     config, job = request.config, request.job
+    require_trainable(config)
     job.require_same("setting", {key: value for key, value in config.flat().items() if key not in ("device", "threads")})
     config = config.replace(precision=job.from_leader(lambda: make_compute_device(config.device).precision))
     return make_compute_device(config.device, job.local), replace(request, config=config)

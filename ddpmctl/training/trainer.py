@@ -74,15 +74,19 @@ def make_network(config: Config) -> nn.Module:
     return net
 
 
-def start_network(config: Config, images: np.ndarray) -> nn.Module:
-    """Return the config's network as training starts, for training images uint8 (N, 3, H, W).
+def require_trainable(config: Config) -> None:
+    """Check that the network can be trained with these settings.
 
     Raises:
-        UsageError: the network cannot be trained with these settings.
+        UsageError: it cannot.
     """
-    net = make_network(config)
-    if config.training.label_loss and not getattr(net, "recognises", False):
+    if config.training.label_loss and not getattr(NETWORKS.get(config.model.net), "recognises", False):
         raise UsageError(f"--label-loss: the network {config.model.net} does not recognise objects; give --label-loss 0 or --net fine-unet")
+
+
+def start_network(config: Config, images: np.ndarray) -> nn.Module:
+    """Return the config's network as training starts, for training images uint8 (N, 3, H, W)."""
+    net = make_network(config)
     if isinstance(net, Centred):
         some = images[:: -(-len(images) // MEAN_OF)]
         net.centre(torch.from_numpy(some.mean(0)) / 127.5 - 1)

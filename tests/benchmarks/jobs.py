@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
+from torchvision.utils import make_grid
 
 from ddpmctl.benchmark import embedded
 from ddpmctl.benchmark.embedded import SCENES, train_labels
@@ -316,12 +318,21 @@ def fidelity(images: Sequence[str]) -> Figures:
         sets = [labels for kind in kept for labels in data.conditions[kind]]
         real = finish(real_images(data, sets, repeats))
         samples = np.concatenate(list(kept.values())).reshape(real.images[0].shape)
+        _beside(samples[:, 0], real.images[0][:, 0], Path(path).with_suffix(".png"))
         prepared = PreparedReference(Reference(real.images[0], real.images[1], data.images, real.same_scene), evaluator)
         measured = finish(measure_fidelity(samples, prepared))
         found[Path(path).stem] = {
             m.key: {"samples": m.samples.estimate, "floor": m.floor.estimate, "floor_low": m.floor.low, "floor_high": m.floor.high} for m in measured.measures
         }
     return found
+
+
+def _beside(samples: np.ndarray, real: np.ndarray, path: Path) -> None:
+    """Draw the sample of every fourth condition, eight in a row, above a render of the same labels."""
+    every = [torch.from_numpy(np.ascontiguousarray(images[::4][:16])).split(8) for images in (samples, real)]
+    rows = torch.cat([row for pair in zip(*every, strict=True) for row in pair])
+    grid = make_grid(rows, nrow=8, padding=1, pad_value=255).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(path)
 
 
 def two_samples(checkpoints: Sequence[str], count: int, seconds: float) -> Figures:
