@@ -172,6 +172,12 @@ def test_a_network_that_does_not_recognise_objects_cannot_be_trained_to_name_the
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_network_that_cannot_predict_the_objective_cannot_be_trained(tmp_path: Path) -> None:
+    line = refused(2, "train", *TINY, "--scenes", 1, "--runs-dir", tmp_path / "runs", "--net", "fine-unet", "--objective", "eps")
+    assert line == "error: --objective: the network fine-unet does not predict eps; give --objective x0"
+    assert not (tmp_path / "runs").exists()
+
+
 def test_more_steps_than_the_model_has(run: Path, tmp_path: Path) -> None:
     line = refused(2, "sample", run, "--labels", "red cube", "--steps", 7, "-o", tmp_path / "out")
     assert "7 is more than the model's 3 timesteps" in line

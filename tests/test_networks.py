@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from ddpmctl.config import Config
+from ddpmctl.config import Config, DiffusionConfig
+from ddpmctl.diffusion.schedules import make_schedule
+from ddpmctl.nets.fine_unet import Look, WienerFilter, cosine_levels, from_patches, to_patches
 from ddpmctl.nets.unet import Detail, attend_both_ways
 from ddpmctl.registry import ACTIVATIONS, NETWORKS
 from ddpmctl.training.trainer import make_network
@@ -102,10 +104,9 @@ def test_frequency_bands_add_up_to_the_image() -> None:
     assert detail(point)[2][0, 0].count_nonzero() == 49, "the second blur reaches two pixels further"
 
 
-@our_networks
-def test_our_networks_with_all_gates_open_return_their_input(name: str) -> None:
+def test_unet_with_all_gates_open_returns_its_input() -> None:
     """Details of the image reach the output without passing the layers."""
-    net = make_network(Config().replace(net=name, width=8)).eval()
+    net = make_network(Config().replace(net="unet", width=8)).eval()
     given = batch(2)
     with torch.no_grad():
         assert net(*given).abs().max() == 0
@@ -114,11 +115,79 @@ def test_our_networks_with_all_gates_open_return_their_input(name: str) -> None:
         torch.testing.assert_close(net(*given), given[0], rtol=1e-5, atol=1e-6)
 
 
-def test_fine_unet_starts_at_the_mean_image() -> None:
+TIMES = torch.tensor([1, 2, 5, 20, 100, 500, 900])
+
+
+def noisy(x0: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x_t of the cosine schedule at ``TIMES``, in an added first dimension, and noise / signal."""
+    schedule = make_schedule(DiffusionConfig(schedule="cosine", timesteps=1000))
+    signal, noise = (torch.tensor(scale[TIMES], dtype=torch.float32).view(-1, 1, 1, 1) for scale in (schedule.signal, schedule.noise))
+    return signal * x0 + noise * eps, (noise / signal).flatten()
+
+
+def test_signal_and_noise_of_the_filter_are_those_of_the_cosine_schedule() -> None:
+    signal, log_sigma = cosine_levels(TIMES / 1000)
+    x_t, sigma = noisy(torch.ones(1, 1, 1), torch.zeros(1, 1, 1))
+    torch.testing.assert_close(signal, x_t.flatten(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(log_sigma.exp(), sigma, rtol=1e-4, atol=0)
+    assert all(torch.isfinite(level).all() for level in cosine_levels(torch.ones(1))), "pure noise"
+
+
+def test_the_filter_returns_the_posterior_mean_of_gaussian_errors() -> None:
+    """Where each band of x0 has the same error s, the filter is the closed form for one number; its squared error is the posterior variance."""
+    rng, error = torch.Generator().manual_seed(0), 0.1
+    estimate = torch.rand((1, 3, 64, 64), generator=rng)
+    x0 = estimate + error * torch.randn((1, 3, 64, 64), generator=rng)
+    x_t, sigma = noisy(x0, torch.randn((1, 3, 64, 64), generator=rng))
+    found = WienerFilter()(estimate.expand(len(TIMES), -1, -1, -1), torch.full((len(TIMES), 3, 64, 64), math.log(error)), x_t, TIMES / 1000)
+    variance = error**2 * sigma**2 / (error**2 + sigma**2)
+    torch.testing.assert_close((found - x0).square().mean((1, 2, 3)), variance, rtol=0.05, atol=0)
+
+
+def test_the_filter_corrects_only_the_bands_in_which_the_estimate_may_be_wrong() -> None:
+    x_t, estimate = batch(2)[0], torch.zeros(2, 3, 64, 64)
+    high, middle, low = Detail()(x_t)
+    time = torch.zeros(2)  # no noise: x_t is x0
+    for wrong, band in enumerate((high, middle, low)):
+        log_error = torch.full((2, 3, 64, 64), -torch.inf)
+        log_error[:, wrong] = 0
+        torch.testing.assert_close(WienerFilter()(estimate, log_error.nan_to_num(neginf=-1e30), x_t, time + 1e-4), band, rtol=1e-3, atol=1e-3)
+
+
+def test_patches_of_2_by_2_pixels() -> None:
+    x = torch.arange(2 * 3 * 4 * 6.0).view(2, 3, 4, 6)
+    cut = to_patches(x)
+    assert cut.shape == (2, 12, 2, 3)
+    assert torch.equal(cut[1, :, 1, 2], x[1, :, 2:, 4:].permute(1, 2, 0).flatten())
+    assert torch.equal(from_patches(cut), x)
+    assert from_patches(to_patches(x[:0])).shape == (0, 3, 4, 6), "a rank's share of a batch may be empty"
+
+
+def test_look_by_hand() -> None:
+    """Two heads: in the first, positions choose among the visible tokens; in the second, tokens choose positions. Both attend to all positions."""
+    look, rng = Look(64).eval(), torch.Generator().manual_seed(0)
+    x, tokens = torch.randn((1, 64, 2, 3), generator=rng), torch.randn((4, 64), generator=rng)
+    visible = torch.tensor([True, False, True, True])
+    with torch.no_grad():
+        look.project.weight.copy_(torch.eye(64))
+        look.project.bias.zero_()
+        here = look.norm(x)[0].flatten(1).T  # (6, 64)
+        (query, key, value), (token_key, token_value) = look.query_key_value(here).chunk(3, 1), look.token_key_value(tokens).chunk(2, 1)
+        expected = []
+        for part, axis, scale in ((slice(0, 32), 1, 1.0), (slice(32, 64), 0, math.sqrt(6))):
+            places = (query[:, part] @ key[:, part].T / math.sqrt(32)).softmax(1) @ value[:, part]
+            weight = (query[:, part] @ token_key[:, part].T / math.sqrt(32)).exp() * visible
+            expected.append(places + scale * weight / weight.sum(axis, keepdim=True).clamp(min=1e-9) @ token_value[:, part])
+        torch.testing.assert_close(look(x, tokens, visible[None]) - x, torch.cat(expected, 1).T.view(1, 64, 2, 3), rtol=1e-4, atol=1e-5)
+
+
+def test_fine_unet_starts_at_the_mean_image_corrected_by_what_x_t_shows() -> None:
     net, mean = make_network(Config().replace(net="fine-unet", width=8)).eval(), torch.rand(3, 64, 64)
     net.centre(mean)
+    x_t, labels, _ = batch(2)
     with torch.no_grad():
-        torch.testing.assert_close(net(*batch(2)), mean.expand(2, -1, -1, -1))
+        torch.testing.assert_close(net(x_t, labels, torch.ones(2)), mean.expand(2, -1, -1, -1), rtol=0, atol=1e-3)
+        torch.testing.assert_close(net(x_t, labels, torch.full((2,), 1e-5)), x_t, rtol=0, atol=1e-3)
 
 
 def test_fine_unet_names_objects_without_seeing_the_labels() -> None:

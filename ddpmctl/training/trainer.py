@@ -80,8 +80,11 @@ def require_trainable(config: Config) -> None:
     Raises:
         UsageError: it cannot.
     """
-    if config.training.label_loss and not getattr(NETWORKS.get(config.model.net), "recognises", False):
-        raise UsageError(f"--label-loss: the network {config.model.net} does not recognise objects; give --label-loss 0 or --net fine-unet")
+    name, net, objective = config.model.net, NETWORKS.get(config.model.net), config.diffusion.objective
+    if config.training.label_loss and not getattr(net, "recognises", False):
+        raise UsageError(f"--label-loss: the network {name} does not recognise objects; give --label-loss 0 or --net fine-unet")
+    if objective not in getattr(net, "objectives", (objective,)):
+        raise UsageError(f"--objective: the network {name} does not predict {objective}; give --objective {' or '.join(net.objectives)}")
 
 
 def start_network(config: Config, images: np.ndarray) -> nn.Module:

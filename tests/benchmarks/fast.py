@@ -69,7 +69,9 @@ def jobs(out: Path, *, quick: bool) -> Iterator[Job]:
         yield Job("gpu-best", "accuracy", {"name": "ours", "preset": "best", "minutes": 0.2 if quick else 10.0, "seed": 0, "out": str(out / "best-10.pth")})
     for seed in range(seeds):
         for peer in PEERS if not quick else PEERS[2:]:
-            yield Job(f"{peer}-5-{seed}", "accuracy", {"name": peer, "minutes": short, "seed": seed, "out": "", "peer_steps": 2 if quick else 20})
+            arguments = {"name": peer, "minutes": short, "seed": seed, "out": "", "peer_steps": 2 if quick else 20}
+            yield Job(f"{peer}-5-{seed}", "accuracy", arguments)
+            yield Job(f"{peer}-bf16-5-{seed}", "accuracy", {**arguments, "peer_precision": "bf16"})
 
 
 def on_gpu() -> bool:

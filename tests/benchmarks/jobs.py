@@ -126,12 +126,20 @@ def report_epochs(seconds: float, epochs: int) -> Figures:
 
 
 def accuracy(
-    name: str, minutes: float, seed: int, out: str, repeats: int = 8, preset: str = "quick", settings: Mapping[str, Any] | None = None, peer_steps: int = 20
+    name: str,
+    minutes: float,
+    seed: int,
+    out: str,
+    repeats: int = 8,
+    preset: str = "quick",
+    settings: Mapping[str, Any] | None = None,
+    peer_steps: int = 20,
+    peer_precision: str = "fp32",
 ) -> Figures:
     """Train from scratch for some minutes and score the images; those of ours are kept in ``out`` for a second classifier."""
     data, evaluator = benchmark_data(), load_classifier()
     if name != "ours":
-        return _peer_accuracy(contender(name, data, seed), data, evaluator, minutes, seed, peer_steps)
+        return _peer_accuracy(contender(name, data, seed), data, evaluator, minutes, seed, peer_steps, peer_precision)
     path = Path(out)
     trained = _trained(path, data, preset, {"minutes": minutes, "epochs": None, "seed": seed, **(settings or {})})
     pipeline = pipeline_for(load_checkpoint(path), {}, make_compute_device(Config().device))
@@ -176,12 +184,14 @@ def _held_out_against_seen(scored: Mapping[str, ScoredImages], repeats: int) -> 
     return {"seen_triples": of_seen, "heldout_triples": scored["heldout"].score.accuracy, "seen_conditions": len(seen) // repeats}
 
 
-def _peer_accuracy(peer: Contender, data: Dataset, evaluator: Classifier, minutes: float, seed: int, steps: int) -> Figures:
-    """Train a peer in float32, as its code does, and sample it in the precision of ours, since float32 would take hours for the same scores."""
+def _peer_accuracy(peer: Contender, data: Dataset, evaluator: Classifier, minutes: float, seed: int, steps: int, precision: str) -> Figures:
+    """Train a peer in a precision, float32 in its own code, and sample it in the precision of ours, since float32 would take hours for the same scores."""
     compute, trained, images = make_compute_device(Config().device), 0.0, 0
+    training = make_compute_device(Config().replace(precision=precision).device)
     while trained < 60 * minutes:
         start = time.perf_counter()
-        images += peer.step()
+        with training.autocast():
+            images += peer.step()
         trained += time.perf_counter() - start
     memory, start, scores = peak_memory(), time.perf_counter(), {}
     for kind in SCORED:
@@ -191,7 +201,8 @@ def _peer_accuracy(peer: Contender, data: Dataset, evaluator: Classifier, minute
         scores[kind] = score(evaluator(made), labels).to_dict()
     count = sum(len(data.conditions[kind]) for kind in SCORED)
     return {
-        "contender": peer.name, "minutes": minutes, "seed": seed, "images_seen": images, "memory_gib": memory, "repeats": 1, "scores": scores,
+        "contender": peer.name + (", bf16" if precision == "bf16" else ""), "minutes": minutes, "seed": seed, "images_seen": images,
+        "memory_gib": memory, "repeats": 1, "scores": scores,
         "sampling": f"ddim, {steps} steps, {compute.precision}",
         "sampling_ms_per_image": 1000 * (time.perf_counter() - start) / count,
     }  # fmt: skip

@@ -23,6 +23,7 @@ RECIPES: dict[str, dict[str, object]] = {
     "unet, muon, an average": {"net": "unet", "width": 32, "optimizer": "muon", "ema": 0.9, "lr": 0.003, "label_dropout": 0.2, "mirror": 0.5, "objective": "v"},
     "fine-unet, naming objects": {
         "net": "fine-unet",
+        "objective": "x0",
         "width": 32,
         "label_loss": 0.1,
         "time_sampling": "logit-normal",

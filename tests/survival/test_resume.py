@@ -48,6 +48,7 @@ RECIPES = {
     "muon and an average": {"net": "unet", "width": 32, "optimizer": "muon", "ema": 0.9, "lr": 0.01, "warmup": 3, "label_dropout": 0.2, "mirror": 0.5},
     "fine-unet, falling noise levels": {
         "net": "fine-unet",
+        "objective": "x0",
         "optimizer": "muon",
         "label_loss": 0.1,
         "time_sampling": "logit-normal",
