@@ -305,9 +305,9 @@ MODERN: dict[str, Value] = {
     "label_dropout": 0.1,
     "sampler": "dpm++2m",
     "spacing": "quadratic",
-    "steps": 20,
-    "guidance": 2.0,
-    "guidance_to": 0.8,
+    "steps": 24,
+    "guidance": 3.0,
+    "guidance_to": 0.9,
 }
 
 PRESETS: dict[str, dict[str, Value]] = {
