@@ -91,6 +91,7 @@ class SamplingConfig:
     guidance_from: float = setting(0.0, "Guide only where t / T is at least this.", low=0, high=1)
     guidance_to: float = setting(1.0, "Guide only where t / T is at most this.", low=0, high=1)
     eta: float = setting(0.0, "Share of ancestral noise (ddim).", low=0, high=1)
+    particles: int = setting(1, "Noises tried per image; the one in which the network recognises the labels is kept (fine-unet).", low=1, high=64)
 
 
 COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")

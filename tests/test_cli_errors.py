@@ -172,6 +172,14 @@ def test_a_network_that_does_not_recognise_objects_cannot_be_trained_to_name_the
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_network_that_does_not_recognise_objects_cannot_choose_between_particles(run: Path, tmp_path: Path) -> None:
+    line = refused(2, "train", *TINY, "--scenes", 1, "--runs-dir", tmp_path / "runs", "--particles", 2)
+    assert line == "error: --particles: the network context-unet does not recognise objects; give --particles 1"
+    assert refused(2, "sample", run, "--labels", "red cube", "--particles", 2, "-o", tmp_path / "out") == line
+    assert line.removeprefix("error: ") in ddpmctl("evaluate", run, "--particles", 2).stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_network_that_cannot_predict_the_objective_cannot_be_trained(tmp_path: Path) -> None:
     line = refused(2, "train", *TINY, "--scenes", 1, "--runs-dir", tmp_path / "runs", "--net", "fine-unet", "--objective", "eps")
     assert line == "error: --objective: the network fine-unet does not predict eps; give --objective x0"

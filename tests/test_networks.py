@@ -51,6 +51,15 @@ def test_output_shape_and_gradients_of_every_weight(name: str, act: str) -> None
     assert all(torch.isfinite(weight.grad).all() for weight in net.parameters())
 
 
+@pytest.mark.parametrize("name", [name for name in NETWORKS.names() if getattr(NETWORKS.get(name), "recognises", False)])
+def test_objects_are_named_from_the_image_and_the_time_alone(name: str) -> None:
+    net, (x_t, labels, time) = network(name, "gelu"), batch()
+    named = net.name_objects(x_t, time)
+    assert torch.equal(named, net.train()(x_t, labels.flip(1), time)[1])
+    assert not torch.allclose(named, net.name_objects(x_t.flip(3), time))
+    assert not torch.allclose(named, net.name_objects(x_t, time / 2))
+
+
 @every_network
 @every_act
 def test_image_labels_time_and_activation_matter(name: str, act: str) -> None:

@@ -26,7 +26,7 @@ from ddpmctl.evaluation.results import CheckpointResult, EvaluationEvent, Failed
 from ddpmctl.evaluation.scoring import ScoredBatch, by_condition_file, score_batch
 from ddpmctl.grids import save_grid
 from ddpmctl.progress import Progress
-from ddpmctl.sampling.pipeline import Batch, ImageRequest, SamplingPipeline, in_batches, requests_for, with_actual_steps
+from ddpmctl.sampling.pipeline import Batch, ImageRequest, SamplingPipeline, in_batches, requests_for, require_recogniser, with_actual_steps
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def pipeline_for(checkpoint: Checkpoint, sampling: Mapping[str, Value], compute:
     Raises:
         UsageError: a sampling setting does not fit the model, such as more steps than T.
     """
-    config = checkpoint.config.replace(**sampling)
+    config = _sampling_config(checkpoint, sampling)
     net = checkpoint.network().to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return SamplingPipeline(net, Diffusion.of(config.diffusion), config.sampling, compute)
 
@@ -114,8 +114,14 @@ def used_config(checkpoint: Checkpoint, spec: EvaluationSpec) -> Config:
     Raises:
         UsageError: a sampling setting does not fit the model.
     """
-    config = checkpoint.config.replace(**spec.sampling)
+    config = _sampling_config(checkpoint, spec.sampling)
     return replace(config, sampling=with_actual_steps(config.sampling, make_schedule(config.diffusion)))
+
+
+def _sampling_config(checkpoint: Checkpoint, sampling: Mapping[str, Value]) -> Config:
+    config = checkpoint.config.replace(**sampling)
+    require_recogniser(config)
+    return config
 
 
 @dataclass(frozen=True)

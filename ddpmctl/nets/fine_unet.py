@@ -152,11 +152,9 @@ class FineUNet(nn.Module):
         In training mode, return with it the logits of the objects that the encoder sees, (B, 24).
         """
         when = self.time(time)
-        unlabelled, condition = self.act(when), self.act(when + self.label_set(labels))
+        condition = self.act(when + self.label_set(labels))
         present = torch.cat((labels.new_ones(len(labels), 1), labels), 1) > 0
-        x32 = self.down[0](self.stem(to_patches(x_t)), unlabelled)  # (B, w32, 32, 32)
-        x16 = self.down[1](self.shrink[0](x32), unlabelled)
-        x8 = self.down[2](self.shrink[1](x16) + self.where, unlabelled)  # (B, w8, 8, 8)
+        x32, x16, x8 = self._encode(x_t, self.act(when))
         x = self.block(self.look[0](x8, self.tokens, present), condition)
         x = self.up[0](torch.cat((self.look[1](x, self.tokens, present), x8), 1), condition)
         x = self.up[1](torch.cat((self.grow16(self.look[2](x, self.tokens, present)), x16), 1), condition)
@@ -164,6 +162,16 @@ class FineUNet(nn.Module):
         out = from_patches(self.out(x)).float()
         x0_hat: Tensor = self.filter(self.mean + out[:, :3], FIRST_LOG_ERROR + out[:, 3:], x_t, time)
         return (x0_hat, self._seen(x8)) if self.training else x0_hat
+
+    def name_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
+        """Return the logits of the objects that the encoder sees in x_t (B, 3, 64, 64) at t / T (B,), (B, 24); it does not know the labels."""
+        return self._seen(self._encode(x_t, self.act(self.time(time)))[2])
+
+    def _encode(self, x_t: Tensor, unlabelled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the features at 32x32, 16x16 and 8x8: (B, w32, 32, 32), (B, w16, 16, 16), (B, w8, 8, 8)."""
+        x32 = self.down[0](self.stem(to_patches(x_t)), unlabelled)
+        x16 = self.down[1](self.shrink[0](x32), unlabelled)
+        return x32, x16, self.down[2](self.shrink[1](x16) + self.where, unlabelled)
 
     def _seen(self, x8: Tensor) -> Tensor:
         """Return for each class the logarithm of the mean over all positions of exp(logit): high if the class is seen anywhere."""

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import collections.abc
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpmctl.config import SamplingConfig
+from ddpmctl.config import Config, SamplingConfig
 from ddpmctl.device import ComputeDevice, out_of_memory, release_memory
 from ddpmctl.diffusion.denoiser import Diffusion, Guidance
-from ddpmctl.diffusion.randomness import ImageNoise, Key
+from ddpmctl.diffusion.randomness import ImageNoise, Key, generator
 from ddpmctl.diffusion.samplers import Frame, own_options, sampler_times
 from ddpmctl.diffusion.schedules import Schedule
 from ddpmctl.distributed.job import SINGLE, Job
+from ddpmctl.errors import UsageError
 from ddpmctl.labels import multi_hot
 from ddpmctl.progress import Progress
-from ddpmctl.registry import SAMPLERS
+from ddpmctl.registry import NETWORKS, SAMPLERS
 
 R = TypeVar("R")
 Progressing: TypeAlias = collections.abc.Generator[Progress, None, R]
 IMAGE_SHAPE = (3, 64, 64)
 BATCH = 64
+CHOICE_TIME = 0.1  # t / T at which a particle is chosen: shapes are decided, and the recogniser was trained at this noise
+
+
+@runtime_checkable
+class Recogniser(Protocol):
+    """A network that names the objects in x_t."""
+
+    def name_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
+        """Return the logits (B, 24) of the objects that x_t (B, 3, 64, 64) shows at t / T (B,)."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +67,22 @@ class SamplingPipeline:
         return len(self._times()) - 1
 
     @property
+    def work(self) -> int:
+        """Sampler steps per image, with those of the particles until one is chosen."""
+        return self.steps + self._trials * len(self._times_to_choice()[:-1])
+
+    @property
     def nfe(self) -> int:
         """Network calls per image; a guided step needs two."""
+        return self._calls(self._times()[:-1]) + self._trials * (self._calls(self._times_to_choice()[:-1]) + 1)
+
+    @property
+    def _trials(self) -> int:
+        return self.sampling.particles if self.sampling.particles > 1 else 0
+
+    def _calls(self, times: Sequence[int]) -> int:
         guidance, last = self._guidance(), self.diffusion.schedule.timesteps
-        return self.steps + sum(guidance.at(t / last) > 0 for t in self._times()[:-1])
+        return len(times) + sum(guidance.at(t / last) > 0 for t in times)
 
     def describe(self) -> str:
         """Return sampler, steps, guidance and network calls as text."""
@@ -68,15 +92,54 @@ class SamplingPipeline:
     def _times(self) -> list[int]:
         return sampler_times(self.sampling.sampler, self.sampling.spacing, self.diffusion.schedule, self.sampling.steps)
 
+    def _times_to_choice(self) -> list[int]:
+        """Return the sampler's times down to the first at which t / T is at most ``CHOICE_TIME``, but not 0, where nothing is left to do."""
+        times, limit = self._times(), CHOICE_TIME * self.diffusion.schedule.timesteps
+        return times[: 1 + next(i for i, (t, after) in enumerate(itertools.pairwise(times)) if t <= limit or after == 0)]
+
     def _guidance(self) -> Guidance:
         return Guidance(self.sampling.guidance, self.sampling.guidance_from, self.sampling.guidance_to)
 
+    def choose(self, requests: Sequence[ImageRequest]) -> Progressing[Sequence[ImageRequest]]:
+        """Yield progress in images times steps, and return the requests with the noise of one particle each.
+
+        Each request is sampled from ``particles`` noises down to ``CHOICE_TIME``. One of them is drawn with the probability that the network
+        gives to the requested labels when it names the objects in x_t: sampling importance resampling from p(x_t) p(labels | x_t)
+        (Gordon et al. 1993; for diffusion models Wu et al. 2023, section 3.1).
+        """
+        if not self._trials:
+            return requests
+        assert isinstance(self.net, Recogniser)  # see require_recogniser
+        times, labels = self._times_to_choice(), label_tensor(requests).to(self.compute.device)
+        particles = [[_particle(request, number) for request in requests] for number in range(self.sampling.particles)]
+        log_likelihood, done = [], 0
+        for particle in particles:
+            x_t = torch.empty(0)
+            for frame in self._frames(particle, times):
+                x_t = frame.x_t
+                if not frame.pure_noise:
+                    done += len(requests)
+                    yield Progress("sampling", done, len(requests) * self.work)
+            with torch.inference_mode(), self.compute.autocast():
+                logits = self.net.name_objects(x_t, torch.full((len(x_t),), times[-1] / self.diffusion.schedule.timesteps, device=x_t.device)).float()
+            log_likelihood.append(-F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(1).cpu())
+        share = torch.stack(log_likelihood, 1).double().softmax(1).cumsum(1)  # (B, particles)
+        drawn = torch.tensor([torch.rand((), generator=generator(int(r.key[0]), "particle", *r.key[1:])).item() for r in requests], dtype=torch.float64)
+        chosen = (share < drawn[:, None]).sum(1).clamp(max=len(particles) - 1)
+        return [particles[number][index] for index, number in enumerate(chosen.tolist())]
+
     def frames(self, requests: Sequence[ImageRequest]) -> Iterator[Frame]:
-        """Yield the frames of a batch from pure noise (t = T) to the images (t = 0): float32 (B, 3, 64, 64) on the device."""
+        """Yield the frames of a batch from pure noise (t = T) to the images (t = 0): float32 (B, 3, 64, 64) on the device.
+
+        The noise is that of the requests; with several particles, ``choose`` comes first.
+        """
+        return self._frames(requests, self._times())
+
+    def _frames(self, requests: Sequence[ImageRequest], times: Sequence[int]) -> Iterator[Frame]:
         device = self.compute.device
-        labels = torch.from_numpy(multi_hot([r.labels for r in requests])).float().to(device)
+        labels = label_tensor(requests).to(device)
         noise = ImageNoise([r.key for r in requests], IMAGE_SHAPE, device)
-        times, sampler = self._times(), SAMPLERS.get(self.sampling.sampler)
+        sampler = SAMPLERS.get(self.sampling.sampler)
         x = noise().contiguous(memory_format=torch.channels_last)
         yield Frame(times[0], x, x, pure_noise=True)
         denoise = self.diffusion.denoiser(self.net, labels, self._guidance())
@@ -94,13 +157,15 @@ class SamplingPipeline:
 
         If a batch does not fit in memory, it is repeated at half the size, with the same noise.
         """
-        start, size, total = 0, batch_size, len(requests) * self.steps
+        start, size, total = 0, batch_size, len(requests) * self.work
         yield Progress("sampling", 0, total)
         while start < len(requests):
-            part, done = requests[start : start + size], start * self.steps
+            part, before = requests[start : start + size], start * self.work
             fits = True
             try:
-                for frame in self.frames(part):
+                chosen = yield from _offset(self.choose(part), before, total)
+                done = before + len(part) * (self.work - self.steps)
+                for frame in self.frames(chosen):
                     if not frame.pure_noise:
                         done += len(part)
                         yield Progress("sampling", done, total)
@@ -118,6 +183,32 @@ class SamplingPipeline:
                 release_memory(self.compute)
 
 
+def require_recogniser(config: Config) -> None:
+    """Check that the network names objects, if there are several particles to choose between.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if config.sampling.particles > 1 and not getattr(NETWORKS.get(config.model.net), "recognises", False):
+        raise UsageError(f"--particles: the network {config.model.net} does not recognise objects; give --particles 1")
+
+
+def _particle(request: ImageRequest, number: int) -> ImageRequest:
+    """Return the request with a particle's noise; the first particle has that of the request."""
+    return replace(request, key=(*request.key, "particle", number)) if number else request
+
+
+def _offset(task: Progressing[R], before: int, total: int) -> Progressing[R]:
+    """Run a part of a larger task: add ``before`` to its progress, of ``total``."""
+    try:
+        while True:
+            item = next(task)
+            yield Progress(item.stage, before + item.done, total)
+    except StopIteration as end:
+        value: R = end.value
+        return value
+
+
 def with_actual_steps(sampling: SamplingConfig, schedule: Schedule) -> SamplingConfig:
     """Return the settings with the actual number of steps instead of auto."""
     return replace(sampling, steps=len(sampler_times(sampling.sampler, sampling.spacing, schedule, sampling.steps)) - 1)
@@ -128,7 +219,8 @@ def describe_sampling(sampling: SamplingConfig) -> str:
     spacing = "" if sampling.spacing == SamplingConfig.spacing else f" spaced by {sampling.spacing}"
     guided = (sampling.guidance_from, sampling.guidance_to)
     where = f" for t / T from {guided[0]:g} to {guided[1]:g}" if sampling.guidance > 0 and guided != (0, 1) else ""
-    return f"{sampling.sampler}, {sampling.steps} steps{spacing}, guidance {sampling.guidance:g}{where}"
+    chosen = f", one of {sampling.particles} particles" if sampling.particles > 1 else ""
+    return f"{sampling.sampler}, {sampling.steps} steps{spacing}, guidance {sampling.guidance:g}{where}{chosen}"
 
 
 class Batch(NamedTuple):
@@ -152,7 +244,7 @@ def sample_batch(pipeline: SamplingPipeline, batch: Batch) -> Progressing[list[T
         if isinstance(item, Tensor):
             made.append(item)
         elif item.done or not batch.start:
-            yield Progress(item.stage, batch.start * pipeline.steps + item.done, batch.total * pipeline.steps)
+            yield Progress(item.stage, batch.start * pipeline.work + item.done, batch.total * pipeline.work)
     return made
 
 

@@ -1,0 +1,148 @@
+"""Several particles for each image: the network's own naming of the objects in x_t chooses between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ddpmctl.config import Config
+from ddpmctl.device import ComputeDevice
+from ddpmctl.diffusion.denoiser import Diffusion
+from ddpmctl.errors import UsageError
+from ddpmctl.labels import CLASSES
+from ddpmctl.registry import NETWORKS, SAMPLERS
+from ddpmctl.sampling.pipeline import CHOICE_TIME, ImageRequest, Progressing, SamplingPipeline, requests_for, require_recogniser, sample_images, to_uint8
+from ddpmctl.sampling.trajectory import record
+
+CONTRAST = 0.01  # of a bright image against a dark one, small enough to be decided late
+BRIGHT = CLASSES[0]
+
+
+class TwoImages(nn.Module):
+    """The exact denoiser of data that are all bright or all dark, half and half. It ignores the labels, but names the bright images "red cube".
+
+    Of x_t = signal x0 + noise eps and x0 = +-CONTRAST, E[x0 | x_t] = CONTRAST tanh(z / 2) and log p(bright | x_t) / p(dark | x_t) = z,
+    with z = 2 CONTRAST signal / noise^2 sum(x_t).
+    """
+
+    def __init__(self, diffusion: Diffusion, prior: float = 0.0) -> None:
+        super().__init__()
+        self.schedule, self.prior, self.images = diffusion.schedule, prior, 0
+
+    def logit(self, x_t: Tensor, time: Tensor) -> Tensor:
+        t = (time * self.schedule.timesteps).round().long()
+        signal, noise = (torch.as_tensor(level)[t].double() for level in (self.schedule.signal, self.schedule.noise))
+        return 2 * CONTRAST * signal / noise**2 * x_t.double().sum((1, 2, 3))
+
+    def forward(self, x_t: Tensor, labels: Tensor, time: Tensor) -> Tensor:
+        self.images += len(x_t)
+        x0 = CONTRAST * torch.tanh(self.logit(x_t, time) / 2)
+        return x0[:, None, None, None].expand(x_t.shape).float()
+
+    def name_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
+        self.images += len(x_t)
+        logits = torch.full((len(x_t), len(CLASSES)), -30.0)
+        logits[:, 0] = self.logit(x_t, time).float()
+        return logits
+
+
+def pipeline(particles: int, **settings: object) -> SamplingPipeline:
+    config = Config().replace(**{"schedule": "cosine", "timesteps": 100, "objective": "x0", "sampler": "ddim", "steps": 20, "particles": particles, **settings})
+    diffusion = Diffusion.of(config.diffusion)
+    return SamplingPipeline(TwoImages(diffusion), diffusion, config.sampling, ComputeDevice(torch.device("cpu"), "fp32"))
+
+
+def asked_for(count: int, labels: Sequence[str] = (BRIGHT,)) -> list[ImageRequest]:
+    return requests_for("test", [tuple(labels)], seed=5, repeats=count)
+
+
+def finished(task: Progressing) -> tuple[object, list[int], set[int]]:
+    done, totals = [], set()
+    while True:
+        try:
+            progress = next(task)
+        except StopIteration as end:
+            return end.value, done, totals
+        done.append(progress.done)
+        totals.add(progress.total)
+
+
+@pytest.mark.parametrize("particles", [1, 2, 4])
+def test_an_image_is_wrong_only_if_all_its_particles_are(particles: int) -> None:
+    """The two images are told apart without error at the time of the choice, so of n particles all are dark with probability 2^-n."""
+    count = 256
+    images, _, _ = finished(sample_images(pipeline(particles), asked_for(count)))
+    bright = (images.float().mean((1, 2, 3)) > 127.5).float().mean().item()
+    expected = 1 - 0.5**particles
+    assert abs(bright - expected) < 4 * (expected * (1 - expected) / count) ** 0.5
+
+
+def test_absent_objects_count_as_well_as_present_ones() -> None:
+    images, _, _ = finished(sample_images(pipeline(4), asked_for(128, [CLASSES[1]])))
+    assert (images.float().mean((1, 2, 3)) < 127.5).float().mean() > 0.85
+
+
+def test_particles_are_drawn_in_proportion_to_their_likelihood() -> None:
+    """With a network that cannot tell the images apart, all particles are equally likely to be kept."""
+    made = pipeline(4)
+    made.net.name_objects = lambda x_t, time: torch.zeros(len(x_t), len(CLASSES))  # type: ignore[union-attr, method-assign]
+    requests = asked_for(400)
+    chosen, _, _ = finished(made.choose(requests))
+    numbers = [request.key[-1] if "particle" in request.key else 0 for request in chosen]  # type: ignore[attr-defined]
+    counts = torch.bincount(torch.tensor(numbers), minlength=4)
+    assert ((counts - 100) ** 2 / 100).sum() < 16.3, "chi-squared with three degrees of freedom, 0.001"
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.names())
+def test_the_choice_does_not_depend_on_the_batch_and_the_image_is_that_of_its_noise(sampler: str) -> None:
+    made, requests = pipeline(3, sampler=sampler), asked_for(9)
+    (together, _, _), apart = finished(made.choose(requests)), [finished(made.choose(requests[i : i + 2]))[0] for i in (0, 2, 4, 6, 8)]
+    assert together == [request for part in apart for request in part]  # type: ignore[attr-defined]
+    assert len({request.key for request in together} - {request.key for request in requests}) > 0, "some first particles were not kept"  # type: ignore[attr-defined]
+    *_, last = made.frames(together)  # type: ignore[arg-type]
+    images, done, totals = finished(sample_images(made, requests, 4))
+    assert torch.equal(images, to_uint8(last.x_t))
+    assert totals == {9 * made.work}
+    assert done == sorted(done)
+    assert done[-1] == 9 * made.work
+
+
+def test_a_trajectory_is_that_of_the_kept_particle() -> None:
+    made, requests = pipeline(3), asked_for(4)
+    recorded, done, totals = finished(record(made, requests))
+    images, _, _ = finished(sample_images(made, requests))
+    assert (recorded[-1].x_t == images.permute(0, 2, 3, 1).numpy()).all()  # type: ignore[index]
+    assert len(recorded) == made.steps + 1  # type: ignore[arg-type]
+    assert (done[-1], totals) == (4 * made.work, {4 * made.work})
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+@pytest.mark.parametrize("steps", [1, 3, 20])
+@pytest.mark.parametrize("particles", [1, 3])
+def test_nfe_counts_the_calls_of_all_particles(particles: int, steps: int, guidance: float) -> None:
+    made = pipeline(particles, steps=steps, guidance=guidance, guidance_to=0.8)
+    finished(sample_images(made, asked_for(2)))
+    assert made.net.images == 2 * made.nfe
+    assert f"{made.nfe} network calls" in made.describe()
+    assert ("of 3 particles" in made.describe()) == (particles > 1)
+
+
+def test_a_choice_comes_after_the_shapes_are_decided_and_before_the_last_step() -> None:
+    for steps in (1, 2, 5, 24, 100):
+        times = pipeline(2, steps=steps)._times_to_choice()
+        assert times[-1] > 0
+        assert times[-1] <= CHOICE_TIME * 100 or steps < 10
+        assert all(t > CHOICE_TIME * 100 for t in times[:-1])
+
+
+@pytest.mark.parametrize("net", NETWORKS.names())
+def test_networks_that_name_no_objects_are_refused(net: str) -> None:
+    config = Config().replace(net=net, particles=2, objective="x0")
+    if getattr(NETWORKS.get(net), "recognises", False):
+        require_recogniser(config)
+    else:
+        with pytest.raises(UsageError, match=f"--particles: the network {net} does not recognise objects"):
+            require_recogniser(config)
