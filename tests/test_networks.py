@@ -125,6 +125,7 @@ def test_unet_with_all_gates_open_returns_its_input() -> None:
 
 
 TIMES = torch.tensor([1, 2, 5, 20, 100, 500, 900])
+NO_SHIFT = torch.zeros(1, 9, 1, 1)
 
 
 def noisy(x0: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,8 +149,24 @@ def test_the_filter_returns_the_posterior_mean_of_gaussian_errors() -> None:
     estimate = torch.rand((1, 3, 64, 64), generator=rng)
     x0 = estimate + error * torch.randn((1, 3, 64, 64), generator=rng)
     x_t, sigma = noisy(x0, torch.randn((1, 3, 64, 64), generator=rng))
-    found = WienerFilter()(estimate.expand(len(TIMES), -1, -1, -1), torch.full((len(TIMES), 3, 64, 64), math.log(error)), x_t, TIMES / 1000)
+    found = WienerFilter()(estimate.expand(len(TIMES), -1, -1, -1), torch.full((len(TIMES), 3, 64, 64), math.log(error)), NO_SHIFT, x_t, TIMES / 1000)
     variance = error**2 * sigma**2 / (error**2 + sigma**2)
+    torch.testing.assert_close((found - x0).square().mean((1, 2, 3)), variance, rtol=0.05, atol=0)
+
+
+def test_the_filter_returns_the_posterior_mean_of_errors_towards_one_colour() -> None:
+    """With the covariance s^2 I + u u^T in every band, the filter is the matrix C (C + sigma^2)^-1, pixel by pixel."""
+    rng, error = torch.Generator().manual_seed(0), 0.1
+    estimate, u = torch.rand((1, 3, 64, 64), generator=rng), torch.tensor([0.3, -0.5, 0.2])
+    x0 = estimate + error * torch.randn((1, 3, 64, 64), generator=rng) + torch.randn((1, 1, 64, 64), generator=rng) * u.view(3, 1, 1)
+    x_t, sigma = noisy(x0, torch.randn((1, 3, 64, 64), generator=rng))
+    log_error, shift = torch.full((len(TIMES), 3, 64, 64), math.log(error)), u.repeat(3).view(1, 9, 1, 1).expand(len(TIMES), -1, 64, 64)
+    found = WienerFilter()(estimate.expand(len(TIMES), -1, -1, -1), log_error, shift, x_t, TIMES / 1000)
+    covariance = (error**2 * torch.eye(3) + torch.outer(u, u)).expand(len(TIMES), 3, 3)
+    gain = covariance @ torch.linalg.inv(covariance + sigma.square().view(-1, 1, 1) * torch.eye(3))
+    signal = cosine_levels(TIMES / 1000)[0].view(-1, 1, 1, 1)
+    torch.testing.assert_close(found, estimate + torch.einsum("bij,bjhw->bihw", gain, x_t / signal - estimate), rtol=1e-3, atol=1e-3)
+    variance = (covariance - gain @ covariance).diagonal(dim1=1, dim2=2).mean(1)
     torch.testing.assert_close((found - x0).square().mean((1, 2, 3)), variance, rtol=0.05, atol=0)
 
 
@@ -160,7 +177,7 @@ def test_the_filter_corrects_only_the_bands_in_which_the_estimate_may_be_wrong()
     for wrong, band in enumerate((high, middle, low)):
         log_error = torch.full((2, 3, 64, 64), -torch.inf)
         log_error[:, wrong] = 0
-        torch.testing.assert_close(WienerFilter()(estimate, log_error.nan_to_num(neginf=-1e30), x_t, time + 1e-4), band, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(WienerFilter()(estimate, log_error.nan_to_num(neginf=-1e30), NO_SHIFT, x_t, time + 1e-4), band, rtol=1e-3, atol=1e-3)
 
 
 def test_patches_of_2_by_2_pixels() -> None:

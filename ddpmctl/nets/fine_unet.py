@@ -4,8 +4,8 @@ In patches of 4x4 pixels, as in ``unet``, an object looks different at each of 1
 enters and leaves in patches of 2x2 pixels, with few channels. The encoder does not see the labels: it learns which objects x_t
 shows, and attention compares them with the requested ones.
 
-The layers need not reproduce what x_t shows. They give each pixel an estimate of x0 and, in three frequency bands, how far off it may be;
-``WienerFilter`` corrects the estimate by x_t.
+The layers need not reproduce what x_t shows. They give each pixel an estimate of x0 and, in three frequency bands, how far off and towards
+which colour it may be; ``WienerFilter`` corrects the estimate by x_t.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ddpmctl.registry import ACTIVATIONS, NETWORKS
 
 PATCH = 2
 FIRST_LOG_ERROR = -3.0  # log of the estimate's error at first, in grey levels from -1 to 1
+FIRST_SHIFT = 0.03  # towards grey at first; at 0, it would have no gradient
 LATEST = 0.998  # of t / T: at 1, the cosine schedule has no signal at all
 LEAST_SIGNAL = 0.05
 
@@ -81,9 +82,12 @@ class Look(nn.Module):
 class WienerFilter(nn.Module):
     """Correct an estimate of x0 by x_t: the posterior mean for Gaussian errors, in three frequency bands.
 
-    With x_t / signal = x0 + sigma * eps and an estimate m of error s, the mean of x0 given x_t is m + s^2 / (s^2 + sigma^2) (x_t / signal - m)
-    (Wiener 1949). At low noise it tends to x_t, so that grain and edges need not pass through the layers. Signal and sigma are those of the cosine
-    schedule (Nichol & Dhariwal 2021, eq. 17); with another one, the network learns the difference.
+    With x_t / signal = x0 + sigma * eps and an estimate m, whose error in the three colours of a pixel has the covariance C, the mean of x0 given
+    x_t is m + C (C + sigma^2)^-1 (x_t / signal - m) (Wiener 1949). At low noise it tends to x_t, so that grain and edges need not pass through
+    the layers. C is s^2 I + u u^T: at an edge, a pixel may have either side's colour, and u is their difference. Without u, the correction
+    would let noise of every colour pass there.
+
+    Signal and sigma are those of the cosine schedule (Nichol & Dhariwal 2021, eq. 17); with another one, the network learns the difference.
     """
 
     def __init__(self) -> None:
@@ -91,14 +95,27 @@ class WienerFilter(nn.Module):
         super().__init__()
         self.bands = Detail()
 
-    def forward(self, estimate: Tensor, log_error: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
-        """Return x0_hat (B, 3, H, W) of the estimate (B, 3, H, W), its error's logarithm (B, BANDS, H, W), high band first, x_t and t / T (B,)."""
+    def forward(self, estimate: Tensor, log_error: Tensor, shift: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
+        """Return x0_hat (B, 3, H, W).
+
+        Args:
+            estimate: m, (B, 3, H, W).
+            log_error: log s in each band, high band first, (B, BANDS, H, W).
+            shift: u in each band, (B, BANDS * 3, H, W).
+            x_t: (B, 3, H, W).
+            time: t / T, (B,).
+        """
         with torch.autocast(x_t.device.type, enabled=False):
             signal, log_sigma = (level[:, None, None, None] for level in cosine_levels(time.float()))
-            weights = torch.sigmoid(2 * (log_error - log_sigma))  # s^2 / (s^2 + sigma^2)
+            noise = (2 * log_sigma).exp()
+            total = noise + (2 * log_error).exp()  # s^2 + sigma^2
             x0_hat = estimate
-            for weight, band in zip(weights.chunk(BANDS, 1), self.bands(x_t.float() / signal - estimate), strict=True):
-                x0_hat = torch.addcmul(x0_hat, weight, band)
+            for variance, ignored, u, band in zip(
+                total.chunk(BANDS, 1), (noise / total).chunk(BANDS, 1), shift.chunk(BANDS, 1), self.bands(x_t.float() / signal - estimate), strict=True
+            ):
+                # C (C + sigma^2)^-1 = s^2 / (s^2 + sigma^2) I + sigma^2 / ((s^2 + sigma^2) (s^2 + sigma^2 + u^T u)) u u^T (Sherman & Morrison 1950)
+                along = ignored * (u * band).sum(1, keepdim=True) / (variance + u.square().sum(1, keepdim=True))
+                x0_hat = torch.addcmul(torch.addcmul(x0_hat, 1 - ignored, band), along, u)
         return x0_hat
 
 
@@ -136,7 +153,7 @@ class FineUNet(nn.Module):
         self.up = nn.ModuleList(FineBlock(before, after, w8, act) for before, after in ((2 * w8, w8), (2 * w16, w16), (w32, w32)))
         self.grow16 = nn.Sequential(nn.Conv2d(w8, w16, 1), nn.Upsample(scale_factor=2))
         self.grow32 = nn.Conv2d(w16, w32 * PATCH**2, 1)
-        self.out = nn.Sequential(ChannelNorm(w32), act(), nn.Conv2d(w32, (3 + BANDS) * PATCH**2, 3, padding=1))
+        self.out = nn.Sequential(ChannelNorm(w32), act(), nn.Conv2d(w32, (3 + BANDS + 3 * BANDS) * PATCH**2, 3, padding=1))
         self.filter = WienerFilter()
         for parameter in self.out[-1].parameters():
             nn.init.zeros_(parameter)
@@ -159,8 +176,8 @@ class FineUNet(nn.Module):
         x = self.up[0](torch.cat((self.look[1](x, self.tokens, present), x8), 1), condition)
         x = self.up[1](torch.cat((self.grow16(self.look[2](x, self.tokens, present)), x16), 1), condition)
         x = self.up[2](x32 + from_patches(self.grow32(x)), condition)
-        out = from_patches(self.out(x)).float()
-        x0_hat: Tensor = self.filter(self.mean + out[:, :3], FIRST_LOG_ERROR + out[:, 3:], x_t, time)
+        estimate, log_error, shift = torch.split(from_patches(self.out(x)).float(), (3, BANDS, 3 * BANDS), 1)
+        x0_hat: Tensor = self.filter(self.mean + estimate, FIRST_LOG_ERROR + log_error, FIRST_SHIFT + shift, x_t, time)
         return (x0_hat, self._seen(x8)) if self.training else x0_hat
 
     def name_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
