@@ -176,7 +176,7 @@ class FineUNet(nn.Module):
         x = self.up[0](torch.cat((self.look[1](x, self.tokens, present), x8), 1), condition)
         x = self.up[1](torch.cat((self.grow16(self.look[2](x, self.tokens, present)), x16), 1), condition)
         x = self.up[2](x32 + from_patches(self.grow32(x)), condition)
-        estimate, log_error, shift = torch.split(from_patches(self.out(x)).float(), (3, BANDS, 3 * BANDS), 1)
+        estimate, log_error, shift = torch.split(from_patches(self.out(x)).float(), [3, BANDS, 3 * BANDS], 1)
         x0_hat: Tensor = self.filter(self.mean + estimate, FIRST_LOG_ERROR + log_error, FIRST_SHIFT + shift, x_t, time)
         return (x0_hat, self._seen(x8)) if self.training else x0_hat
 
