@@ -300,15 +300,16 @@ MODERN: dict[str, Value] = {
     "lr_decay": "linear",
     "time_sampling": "logit-normal",
     "time_mean": 0.5,
-    "time_mean_end": -1.0,
+    "time_mean_end": -1.6,
     "time_std": 1.2,
     "label_loss": 0.03,
     "label_dropout": 0.1,
     "sampler": "dpm++2m",
     "spacing": "quadratic",
     "steps": 24,
-    "guidance": 3.0,
-    "guidance_to": 0.9,
+    "guidance": 1.0,
+    "guidance_to": 0.8,
+    "particles": 4,
 }
 
 PRESETS: dict[str, dict[str, Value]] = {
