@@ -305,9 +305,9 @@ MODERN: dict[str, Value] = {
     "label_loss": 0.03,
     "label_dropout": 0.1,
     "sampler": "dpm++2m",
-    "spacing": "quadratic",
+    "spacing": "cubic",
     "steps": 24,
-    "guidance": 1.0,
+    "guidance": 0.5,
     "guidance_to": 0.8,
     "particles": 4,
 }

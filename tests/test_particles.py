@@ -85,15 +85,17 @@ def test_absent_objects_count_as_well_as_present_ones() -> None:
     assert (images.float().mean((1, 2, 3)) < 127.5).float().mean() > 0.85
 
 
-def test_particles_are_drawn_in_proportion_to_their_likelihood() -> None:
-    """With a network that cannot tell the images apart, all particles are equally likely to be kept."""
-    made = pipeline(4)
-    made.net.name_objects = lambda x_t, time: torch.zeros(len(x_t), len(CLASSES))  # type: ignore[union-attr, method-assign]
-    requests = asked_for(400)
-    chosen, _, _ = finished(made.choose(requests))
+def test_the_likeliest_particle_is_kept() -> None:
+    made, requests = pipeline(4), asked_for(64)
+    (chosen, _, _), likeliest = finished(made.choose(requests)), []
+    *_, t = made._times_to_choice()
+    for number in range(4):
+        keys = [(*request.key, "particle", number) if number else request.key for request in requests]
+        at_choice = next(frame.x_t for frame in made.frames([ImageRequest(r.labels, key) for r, key in zip(requests, keys, strict=True)]) if frame.t == t)
+        likeliest.append(made.net.logit(at_choice, torch.full((64,), t / 100)))  # type: ignore[operator]
     numbers = [request.key[-1] if "particle" in request.key else 0 for request in chosen]  # type: ignore[attr-defined]
-    counts = torch.bincount(torch.tensor(numbers), minlength=4)
-    assert ((counts - 100) ** 2 / 100).sum() < 16.3, "chi-squared with three degrees of freedom, 0.001"
+    logits = torch.stack(likeliest)
+    assert torch.allclose(logits[numbers, range(64)], logits.max(0).values)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.names())

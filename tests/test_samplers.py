@@ -151,9 +151,10 @@ def test_even_times_are_even(timesteps: int, data: st.DataObject) -> None:
     assert np.abs(np.array(times) - np.linspace(timesteps, 0, steps + 1)).max() <= 0.5 + 1e-9
 
 
-def test_quadratic_times_are_even_in_their_root() -> None:
-    roots = np.sqrt(sampler_times("dpm++2m", "quadratic", schedule_of("cosine", 10_000), 16))
-    np.testing.assert_allclose(roots, np.linspace(100, 0, 17), atol=0.05)
+@pytest.mark.parametrize(("spacing", "power"), [("quadratic", 2), ("cubic", 3)])
+def test_spacings_by_powers_are_even_in_their_root(spacing: str, power: int) -> None:
+    times = np.array(sampler_times("dpm++2m", spacing, schedule_of("cosine", 10_000), 16)) / 10_000
+    np.testing.assert_allclose(times, np.linspace(1, 0, 17) ** power, atol=1.5e-4)
 
 
 @pytest.mark.parametrize(("spacing", "power"), [("log-snr", None), ("karras", 1 / 7)])

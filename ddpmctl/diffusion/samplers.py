@@ -72,7 +72,17 @@ def even(schedule: Schedule, steps: int) -> list[int]:
 @SPACINGS.register("quadratic")
 def quadratic(schedule: Schedule, steps: int) -> list[int]:
     """evenly in sqrt(t), with short steps at low noise; Song et al. 2021, appendix D.2."""
-    return _decreasing(schedule.timesteps, [schedule.timesteps * (1 - i / steps) ** 2 for i in range(1, steps)])
+    return _by_power(schedule, steps, 2)
+
+
+@SPACINGS.register("cubic")
+def cubic(schedule: Schedule, steps: int) -> list[int]:
+    """evenly in the cube root of t, with still shorter steps at low noise"""
+    return _by_power(schedule, steps, 3)
+
+
+def _by_power(schedule: Schedule, steps: int, power: int) -> list[int]:
+    return _decreasing(schedule.timesteps, [schedule.timesteps * (1 - i / steps) ** power for i in range(1, steps)])
 
 
 @SPACINGS.register("log-snr")

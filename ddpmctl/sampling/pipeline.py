@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ddpmctl.config import Config, SamplingConfig
 from ddpmctl.device import ComputeDevice, out_of_memory, release_memory
 from ddpmctl.diffusion.denoiser import Diffusion, Guidance
-from ddpmctl.diffusion.randomness import ImageNoise, Key, generator
+from ddpmctl.diffusion.randomness import ImageNoise, Key
 from ddpmctl.diffusion.samplers import Frame, own_options, sampler_times
 from ddpmctl.diffusion.schedules import Schedule
 from ddpmctl.distributed.job import SINGLE, Job
@@ -103,9 +103,8 @@ class SamplingPipeline:
     def choose(self, requests: Sequence[ImageRequest]) -> Progressing[Sequence[ImageRequest]]:
         """Yield progress in images times steps, and return the requests with the noise of one particle each.
 
-        Each request is sampled from ``particles`` noises down to ``CHOICE_TIME``. One of them is drawn with the probability that the network
-        gives to the requested labels when it names the objects in x_t: sampling importance resampling from p(x_t) p(labels | x_t)
-        (Gordon et al. 1993; for diffusion models Wu et al. 2023, section 3.1).
+        Each request is sampled from ``particles`` noises down to ``CHOICE_TIME``. The one is kept for which the network, when it names the
+        objects in x_t, gives the requested labels the highest probability.
         """
         if not self._trials:
             return requests
@@ -123,9 +122,7 @@ class SamplingPipeline:
             with torch.inference_mode(), self.compute.autocast():
                 logits = self.net.name_objects(x_t, torch.full((len(x_t),), times[-1] / self.diffusion.schedule.timesteps, device=x_t.device)).float()
             log_likelihood.append(-F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(1).cpu())
-        share = torch.stack(log_likelihood, 1).double().softmax(1).cumsum(1)  # (B, particles)
-        drawn = torch.tensor([torch.rand((), generator=generator(int(r.key[0]), "particle", *r.key[1:])).item() for r in requests], dtype=torch.float64)
-        chosen = (share < drawn[:, None]).sum(1).clamp(max=len(particles) - 1)
+        chosen = torch.stack(log_likelihood).argmax(0)
         return [particles[number][index] for index, number in enumerate(chosen.tolist())]
 
     def frames(self, requests: Sequence[ImageRequest]) -> Iterator[Frame]:
