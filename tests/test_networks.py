@@ -44,14 +44,14 @@ def test_output_shape_and_gradients_of_every_weight(name: str, act: str) -> None
     assert out.dtype == torch.float32
     rng = torch.Generator().manual_seed(2)
     # In training mode, some networks also return what they recognise.
-    trained = net.train()(x_t, labels, time) if getattr(net, "recognises", False) else (out,)
+    trained = net.train()(x_t, labels, time) if hasattr(net, "name_objects") else (out,)
     sum((part * torch.randn(part.shape, generator=rng)).mean() for part in trained).backward()
     idle = [n for n, weight in net.named_parameters() if weight.grad is None or not weight.grad.abs().max() > 0]
     assert not idle
     assert all(torch.isfinite(weight.grad).all() for weight in net.parameters())
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS.names() if getattr(NETWORKS.get(name), "recognises", False)])
+@pytest.mark.parametrize("name", [name for name in NETWORKS.names() if hasattr(NETWORKS.get(name), "name_objects")])
 def test_objects_are_named_from_the_image_and_the_time_alone(name: str) -> None:
     net, (x_t, labels, time) = network(name, "gelu"), batch()
     named = net.name_objects(x_t, time)
@@ -178,6 +178,28 @@ def test_the_filter_corrects_only_the_bands_in_which_the_estimate_may_be_wrong()
         log_error = torch.full((2, 3, 64, 64), -torch.inf)
         log_error[:, wrong] = 0
         torch.testing.assert_close(WienerFilter()(estimate, log_error.nan_to_num(neginf=-1e30), NO_SHIFT, x_t, time + 1e-4), band, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("wrong", range(3))
+def test_each_band_has_its_own_direction_of_colour(wrong: int) -> None:
+    x_t, estimate = batch(2)[0], torch.zeros(2, 3, 64, 64)
+    band, u = Detail()(x_t)[wrong], torch.tensor([0.6, 0.0, 0.8]).view(3, 1, 1)
+    shift = torch.zeros(2, 9, 64, 64)
+    shift[:, 3 * wrong : 3 * wrong + 3] = u
+    found = WienerFilter()(estimate, torch.full((2, 3, 64, 64), -1e30), shift, x_t, torch.full((2,), 1e-4))  # hardly any noise: x_t is x0
+    torch.testing.assert_close(found, u * (u * band).sum(1, keepdim=True), rtol=1e-3, atol=1e-3)
+
+
+def test_the_layers_of_fine_unet_give_estimate_error_and_direction() -> None:
+    net, (x_t, labels, time) = make_network(Config().replace(net="fine-unet", width=8)).eval(), batch()
+    bias = net.out[-1].bias
+    with torch.no_grad():
+        outputs = [net(x_t, labels, time)]
+        for part in (slice(0, 3), slice(3, 6), slice(6, 15)):
+            bias.zero_()
+            bias.view(4, 15)[:, part] = 0.5
+            outputs.append(net(x_t, labels, time))
+    assert all((one - other).abs().max() > 1e-3 for i, one in enumerate(outputs) for other in outputs[:i])
 
 
 def test_patches_of_2_by_2_pixels() -> None:

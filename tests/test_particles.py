@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from ddpmctl.checkpoints.format import load_checkpoint
 from ddpmctl.config import Config
 from ddpmctl.device import ComputeDevice
 from ddpmctl.diffusion.denoiser import Diffusion
 from ddpmctl.errors import UsageError
+from ddpmctl.evaluation.evaluate import pipeline_for
 from ddpmctl.labels import CLASSES
 from ddpmctl.registry import NETWORKS, SAMPLERS
-from ddpmctl.sampling.pipeline import CHOICE_TIME, ImageRequest, Progressing, SamplingPipeline, requests_for, require_recogniser, sample_images, to_uint8
+from ddpmctl.sampling.pipeline import (
+    CHOICE_TIME,
+    ImageRequest,
+    Progressing,
+    SamplingPipeline,
+    names_objects,
+    requests_for,
+    require_recogniser,
+    sample_images,
+    to_uint8,
+)
 from ddpmctl.sampling.trajectory import record
+from tests.conftest import ddpmctl, train
 
 CONTRAST = 0.01  # of a bright image against a dark one, small enough to be decided late
 BRIGHT = CLASSES[0]
@@ -112,13 +126,14 @@ def test_the_choice_does_not_depend_on_the_batch_and_the_image_is_that_of_its_no
     assert done[-1] == 9 * made.work
 
 
-def test_a_trajectory_is_that_of_the_kept_particle() -> None:
+def test_a_trajectory_of_the_kept_particle_ends_in_its_image() -> None:
     made, requests = pipeline(3), asked_for(4)
-    recorded, done, totals = finished(record(made, requests))
+    chosen, _, _ = finished(made.choose(requests))
+    recorded, done, totals = finished(record(made, chosen))  # type: ignore[arg-type]
     images, _, _ = finished(sample_images(made, requests))
     assert (recorded[-1].x_t == images.permute(0, 2, 3, 1).numpy()).all()  # type: ignore[index]
     assert len(recorded) == made.steps + 1  # type: ignore[arg-type]
-    assert (done[-1], totals) == (4 * made.work, {4 * made.work})
+    assert (done[-1], totals) == (made.steps, {made.steps})
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0])
@@ -142,9 +157,51 @@ def test_a_choice_comes_after_the_shapes_are_decided_and_before_the_last_step() 
 
 @pytest.mark.parametrize("net", NETWORKS.names())
 def test_networks_that_name_no_objects_are_refused(net: str) -> None:
-    config = Config().replace(net=net, particles=2, objective="x0")
-    if getattr(NETWORKS.get(net), "recognises", False):
+    config = Config().replace(net=net, particles=2, objective="x0", label_loss=0.1)
+    if names_objects(net):
         require_recogniser(config)
+        with pytest.raises(UsageError, match="--particles: with --label-loss 0 the network does not learn to recognise objects"):
+            require_recogniser(config.replace(label_loss=0.0))
     else:
         with pytest.raises(UsageError, match=f"--particles: the network {net} does not recognise objects"):
             require_recogniser(config)
+    require_recogniser(config.replace(particles=1, label_loss=0.0))
+
+
+FINE = ["--net", "fine-unet", "--schedule", "cosine", "--objective", "x0", "--label-loss", "0.1", "--sampler", "dpm++2m", "--timesteps", "20", "--steps", "6"]
+
+
+@pytest.fixture(scope="module")
+def fine_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of ``fine-unet`` that samples with three particles."""
+    return train(tmp_path_factory.mktemp("fine"), *FINE, "--particles", "3", "--epochs", "2")
+
+
+def test_the_commands_sample_with_the_particles_of_the_checkpoint(fine_run: Path, tmp_path: Path) -> None:
+    result = ddpmctl("sample", fine_run, "--labels", "red cube", "--labels", "blue sphere", "-o", tmp_path / "a")
+    assert result.exit_code == 0, result.output
+    assert "one of 3 particles" in result.stderr
+    (checkpoint,) = sorted((fine_run / "checkpoints").glob("epoch2_*.pth"))
+    loaded = load_checkpoint(checkpoint)
+    made = pipeline_for(loaded, {}, ComputeDevice(torch.device("cpu"), "fp32"))
+    requests = requests_for("sample", [("red cube",), ("blue sphere",)], seed=0)
+    chosen, _, _ = finished(made.choose(requests))
+    apart = [finished(made.choose([request]))[0][0] for request in requests]  # type: ignore[index]
+    assert chosen == apart, "the choice does not depend on the batch"
+
+
+def test_results_of_other_particles_are_not_taken_from_the_cache(fine_run: Path, tmp_path: Path) -> None:
+    result = ddpmctl("evaluate", fine_run, "--sweep", "particles=1,3", "--csv", tmp_path / "s.csv")
+    assert result.exit_code == 0, result.output
+    rows = (tmp_path / "s.csv").read_text().splitlines()
+    assert {row.split(",")[rows[0].split(",").index("particles")] for row in rows[1:]} == {"1", "3"}
+
+
+def test_arms_with_other_particles_are_not_compared(fine_run: Path, run: Path) -> None:
+    result = ddpmctl("compare", fine_run, run)
+    assert result.exit_code == 2
+    assert "particles 3 against 1" in result.stderr
+    assert "--particles 1" in result.stderr
+    refused = ddpmctl("compare", fine_run, run, "--particles", 3)
+    assert refused.exit_code == 2
+    assert "error: --particles: the network context-unet does not recognise objects" in refused.stderr

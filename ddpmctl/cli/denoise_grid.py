@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from ddpmctl.errors import UsageError
 
 if TYPE_CHECKING:
     from ddpmctl.evaluation.classifiers import Classifier
+    from ddpmctl.sampling.pipeline import ImageRequest
     from ddpmctl.sampling.trajectory import RecordedFrame, Trajectory
 
 OUT = Path("denoise-grid.png")
@@ -59,9 +61,12 @@ def denoise_grid(
     from ddpmctl.sampling.trajectory import record
 
     recorded: list[list[RecordedFrame]] = []
+    requests: Sequence[ImageRequest] = requests_for("sample", label_sets, seed=seed)
     for one in named:
         pipeline = ready_pipeline(one, runs_dir, chosen, terminal)
-        recorded.append(terminal.finish(record(pipeline, requests_for("sample", label_sets, seed=seed))))
+        if not recorded:  # the first checkpoint chooses between particles, so that all have the same noise
+            requests = terminal.finish(pipeline.choose(requests))
+        recorded.append(terminal.finish(record(pipeline, requests)))
     times = [frame.t for frame in recorded[0]]
     if any([frame.t for frame in frames] != times for frames in recorded):
         raise UsageError("--checkpoints: they are sampled at different times; give --sampler and --steps for all")

@@ -14,7 +14,7 @@ import numpy as np
 from ddpmctl.checkpoints.format import load_checkpoint
 from ddpmctl.comparison.recorded import FILES, IGNORED
 from ddpmctl.config import Value
-from ddpmctl.errors import DdpmctlError, UsageError
+from ddpmctl.errors import DataError, UsageError
 from ddpmctl.evaluation.evaluate import EvaluationSpec, evaluate_checkpoints, used_config
 from ddpmctl.evaluation.results import CheckpointResult, EvaluationEvent, pooled_tally
 from ddpmctl.runs.folder import Run, epoch_in_name, find_checkpoints
@@ -170,15 +170,16 @@ def _advice(first: Arm, second: Arm, finding: Finding) -> str:
 def _check_alike(paths: Sequence[Path], spec: EvaluationSpec) -> None:
     used: list[tuple[Path, dict[str, Value]]] = []
     for path in paths:
-        with contextlib.suppress(DdpmctlError):  # a file that cannot be used is reported when it is scored
+        with contextlib.suppress(DataError):  # a file that cannot be used is reported when it is scored
             used.append((path, asdict(used_config(load_checkpoint(path, spec.assume), spec).sampling)))
     for path, sampling in used[1:]:
         first, other = used[0][1], used[0][0]
         differing = [f"{name.replace('_', '-')} {first[name]} against {sampling[name]}" for name in first if first[name] != sampling[name]]
         if differing:
+            same = [f"--{name.replace('_', '-')} {1 if name == 'particles' else first[name]}" for name in first if first[name] != sampling[name]]
             raise UsageError(
                 f"compare: {other} and {path} have different sampler settings ({', '.join(differing)}); "
-                "give both the same, such as --sampler dpm++2m --guidance 2, or add --anyway"
+                f"give both the same, such as {' '.join(same)}, or add --anyway"
             )
 
 

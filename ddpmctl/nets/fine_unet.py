@@ -4,8 +4,8 @@ In patches of 4x4 pixels, as in ``unet``, an object looks different at each of 1
 enters and leaves in patches of 2x2 pixels, with few channels. The encoder does not see the labels: it learns which objects x_t
 shows, and attention compares them with the requested ones.
 
-The layers need not reproduce what x_t shows. They give each pixel an estimate of x0 and, in three frequency bands, how far off and towards
-which colour it may be; ``WienerFilter`` corrects the estimate by x_t.
+The layers need not reproduce what x_t shows. They give each pixel an estimate of x0 and, in three frequency bands, how far off and in which
+direction of colour it may be; ``WienerFilter`` corrects the estimate by x_t.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ddpmctl.registry import ACTIVATIONS, NETWORKS
 
 PATCH = 2
 FIRST_LOG_ERROR = -3.0  # log of the estimate's error at first, in grey levels from -1 to 1
-FIRST_SHIFT = 0.03  # towards grey at first; at 0, it would have no gradient
+FIRST_SHIFT = 0.03  # in brightness at first; at 0, it would have no gradient
 LATEST = 0.998  # of t / T: at 1, the cosine schedule has no signal at all
 LEAST_SIGNAL = 0.05
 
@@ -84,8 +84,8 @@ class WienerFilter(nn.Module):
 
     With x_t / signal = x0 + sigma * eps and an estimate m, whose error in the three colours of a pixel has the covariance C, the mean of x0 given
     x_t is m + C (C + sigma^2)^-1 (x_t / signal - m) (Wiener 1949). At low noise it tends to x_t, so that grain and edges need not pass through
-    the layers. C is s^2 I + u u^T: at an edge, a pixel may have either side's colour, and u is their difference. Without u, the correction
-    would let noise of every colour pass there.
+    the layers. C is s^2 I + u u^T: at an edge, a pixel may have either side's colour, and u lies along their difference. Without u, the
+    correction would let noise of every colour pass there.
 
     Signal and sigma are those of the cosine schedule (Nichol & Dhariwal 2021, eq. 17); with another one, the network learns the difference.
     """
@@ -130,7 +130,6 @@ def cosine_levels(time: Tensor) -> tuple[Tensor, Tensor]:
 class FineUNet(nn.Module):
     """ours, finer: 2x2 patches and blocks at 32x32, 16x16 and 8x8; names the objects that it sees; x_t corrects its estimate."""
 
-    recognises = True
     objectives = ("x0",)
 
     def __init__(self, config: ModelConfig) -> None:

@@ -109,7 +109,7 @@ class SamplingPipeline:
         if not self._trials:
             return requests
         assert isinstance(self.net, Recogniser)  # see require_recogniser
-        times, labels = self._times_to_choice(), label_tensor(requests).to(self.compute.device)
+        times, labels, total = self._times_to_choice(), label_tensor(requests).to(self.compute.device), len(requests) * self.work
         particles = [[_particle(request, number) for request in requests] for number in range(self.sampling.particles)]
         log_likelihood, done = [], 0
         for particle in particles:
@@ -118,7 +118,7 @@ class SamplingPipeline:
                 x_t = frame.x_t
                 if not frame.pure_noise:
                     done += len(requests)
-                    yield Progress("sampling", done, len(requests) * self.work)
+                    yield Progress("sampling", done, total)
             with torch.inference_mode(), self.compute.autocast():
                 logits = self.net.name_objects(x_t, torch.full((len(x_t),), times[-1] / self.diffusion.schedule.timesteps, device=x_t.device)).float()
             log_likelihood.append(-F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(1).cpu())
@@ -181,13 +181,22 @@ class SamplingPipeline:
 
 
 def require_recogniser(config: Config) -> None:
-    """Check that the network names objects, if there are several particles to choose between.
+    """Check that the network has learned to name objects, if there are several particles to choose between.
 
     Raises:
-        UsageError: it does not.
+        UsageError: it has not.
     """
-    if config.sampling.particles > 1 and not getattr(NETWORKS.get(config.model.net), "recognises", False):
+    if config.sampling.particles == 1:
+        return
+    if not names_objects(config.model.net):
         raise UsageError(f"--particles: the network {config.model.net} does not recognise objects; give --particles 1")
+    if config.training.label_loss == 0:
+        raise UsageError("--particles: with --label-loss 0 the network does not learn to recognise objects; give --particles 1")
+
+
+def names_objects(net: str) -> bool:
+    """Return whether a registered network names the objects in x_t; see ``Recogniser``."""
+    return hasattr(NETWORKS.get(net), "name_objects")
 
 
 def _particle(request: ImageRequest, number: int) -> ImageRequest:

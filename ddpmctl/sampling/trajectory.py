@@ -39,13 +39,11 @@ class Trajectory:
 
 
 def record(pipeline: SamplingPipeline, requests: Sequence[ImageRequest]) -> Progressing[list[RecordedFrame]]:
-    """Yield progress and return all frames of one batch."""
+    """Yield progress and return all frames of one batch, from the noise of the requests; with several particles, ``choose`` comes first."""
     frames: list[RecordedFrame] = []
-    total, count = len(requests) * pipeline.work, len(requests)
-    yield Progress("sampling", 0, total)
-    chosen = yield from pipeline.choose(requests)
-    for frame in pipeline.frames(chosen):
+    yield Progress("sampling", 0, pipeline.steps)
+    for frame in pipeline.frames(requests):
         x_t, x0_hat = (to_uint8(images).permute(0, 2, 3, 1).contiguous().numpy() for images in (frame.x_t, frame.x0_hat))
         frames.append(RecordedFrame(frame.t, x_t, None if frame.pure_noise else x0_hat))
-        yield Progress("sampling", total - count * (pipeline.steps + 1 - len(frames)), total)
+        yield Progress("sampling", len(frames) - 1, pipeline.steps)
     return frames

@@ -20,7 +20,7 @@ from ddpmctl.diffusion.randomness import derived_seed, generator
 from ddpmctl.distributed.replicas import Replicas
 from ddpmctl.errors import UsageError
 from ddpmctl.registry import NETWORKS
-from ddpmctl.sampling.pipeline import require_recogniser
+from ddpmctl.sampling.pipeline import names_objects, require_recogniser
 from ddpmctl.training.gradients import Gradients, require_finite
 from ddpmctl.training.optimizers import make_optimizers, set_lr
 
@@ -82,7 +82,7 @@ def require_trainable(config: Config) -> None:
         UsageError: it cannot.
     """
     name, net, objective = config.model.net, NETWORKS.get(config.model.net), config.diffusion.objective
-    if config.training.label_loss and not getattr(net, "recognises", False):
+    if config.training.label_loss and not names_objects(name):
         raise UsageError(f"--label-loss: the network {name} does not recognise objects; give --label-loss 0 or --net fine-unet")
     require_recogniser(config)
     if objective not in getattr(net, "objectives", (objective,)):

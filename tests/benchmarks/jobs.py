@@ -239,7 +239,7 @@ def sampling(checkpoint: str, ancestral_repeats: int, repeats: int, timed_steps:
         start = time.perf_counter()
         finish(score_conditions(timed, evaluator, conditions, seed=1))
         seconds.append(time.perf_counter() - start)
-    same = {"guidance": 0.0, "steps": None}
+    same = {"guidance": 0.0, "steps": None, "spacing": "even", "particles": 1}
     pipeline = pipeline_for(loaded, {**same, "sampler": "dpm++2m"}, compute)
     ancestral = pipeline_for(loaded, {**same, "sampler": "ddpm"}, make_compute_device(Config().replace(precision="fp32").device))
     return {

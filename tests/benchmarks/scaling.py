@@ -216,7 +216,7 @@ def counted(preset: str) -> dict[str, float]:
     return {
         "flops": image, "fixed_flops": flops[2] - 2 * image, "launches": launches.count, "parameters": sum(p.numel() for p in trainer.net.parameters()),
         "batch_size": usual.batch_size,
-        "save_every": usual.save_every, "sampling_flops": counter.get_total_flops() / 2, "sampling_launches": sampling.count, "sampling_steps": pipeline.steps,
+        "save_every": usual.save_every, "sampling_flops": counter.get_total_flops() / 2, "sampling_launches": sampling.count, "sampling_calls": pipeline.nfe,
     }  # fmt: skip
 
 
@@ -229,7 +229,7 @@ def predicted(work: dict[str, float], gpus: int, batch: int) -> dict[str, float]
     drawing = batch * 3 * 64 * 64 / Assumed.normal  # every rank draws the whole batch's noise
     step = max(computing, launching) + reducing + drawing
     # Rank 0 scores a checkpoint on 64 conditions in one batch, and the others wait.
-    scoring = work["sampling_steps"] * max(64 * work["sampling_flops"] / Assumed.flops, work["sampling_launches"] * Assumed.launch)
+    scoring = work["sampling_calls"] * max(64 * work["sampling_flops"] / Assumed.flops, work["sampling_launches"] * Assumed.launch)
     training = step * IMAGES / batch * work["save_every"]
     return {
         "computing": computing, "launching": launching, "reducing": reducing, "drawing": drawing, "images_per_second": batch / step,
@@ -245,7 +245,7 @@ def model_table(preset: str) -> list[str]:
     lines = [
         f"{preset}: {known['flops'] / 1e9:.1f} GFLOP an image and {known['fixed_flops'] / 1e9:.1f} in the optimizer, "
         f"{known['launches']:.0f} operations a step, {known['parameters'] / 1e6:.1f} M parameters "
-        f"({4 * known['parameters'] / 1e6:.0f} MB of gradients); a score of 64 images in {known['sampling_steps']:.0f} steps of "
+        f"({4 * known['parameters'] / 1e6:.0f} MB of gradients); a score of 64 images in {known['sampling_calls']:.0f} network calls of "
         f"{known['sampling_launches']:.0f} operations takes {scoring:.2f} s, every {known['save_every']:.0f} epochs of {IMAGES:,} images",
         "",
         "| GPUs | batch | computing, ms | launching, ms | all-reduce, ms | noise, ms | images/s | of one | waiting for scores |",

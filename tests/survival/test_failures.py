@@ -271,12 +271,16 @@ class LimitedMemory(nn.Module):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return self.scale * x + labels.sum(1).view(-1, 1, 1, 1) * time.view(-1, 1, 1, 1)
 
+    def name_objects(self, x: Tensor, time: Tensor) -> Tensor:
+        return x.flatten(1)[:, :24]
 
+
+@pytest.mark.parametrize("particles", [1, 3])
 @pytest.mark.parametrize("room", [1, 5, 64])
-def test_sampling_uses_smaller_batches_if_memory_is_short_and_gives_the_same_images(room: int) -> None:
+def test_sampling_uses_smaller_batches_if_memory_is_short_and_gives_the_same_images(room: int, particles: int) -> None:
     from ddpmctl.diffusion.denoiser import Diffusion
 
-    config = Config().replace(timesteps=6, sampler="ddpm")
+    config = Config().replace(timesteps=6, sampler="ddpm", particles=particles)
     requests = requests_for("x", [("red cube",), ("blue sphere", "red cube")], seed=3, repeats=9)
     made = []
     for net in (LimitedMemory(room), LimitedMemory(1000)):
