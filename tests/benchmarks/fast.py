@@ -239,6 +239,11 @@ def rows(found: dict[str, Figures], names: list[str]) -> Iterator[Row]:
         values = {name: value for name, value in f.items() if name.startswith("quick-")}
         return "; ".join(f"{name}: {value:.1%}" for name, value in values.items()), "", max(values.values()) <= 0.75
 
+    def too_many(f: Figures) -> tuple[str, str, bool]:
+        found = [run["too_many"] for run in f.values() if isinstance(run, dict)]
+        floor = max(one["floor"] for one in found)
+        return ", ".join(f"{one['samples']:.1%}" for one in found) + f"; renders {floor:.1%}", "", all(one["samples"] <= floor + 0.01 for one in found)
+
     def copies(f: Figures) -> tuple[str, str, bool]:
         nearest = [run["nearest"] for run in f.values() if isinstance(run, dict)]
         lowest = min(one["samples"] for one in nearest)
@@ -264,6 +269,7 @@ def rows(found: dict[str, Figures], names: list[str]) -> Iterator[Row]:
     yield row("`quick`, kernel distance of all runs", "floor's interval", ["fidelity"], functools.partial(kernel, runs=["quick-30", *fives]))
     yield row("two-sample classifier, 2 minutes of training on 2,000 samples and renders", "75 % at most", ["two-samples"], told_apart)
     yield row("nearest training image, against held-out renders", "not nearer", ["fidelity"], copies)
+    yield row("images with more coloured regions than requested objects", "as renders", ["fidelity"], too_many)
     yield row("second classifier against the built-in one, test; new_test", "2 points", ["second-opinion"], second)
     yield row("report's recipe, 600 epochs of 18,009 images on a GPU", "40 min", ["gpu-report"], report_minutes)
     yield row("`best` after 10 minutes on a GPU, test / new_test", "0.97 / 0.97", ["gpu-best"], best, by_colours)

@@ -335,7 +335,29 @@ def fidelity(images: Sequence[str]) -> Figures:
         found[Path(path).stem] = {
             m.key: {"samples": m.samples.estimate, "floor": m.floor.estimate, "floor_low": m.floor.low, "floor_high": m.floor.high} for m in measured.measures
         }
+        found[Path(path).stem]["too_many"] = {"samples": _too_many(samples, sets), "floor": _too_many(real.images[0], sets)}
     return found
+
+
+def _too_many(images: np.ndarray, sets: Sequence[tuple[str, ...]]) -> float:
+    """Return the share of images (conditions, repeats, 3, 64, 64) that show more coloured regions than objects were requested.
+
+    The classifier says which classes an image shows, not how often, so it does not see a second object of a requested class. Objects that touch or hide
+    each other are one region, so the share is a lower bound. Conditions with gray objects are left out.
+    """
+    coloured = [index for index, labels in enumerate(sets) if not any(label.startswith("gray") for label in labels)]
+    counts = _regions(torch.from_numpy(images[coloured]).flatten(0, 1)).view(len(coloured), -1)
+    requested = torch.tensor([len(sets[index]) for index in coloured])
+    return float((counts > requested[:, None]).float().mean())
+
+
+def _regions(images: Tensor) -> Tensor:
+    """Count the connected regions of at least 6 saturated pixels in each image, uint8 (N, 3, 64, 64) -> (N,)."""
+    inside = (images.float().amax(1) - images.float().amin(1) > 45)[:, None]
+    number = torch.arange(1.0, 64 * 64 + 1).view(1, 1, 64, 64) * inside
+    for _ in range(80):  # spreads each region's largest number over the region
+        number = F.max_pool2d(number, 3, 1, 1) * inside
+    return torch.tensor([int((one[one > 0].unique(return_counts=True)[1] >= 6).sum()) for one in number])
 
 
 def _beside(samples: np.ndarray, real: np.ndarray, path: Path) -> None:
