@@ -42,9 +42,9 @@ class TwoImages(nn.Module):
     with z = 2 CONTRAST signal / noise^2 sum(x_t).
     """
 
-    def __init__(self, diffusion: Diffusion, prior: float = 0.0) -> None:
+    def __init__(self, diffusion: Diffusion) -> None:
         super().__init__()
-        self.schedule, self.prior, self.images = diffusion.schedule, prior, 0
+        self.schedule, self.images = diffusion.schedule, 0
 
     def logit(self, x_t: Tensor, time: Tensor) -> Tensor:
         t = (time * self.schedule.timesteps).round().long()
@@ -160,7 +160,7 @@ def test_networks_that_name_no_objects_are_refused(net: str) -> None:
     config = Config().replace(net=net, particles=2, objective="x0", label_loss=0.1)
     if names_objects(net):
         require_recogniser(config)
-        with pytest.raises(UsageError, match="--particles: with --label-loss 0 the network does not learn to recognise objects"):
+        with pytest.raises(UsageError, match="--particles: a network trained with --label-loss 0 does not recognise objects"):
             require_recogniser(config.replace(label_loss=0.0))
     else:
         with pytest.raises(UsageError, match=f"--particles: the network {net} does not recognise objects"):
@@ -191,17 +191,18 @@ def test_the_commands_sample_with_the_particles_of_the_checkpoint(fine_run: Path
 
 
 def test_results_of_other_particles_are_not_taken_from_the_cache(fine_run: Path, tmp_path: Path) -> None:
-    result = ddpmctl("evaluate", fine_run, "--sweep", "particles=1,3", "--csv", tmp_path / "s.csv")
+    result = ddpmctl("evaluate", fine_run, "--sweep", "particles=1,3", "--csv", tmp_path / "s.csv", "--figures", tmp_path)
     assert result.exit_code == 0, result.output
     rows = (tmp_path / "s.csv").read_text().splitlines()
     assert {row.split(",")[rows[0].split(",").index("particles")] for row in rows[1:]} == {"1", "3"}
 
 
-def test_arms_with_other_particles_are_not_compared(fine_run: Path, run: Path) -> None:
-    result = ddpmctl("compare", fine_run, run)
+def test_arms_with_other_particles_are_not_compared(fine_run: Path, run: Path, tmp_path: Path) -> None:
+    arms = ("compare", fine_run, run, "--out", tmp_path / "c.png")
+    result = ddpmctl(*arms)
     assert result.exit_code == 2
     assert "particles 3 against 1" in result.stderr
     assert "--particles 1" in result.stderr
-    refused = ddpmctl("compare", fine_run, run, "--particles", 3)
+    refused = ddpmctl(*arms, "--particles", 3)
     assert refused.exit_code == 2
     assert "error: --particles: the network context-unet does not recognise objects" in refused.stderr

@@ -68,7 +68,7 @@ class SamplingPipeline:
 
     @property
     def work(self) -> int:
-        """Sampler steps per image, with those of the particles until one is chosen."""
+        """Sampler steps per image: those of every particle until one is chosen, and those of the image."""
         return self.steps + self._trials * len(self._times_to_choice()[:-1])
 
     @property
@@ -93,7 +93,7 @@ class SamplingPipeline:
         return sampler_times(self.sampling.sampler, self.sampling.spacing, self.diffusion.schedule, self.sampling.steps)
 
     def _times_to_choice(self) -> list[int]:
-        """Return the sampler's times down to the first at which t / T is at most ``CHOICE_TIME``, but not 0, where nothing is left to do."""
+        """Return the sampler's times from T to the first with t / T <= ``CHOICE_TIME``, or to the last before 0 if there is none."""
         times, limit = self._times(), CHOICE_TIME * self.diffusion.schedule.timesteps
         return times[: 1 + next(i for i, (t, after) in enumerate(itertools.pairwise(times)) if t <= limit or after == 0)]
 
@@ -101,7 +101,7 @@ class SamplingPipeline:
         return Guidance(self.sampling.guidance, self.sampling.guidance_from, self.sampling.guidance_to)
 
     def choose(self, requests: Sequence[ImageRequest]) -> Progressing[Sequence[ImageRequest]]:
-        """Yield progress in images times steps, and return the requests with the noise of one particle each.
+        """Yield progress, counted in sampler steps of all images, and return the requests, each with the noise of its likeliest particle.
 
         Each request is sampled from ``particles`` noises down to ``CHOICE_TIME``. The one is kept for which the network, when it names the
         objects in x_t, gives the requested labels the highest probability.
@@ -181,17 +181,17 @@ class SamplingPipeline:
 
 
 def require_recogniser(config: Config) -> None:
-    """Check that the network has learned to name objects, if there are several particles to choose between.
+    """Check that settings with several particles have a network that learns to name objects.
 
     Raises:
-        UsageError: it has not.
+        UsageError: they have not.
     """
     if config.sampling.particles == 1:
         return
     if not names_objects(config.model.net):
         raise UsageError(f"--particles: the network {config.model.net} does not recognise objects; give --particles 1")
     if config.training.label_loss == 0:
-        raise UsageError("--particles: with --label-loss 0 the network does not learn to recognise objects; give --particles 1")
+        raise UsageError("--particles: a network trained with --label-loss 0 does not recognise objects; give --particles 1")
 
 
 def names_objects(net: str) -> bool:
@@ -200,7 +200,7 @@ def names_objects(net: str) -> bool:
 
 
 def _particle(request: ImageRequest, number: int) -> ImageRequest:
-    """Return the request with a particle's noise; the first particle has that of the request."""
+    """Return the request with the noise of particle ``number``; particle 0 has the request's own noise."""
     return replace(request, key=(*request.key, "particle", number)) if number else request
 
 
