@@ -10,54 +10,34 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor, nn
-from torchvision.utils import make_grid
+from torch import Tensor
 
-from ddpmctl.benchmark import embedded
-from ddpmctl.benchmark.embedded import SCENES, train_labels
 from ddpmctl.checkpoints.format import load_checkpoint, save_checkpoint
 from ddpmctl.config import Config
-from ddpmctl.data.dataset import Dataset, load_conditions, load_dataset
-from ddpmctl.data.reference import real_images
+from ddpmctl.data.dataset import Dataset, load_conditions
 from ddpmctl.device import make_compute_device
 from ddpmctl.diffusion.denoiser import Diffusion
 from ddpmctl.evaluation.classifier_training import ClassifierTrained, train_classifier
-from ddpmctl.evaluation.classifiers import Block, Classifier, ConvNorm, load_classifier
+from ddpmctl.evaluation.classifiers import Classifier, load_classifier
 from ddpmctl.evaluation.evaluate import EvaluationSpec, evaluate_checkpoints, pipeline_for
-from ddpmctl.evaluation.fidelity import PreparedReference, Reference, measure_fidelity
 from ddpmctl.evaluation.misses import breakdown
 from ddpmctl.evaluation.scores import Score, pooled, score
 from ddpmctl.evaluation.scoring import ScoredImages, score_conditions
-from ddpmctl.sampling.pipeline import SamplingPipeline, label_tensor, requests_for, sample_images
+from ddpmctl.sampling.pipeline import SamplingPipeline, label_tensor, requests_for
 from ddpmctl.training.trainer import make_network
 from tests.benchmarks import startup
+from tests.benchmarks.appearance import fidelity, two_samples
 from tests.benchmarks.contenders import Contender, diffusers_unet, lucidrains_unet, matmul_peak, now, ours, plain_report
+from tests.benchmarks.data import benchmark_data, finish
 
 SCORED = ("test", "new_test")
-TWO_SAMPLES_SEED = 5 * 2**32  # other scenes than those of training and of ``real_images``
 Figures = dict[str, Any]
-
-
-def finish(spec: Generator[Any, None, Any]) -> Any:
-    """Run a generator to its end and return its value."""
-    while True:
-        try:
-            next(spec)
-        except StopIteration as end:
-            return end.value
-
-
-def benchmark_data() -> Dataset:
-    data: Dataset = finish(load_dataset(None))
-    return data
 
 
 def peak_memory() -> float:
@@ -313,98 +293,6 @@ def second_classifier(out: str, steps: int, scenes: int, check_scenes: int) -> F
     *_, last = train_classifier(Path(out), network="resnet18", steps=steps, scenes=scenes, check_scenes=check_scenes, seed=1)
     assert isinstance(last, ClassifierTrained)
     return {"file": out, "accuracy_on_renders": pooled(list(last.scores.values())).accuracy, "seconds": last.seconds}
-
-
-# Fidelity
-
-
-def fidelity(images: Sequence[str]) -> Figures:
-    """Measure kept images against new renders of the same labels; returns each file's measures and their floor."""
-    data, evaluator = benchmark_data(), load_classifier()
-    found: Figures = {}
-    for path in images:
-        with np.load(path) as content:
-            kept = {kind: content[kind] for kind in content.files}
-        repeats = len(kept["test"]) // len(data.conditions["test"])
-        sets = [labels for kind in kept for labels in data.conditions[kind]]
-        real = finish(real_images(data, sets, repeats))
-        samples = np.concatenate(list(kept.values())).reshape(real.images[0].shape)
-        _beside(samples[:, 0], real.images[0][:, 0], Path(path).with_suffix(".png"))
-        prepared = PreparedReference(Reference(real.images[0], real.images[1], data.images, real.same_scene), evaluator)
-        measured = finish(measure_fidelity(samples, prepared))
-        found[Path(path).stem] = {
-            m.key: {"samples": m.samples.estimate, "floor": m.floor.estimate, "floor_low": m.floor.low, "floor_high": m.floor.high} for m in measured.measures
-        }
-        found[Path(path).stem]["too_many"] = {"samples": _too_many(samples, sets), "floor": _too_many(real.images[0], sets)}
-    return found
-
-
-def _too_many(images: np.ndarray, sets: Sequence[tuple[str, ...]]) -> float:
-    """Return the share of images (conditions, repeats, 3, 64, 64) that show more coloured regions than objects were requested.
-
-    The classifier says which classes an image shows, not how often, so it does not see a second object of a requested class. Objects that touch or hide
-    each other are one region, so the share is a lower bound. Conditions with gray objects are left out.
-    """
-    coloured = [index for index, labels in enumerate(sets) if not any(label.startswith("gray") for label in labels)]
-    counts = _regions(torch.from_numpy(images[coloured]).flatten(0, 1)).view(len(coloured), -1)
-    requested = torch.tensor([len(sets[index]) for index in coloured])
-    return float((counts > requested[:, None]).float().mean())
-
-
-def _regions(images: Tensor) -> Tensor:
-    """Count the connected regions of at least 6 saturated pixels in each image, uint8 (N, 3, 64, 64) -> (N,)."""
-    inside = (images.float().amax(1) - images.float().amin(1) > 45)[:, None]
-    number = torch.arange(1.0, 64 * 64 + 1).view(1, 1, 64, 64) * inside
-    for _ in range(80):  # spreads each region's largest number over the region
-        number = F.max_pool2d(number, 3, 1, 1) * inside
-    return torch.tensor([int((one[one > 0].unique(return_counts=True)[1] >= 6).sum()) for one in number])
-
-
-def _beside(samples: np.ndarray, real: np.ndarray, path: Path) -> None:
-    """Draw the sample of every fourth condition, eight in a row, above a render of the same labels."""
-    every = [torch.from_numpy(np.ascontiguousarray(images[::4][:16])).split(8) for images in (samples, real)]
-    rows = torch.cat([row for pair in zip(*every, strict=True) for row in pair])
-    grid = make_grid(rows, nrow=8, padding=1, pad_value=255).repeat_interleave(2, 1).repeat_interleave(2, 2)
-    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(path)
-
-
-def two_samples(checkpoints: Sequence[str], count: int, seconds: float) -> Figures:
-    """Train a network for some seconds to tell samples from renders of the same labels; return how often it is right on others.
-
-    ``count`` samples and renders are for training, a fifth as many for the check. 0.5 would be chance.
-    """
-    compute, rng = make_compute_device(Config().device), torch.Generator().manual_seed(0)
-    known = list(train_labels(SCENES).values())
-    sets = [tuple(known[index]) for index in torch.randperm(len(known), generator=rng)[: count + count // 5].tolist()]
-    real = torch.from_numpy(finish(embedded.render_label_sets(sets, seed=TWO_SAMPLES_SEED)))
-    found: Figures = {"count": count, "seconds": seconds}
-    for path in checkpoints:
-        pipeline = pipeline_for(load_checkpoint(Path(path)), {}, compute)
-        made = finish(sample_images(pipeline, requests_for("two samples", sets, seed=0)))
-        found[Path(path).stem] = _right(made, real, count, seconds)
-    return found
-
-
-def _right(made: Tensor, real: Tensor, count: int, seconds: float) -> float:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = nn.Sequential(ConvNorm(3, 16, 3), nn.ReLU(), Block(16, 32, 2), Block(32, 64, 2), Block(64, 64), nn.Conv2d(64, 1, 1))
-    net = net.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.05)
-    images = torch.cat((made[:count], real[:count]))
-    truth = torch.cat((torch.ones(count), torch.zeros(count)))
-    rng, start = torch.Generator().manual_seed(1), time.perf_counter()
-    while (spent := time.perf_counter() - start) < seconds:
-        chosen = torch.randint(len(images), (64,), generator=rng)
-        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - spent / seconds)
-        loss = F.binary_cross_entropy_with_logits(net(images[chosen].float() / 127.5 - 1).mean((1, 2, 3)), truth[chosen])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    net.eval()
-    with torch.inference_mode():
-        says = [torch.cat([net(part.float() / 127.5 - 1).mean((1, 2, 3)) for part in images[count:].split(64)]) > 0 for images in (made, real)]
-    return float((says[0].float().mean() + (~says[1]).float().mean()) / 2)
 
 
 # (e) Start-up

@@ -34,7 +34,7 @@ from ddpmctl.distributed.job import join, without_teardown
 from ddpmctl.distributed.replicas import replicas
 from ddpmctl.sampling.pipeline import SamplingPipeline, requests_for
 from ddpmctl.training.trainer import Trainer, make_network
-from tests.benchmarks.jobs import benchmark_data
+from tests.benchmarks.data import benchmark_data
 
 REDUCED = (3_000_000, 10_000_000, 30_000_000)  # parameters
 EVALUATED = "quick"
