@@ -48,7 +48,7 @@ class DiffusionConfig:
     """The forward process and what the network predicts."""
 
     schedule: str = setting("linear", "Noise schedule.", choices=SCHEDULES)
-    timesteps: int = setting(400, "Diffusion steps T.", low=2, high=10_000)
+    timesteps: int = setting(400, "Diffusion steps T.", low=2, high=100_000)
     beta_1: float = setting(1e-4, "Smallest beta (linear, cosine-periodic).", above=0, high=0.999)
     beta_2: float = setting(0.02, "Largest beta (linear, cosine-periodic).", above=0, high=0.999)
     period: float = setting(50.0, "Period of cosine-periodic, in steps.", above=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from ddpmctl.config import Config, DiffusionConfig
 from ddpmctl.diffusion.schedules import make_schedule
-from ddpmctl.nets.fine_unet import Look, WienerFilter, cosine_levels, from_patches, to_patches
+from ddpmctl.nets.fine_unet import Look, from_patches, to_patches
 from ddpmctl.nets.unet import Detail, attend_both_ways
+from ddpmctl.nets.wiener import WienerFilter, cosine_levels
 from ddpmctl.registry import ACTIVATIONS, NETWORKS
 from ddpmctl.training.trainer import make_network
 
@@ -188,6 +190,31 @@ def test_each_band_has_its_own_direction_of_colour(wrong: int) -> None:
     shift[:, 3 * wrong : 3 * wrong + 3] = u
     found = WienerFilter()(estimate, torch.full((2, 3, 64, 64), -1e30), shift, x_t, torch.full((2,), 1e-4))  # hardly any noise: x_t is x0
     torch.testing.assert_close(found, u * (u * band).sum(1, keepdim=True), rtol=1e-3, atol=1e-3)
+
+
+def test_the_gradients_of_the_filter_are_those_of_the_matrices() -> None:
+    """The written-out gradients equal autograd's through C (C + sigma^2)^-1, built as matrices, in every band and pixel."""
+    rng, time = torch.Generator().manual_seed(0), torch.tensor([0.05, 0.6])
+    x_t, weight = torch.randn((2, 2, 3, 64, 64), generator=rng)
+    given = [0.5 * torch.randn((2, channels, 64, 64), generator=rng) for channels in (3, 3, 9)]
+
+    def gradients(function: Callable[..., Tensor]) -> list[Tensor]:
+        arguments = [value.clone().requires_grad_() for value in given]
+        (function(*arguments) * weight).sum().backward()
+        return [value.grad for value in arguments if value.grad is not None]
+
+    def by_matrices(estimate: Tensor, log_error: Tensor, shift: Tensor) -> Tensor:
+        signal, log_sigma = (level.view(-1, 1, 1, 1, 1) for level in cosine_levels(time))
+        out, noise = estimate, (2 * log_sigma).exp() * torch.eye(3)
+        for s, u, band in zip(log_error.exp().split(1, 1), shift.split(3, 1), Detail()(x_t / signal[..., 0] - estimate), strict=True):
+            column = u.permute(0, 2, 3, 1)[..., None]  # (B, H, W, 3, 1)
+            covariance = s.permute(0, 2, 3, 1)[..., None] ** 2 * torch.eye(3) + column @ column.mT
+            out = out + (covariance @ torch.linalg.solve(covariance + noise, band.permute(0, 2, 3, 1)[..., None]))[..., 0].permute(0, 3, 1, 2)
+        return out
+
+    filtered = WienerFilter()
+    for found, expected in zip(gradients(lambda *values: filtered(*values, x_t, time)), gradients(by_matrices), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_the_layers_of_fine_unet_give_estimate_error_and_direction() -> None:

@@ -16,14 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from ddpmctl.config import ModelConfig
-from ddpmctl.nets.unet import BANDS, CLASSES, HEAD, ChannelNorm, Detail, TimeEmbedding
+from ddpmctl.nets.unet import BANDS, CLASSES, HEAD, ChannelNorm, TimeEmbedding
+from ddpmctl.nets.wiener import WienerFilter
 from ddpmctl.registry import ACTIVATIONS, NETWORKS
 
 PATCH = 2
 FIRST_LOG_ERROR = -3.0  # log of the estimate's error at first, in grey levels from -1 to 1
 FIRST_SHIFT = 0.03  # in brightness at first; at 0, it would have no gradient
-LATEST = 0.998  # of t / T: at 1, the cosine schedule has no signal at all
-LEAST_SIGNAL = 0.05
 
 
 class FineBlock(nn.Module):
@@ -79,53 +78,6 @@ class Look(nn.Module):
         return x + out.transpose(1, 2).reshape(x.shape)  # type: ignore[no-any-return]
 
 
-class WienerFilter(nn.Module):
-    """Correct an estimate of x0 by x_t: the posterior mean for Gaussian errors, in three frequency bands.
-
-    With x_t / signal = x0 + sigma * eps and an estimate m, whose error in the three colours of a pixel has the covariance C, the mean of x0 given
-    x_t is m + C (C + sigma^2)^-1 (x_t / signal - m) (Wiener 1949). At low noise it tends to x_t, so that grain and edges need not pass through
-    the layers. C is s^2 I + u u^T: at an edge, a pixel may have either side's colour, and u lies along their difference. Without u, the
-    correction would let noise of every colour pass there.
-
-    Signal and sigma are those of the cosine schedule (Nichol & Dhariwal 2021, eq. 17); with another one, the network learns the difference.
-    """
-
-    def __init__(self) -> None:
-        """Create the transform that splits an image into bands; nothing here is trained."""
-        super().__init__()
-        self.bands = Detail()
-
-    def forward(self, estimate: Tensor, log_error: Tensor, shift: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
-        """Return x0_hat (B, 3, H, W).
-
-        Args:
-            estimate: m, (B, 3, H, W).
-            log_error: log s in each band, high band first, (B, BANDS, H, W).
-            shift: u in each band, (B, BANDS * 3, H, W).
-            x_t: (B, 3, H, W).
-            time: t / T, (B,).
-        """
-        with torch.autocast(x_t.device.type, enabled=False):
-            signal, log_sigma = (level[:, None, None, None] for level in cosine_levels(time.float()))
-            noise = (2 * log_sigma).exp()
-            total = noise + (2 * log_error).exp()  # s^2 + sigma^2
-            x0_hat = estimate
-            for variance, ignored, u, band in zip(
-                total.chunk(BANDS, 1), (noise / total).chunk(BANDS, 1), shift.chunk(BANDS, 1), self.bands(x_t.float() / signal - estimate), strict=True
-            ):
-                # C (C + sigma^2)^-1 = s^2 / (s^2 + sigma^2) I + sigma^2 / ((s^2 + sigma^2) (s^2 + sigma^2 + u^T u)) u u^T (Sherman & Morrison 1950)
-                along = ignored * (u * band).sum(1, keepdim=True) / (variance + u.square().sum(1, keepdim=True))
-                x0_hat = torch.addcmul(torch.addcmul(x0_hat, 1 - ignored, band), along, u)
-        return x0_hat
-
-
-def cosine_levels(time: Tensor) -> tuple[Tensor, Tensor]:
-    """Return signal and log(noise / signal) of the cosine schedule at t / T, (B,): alpha_bar = cos^2(a) / cos^2(a_0), with the angle a of eq. 17."""
-    first, angle = (math.pi / 2 * (part + 0.008) / 1.008 for part in (torch.zeros_like(time), time.clamp(max=LATEST)))
-    signal = angle.cos() / first.cos()
-    return signal.clamp(min=LEAST_SIGNAL), ((angle - first).sin() * (angle + first).sin()).log() / 2 - angle.cos().log()
-
-
 @NETWORKS.register("fine-unet")
 class FineUNet(nn.Module):
     """ours, finer: 2x2 patches and blocks at 32x32, 16x16 and 8x8; names the objects that it sees; x_t corrects its estimate."""
@@ -175,7 +127,8 @@ class FineUNet(nn.Module):
         x = self.up[0](torch.cat((self.look[1](x, self.tokens, present), x8), 1), condition)
         x = self.up[1](torch.cat((self.grow16(self.look[2](x, self.tokens, present)), x16), 1), condition)
         x = self.up[2](x32 + from_patches(self.grow32(x)), condition)
-        estimate, log_error, shift = torch.split(from_patches(self.out(x)).float(), [3, BANDS, 3 * BANDS], 1)
+        pixels = from_patches(self.out(x)).to(torch.float32, memory_format=torch.contiguous_format)
+        estimate, log_error, shift = torch.split(pixels, [3, BANDS, 3 * BANDS], 1)
         x0_hat: Tensor = self.filter(self.mean + estimate, FIRST_LOG_ERROR + log_error, FIRST_SHIFT + shift, x_t, time)
         return (x0_hat, self._seen(x8)) if self.training else x0_hat
 
