@@ -225,9 +225,11 @@ class Setting:
             return None
         converted = self._convert(value)
         if isinstance(self.choices, Registry):
-            self.choices.check(str(converted))
-        elif self.choices is not None and converted not in self.choices:
-            raise UsageError(f"{value!r} is none of {', '.join(self.choices)}")
+            return self.choices.check(str(converted))
+        if self.choices is not None:
+            if str(converted).lower() not in self.choices:
+                raise UsageError(f"{value!r} is none of {', '.join(self.choices)}")
+            return str(converted).lower()
         if isinstance(converted, int | float) and not isinstance(converted, bool):
             self._check_range(converted)
         return converted

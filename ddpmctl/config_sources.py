@@ -30,6 +30,7 @@ def resolve(given: Mapping[str, str], config_file: Path | None, preset: str, env
     Raises:
         UsageError: a value that cannot be used; an unknown preset or file.
     """
+    preset = preset.lower()
     if preset not in PRESETS:
         raise UsageError(f"--preset: {preset!r} is none of {', '.join(PRESETS)}")
     values: dict[str, Any] = Config().flat()

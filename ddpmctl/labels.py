@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,17 +22,41 @@ LabelSet = tuple[str, ...]
 
 
 def class_index(name: str) -> int:
-    """Return the class number (0-23) of a label such as ``"red cube"``.
+    """Return the class number (0-23) of a label such as ``"red cube"``; UsageError as for ``parse_label``."""
+    return INDEX[name if name in INDEX else parse_label(name)]
+
+
+def parse_label(text: str) -> str:
+    """Return the label that a person wrote: in any case and order, with a hyphen, in the plural, or with "grey".
 
     Raises:
-        UsageError: the label is unknown; the message suggests similar ones.
+        UsageError: the text has not exactly one colour and one shape; the message offers what may be meant.
     """
-    key = " ".join(name.lower().split())
-    if key not in INDEX:
-        near = difflib.get_close_matches(key, CLASSES, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"a label is a colour ({', '.join(COLOURS)}) and a shape ({', '.join(SHAPES)})"
-        raise UsageError(f"unknown label {name!r}: {hint}")
-    return INDEX[key]
+    words = _words(text)
+    found = [label for label in CLASSES if sorted(label.split()) == sorted(words)]
+    if not found:
+        raise UsageError(f"unknown label {text!r}: {_offer(words, text)}")
+    return found[0]
+
+
+def _words(text: str) -> list[str]:
+    """Return the words of a label in the spelling of ``COLOURS`` and ``SHAPES``, where they are known."""
+    words = [word for word in re.split(r"[\s_-]+", text.lower()) if word]
+    return [{"grey": "gray", **{f"{shape}s": shape for shape in SHAPES}}.get(word, word) for word in words]
+
+
+def _offer(words: Sequence[str], text: str) -> str:
+    """Return what to write instead."""
+    colours, shapes = [word for word in words if word in COLOURS], [word for word in words if word in SHAPES]
+    if len(words) == len(colours) + len(shapes) > 0:
+        if len(colours) == len(shapes):  # as many as two labels have
+            return "several labels are separated by commas"
+        near = [f"{colour} {shape}" for colour in dict.fromkeys(colours or COLOURS) for shape in dict.fromkeys(shapes or SHAPES)]
+    else:
+        near = difflib.get_close_matches(" ".join(words), CLASSES, n=3, cutoff=0.4)
+    if near:
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    return f"a label is a colour ({', '.join(COLOURS)}) and a shape ({', '.join(SHAPES)})"
 
 
 def multi_hot(label_sets: Sequence[Sequence[str]]) -> np.ndarray:

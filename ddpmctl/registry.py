@@ -69,16 +69,19 @@ class Registry(Generic[T]):
         return tuple(dict.fromkeys([*_declared(self.package).get(self.variable, []), *self._entries]))
 
     def check(self, name: str) -> str:
-        """Return ``name`` if it is registered.
+        """Return the registered name that ``name`` is, in whatever case it is written.
 
         Raises:
             UsageError: unknown name; the message suggests a similar one and lists all.
         """
-        if name not in self.names():
-            near = difflib.get_close_matches(name.lower(), self.names(), n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise UsageError(f"unknown {self.kind} {name!r}: {hint}There are {', '.join(self.names())}")
-        return name
+        names = self.names()
+        if name in names:
+            return name
+        if name.lower() in names:
+            return name.lower()
+        near = difflib.get_close_matches(name.lower(), names, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UsageError(f"unknown {self.kind} {name!r}: {hint}There are {', '.join(names)}")
 
     def get(self, name: str) -> T:
         """Return an entry, importing the package's files on first use.
@@ -86,7 +89,7 @@ class Registry(Generic[T]):
         Raises:
             UsageError: unknown name.
         """
-        self.check(name)
+        name = self.check(name)
         if name not in self._entries:
             for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__, self.package + "."):
                 importlib.import_module(module.name)

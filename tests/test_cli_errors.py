@@ -51,7 +51,18 @@ def test_the_small_folder_is_valid(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["sample", "denoise-grid"])
 @pytest.mark.parametrize(
     ("labels", "expected"),
-    [("red cub", "did you mean 'red cube'"), ("", "a label is missing"), ("red cube,,blue sphere", "a label is missing"), ("red cube,red cube", "named twice")],
+    [
+        ("red cub", "did you mean 'red cube'"),
+        ("", "a label is missing"),
+        ("red cube,,blue sphere", "a label is missing"),
+        (",", "a label is missing"),
+        ("red cube,cube red", "named twice"),
+        ("red", "did you mean 'red cube' or 'red sphere' or 'red cylinder'?"),
+        ("red blue cube", "did you mean 'red cube' or 'blue cube'?"),
+        ("gray cube sphere", "did you mean 'gray cube' or 'gray sphere'?"),
+        ("red cube blue sphere", "several labels are separated by commas"),
+        ("animal", "a label is a colour (gray, "),
+    ],
 )
 def test_bad_labels(command: str, labels: str, expected: str, run: Path, tmp_path: Path) -> None:
     line = refused(2, command, run, "--labels", labels, "-o", tmp_path / "out" / "x.png")

@@ -310,3 +310,8 @@ def test_settings_that_are_not_nested_by_section_are_a_value_error(content: obje
 def test_a_config_is_restored_from_its_dict_under_any_section_names() -> None:
     config = Config().replace(width=64, epochs=3)
     assert Config.from_dict({f"old {name}": section for name, section in config.to_dict().items()}) == config
+
+
+def test_names_are_known_in_any_case() -> None:
+    config = resolve({"act": "GELU", "precision": "FP32", "lr_decay": "Linear"}, None, "Quick", environ={}).config
+    assert (config.model.act, config.device.precision, config.training.lr_decay, config.model.net) == ("gelu", "fp32", "linear", "fine-unet")

@@ -65,8 +65,8 @@ def test_a_number_too_large_for_a_float(value: object) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "near"),
     [
-        *(("net", "context_unet", "context-unet"), ("act", "gellu", "gelu"), ("act", "ReLU", "relu"), ("schedule", "cosin", "cosine")),
-        *(("optimizer", "adamW", "adamw"), ("sampler", "dpm2m", "dpm++2m"), ("time_sampling", "lognormal", "logit-normal")),
+        *(("net", "context_unet", "context-unet"), ("act", "gellu", "gelu"), ("act", "rleu", "relu"), ("schedule", "cosin", "cosine")),
+        *(("optimizer", "admw", "adamw"), ("sampler", "dpm2m", "dpm++2m"), ("time_sampling", "lognormal", "logit-normal")),
     ],
 )
 def test_the_error_for_an_unknown_choice_names_the_nearest_and_all(name: str, value: str, near: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from ddpmctl.config_sources import assumed, overrides
 from ddpmctl.distributed.job import SINGLE, Job
 from ddpmctl.errors import UsageError
 from ddpmctl.files import prepare_folder
-from ddpmctl.labels import CLASSES, class_index
+from ddpmctl.labels import parse_label
 
 if TYPE_CHECKING:
     from ddpmctl.checkpoints.format import Checkpoint
@@ -37,18 +38,18 @@ def only_one_source(data: Path | None, scenes: int | None) -> None:
 
 
 def parse_labels(texts: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return ``--labels`` texts as label sets; a comma list is one image's objects.
+    """Return ``--labels`` texts as label sets; a list with commas or semicolons, perhaps with one at its end, is one image's objects.
 
     Raises:
         UsageError: an empty list, an unknown label, or one named twice.
     """
     sets = []
     for text in texts:
-        names = [part.strip() for part in text.split(",")]
+        names = [part.strip() for part in re.sub("[,;]\\s*$", "", text).replace(";", ",").split(",")]
         if not all(names):
             raise UsageError(f'--labels {text!r}: a label is missing; give e.g. --labels "red cube,blue sphere"')
         try:
-            labels = tuple(CLASSES[class_index(name)] for name in names)
+            labels = tuple(map(parse_label, names))
         except UsageError as error:
             raise UsageError(f"--labels: {error}") from None
         if len(set(labels)) < len(labels):
