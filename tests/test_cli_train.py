@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +155,25 @@ def test_resume_does_not_change_a_finished_run(run: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "nothing to do" in result.stderr
     assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_says_how_to_train_it_for_longer(tmp_path: Path) -> None:
+    run = train(tmp_path, "--epochs", 1)
+    said = ddpmctl("train", "--resume", run).stderr
+    again = said.split("To train it for longer: ddpmctl ")[1].split()
+    assert again[-2:] == ["--epochs", "2"]
+    result = ddpmctl(*again)
+    assert result.exit_code == 0, result.output
+    assert "epoch 2  loss" in result.stderr
+
+
+def test_after_training_the_next_commands_are_named_and_work(tmp_path: Path) -> None:
+    result = ddpmctl("train", *TINY, "--epochs", 1, "--scenes", 4, "--runs-dir", tmp_path / "runs")
+    commands = [line.removeprefix("next: ddpmctl ") for line in result.stderr.splitlines() if line.startswith("next: ")]
+    assert [command.split()[0] for command in commands] == ["evaluate", "sample", "denoise-grid"]
+    for command, out in zip(commands, ((), ("-o", tmp_path / "out"), ("-o", tmp_path / "out.png")), strict=True):
+        again = ddpmctl(*shlex.split(command), *out)
+        assert again.exit_code == 0, again.output
 
 
 def test_minutes_are_a_budget_and_the_decay_follows_the_time(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,14 +74,18 @@ def test_ctrl_c_saves_the_run_and_resume_continues(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
         assert process.wait(60) == 130
-    assert "--resume" in rest
+    (end,) = (line for line in rest.splitlines() if "stopped" in line)
+    assert re.fullmatch(r"stopped in epoch \d+, after step [\d,]+; to go on: ddpmctl train --resume .*r", end)
     assert "Traceback" not in rest
+    assert "error" not in rest
     assert (tmp_path / "r" / "state.pt").is_file()
     again = [*PYTHON, "train", "--resume", str(tmp_path / "r")]
     with subprocess.Popen(again, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         epochs: list[int] = []
+        before = []
         for line in process.stderr:
+            before.append(line)
             if line.startswith("epoch "):
                 epochs.append(int(line.split()[1]))
                 break
@@ -88,6 +93,7 @@ def test_ctrl_c_saves_the_run_and_resume_continues(tmp_path: Path) -> None:
         process.stderr.read()
         assert process.wait(60) == 130
     assert epochs[0] >= 3
+    assert re.search(r"goes on in epoch \d+, after step [\d,]+: 0 % of the budget is used; about .* of training left", "".join(before))
 
 
 def test_a_closed_pipe_is_not_an_error(run: Path, tmp_path: Path) -> None:
@@ -98,4 +104,4 @@ def test_a_closed_pipe_is_not_an_error(run: Path, tmp_path: Path) -> None:
         deadline = time.monotonic() + 120
         assert "Traceback" not in process.stderr.read()
         assert time.monotonic() < deadline
-        process.wait(60)
+        assert process.wait(60) == 141  # as for a process that SIGPIPE ended

@@ -12,6 +12,7 @@ import typer
 
 from ddpmctl.cli.common import Given, Outputs, evaluation_spec, named_conditions, only_one_source, prepare_output, reference_images
 from ddpmctl.cli.options import RUNS, Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, RunsDir, SceneCount, command
+from ddpmctl.cli.signals import when_stopped
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Value, settings
 from ddpmctl.distributed.job import Job
@@ -82,7 +83,8 @@ def evaluate(
     else:
         from ddpmctl.evaluation.evaluate import evaluate_checkpoints
 
-        rows, failures = terminal.finish(evaluate_checkpoints(checkpoints, spec))
+        with when_stopped("checkpoints that were scored completely are kept in the cache, and the same command continues after them"):
+            rows, failures = terminal.finish(evaluate_checkpoints(checkpoints, spec))
         if rows:
             beside = _beside_real(terminal, rows, spec, *against) if against else None
             _conclude(terminal, rows, failures, spec, known, outputs, beside, confirm=confirm, breakdown=breakdown)

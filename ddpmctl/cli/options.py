@@ -70,7 +70,7 @@ def command(*sections: str) -> Callable[[Callable[..., None]], Callable[..., Non
             except Stopped as stop:
                 # Not where torchrun ends those who are left after another one failed, nor before it is known which of them this is.
                 if job.is_leader and job.is_single == is_single_process() and job.claim(stop.words):
-                    Terminal().error(stop.words)
+                    Terminal().say(stop.words)
                 raise typer.Exit(stop.exit_code) from None
             except (typer.Exit, typer.Abort, BrokenPipeError):  # the last one: whoever read our output went away
                 raise

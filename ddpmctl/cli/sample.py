@@ -9,6 +9,7 @@ import typer
 
 from ddpmctl.cli.common import Given, parse_labels, prepare_output, ready_pipeline
 from ddpmctl.cli.options import RUNS, Assume, ConfigFile, RunsDir, command
+from ddpmctl.cli.signals import when_stopped
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.distributed.job import Job
 
@@ -40,7 +41,8 @@ def sample(
 
     pipeline = ready_pipeline(checkpoint, runs_dir, chosen, terminal, job)
     requests = requests_for("sample", label_sets, seed=seed, repeats=count)
-    made = terminal.finish(sample_images(pipeline, requests, job=job))
+    with when_stopped("no image was written"):
+        made = terminal.finish(sample_images(pipeline, requests, job=job))
     if not job.is_leader:
         return
     names = [f"{index // count:03d}-{'+'.join(r.labels).replace(' ', '-')[:LONGEST]}-seed{seed}-{index % count:03d}.png" for index, r in enumerate(requests)]

@@ -30,10 +30,22 @@ class StopRequest:
 
     number: int = 0
 
-    def obey(self) -> None:
-        """Raise Stopped if a stop is requested."""
+    def obey(self, words: str = "") -> None:
+        """Raise Stopped if a stop is requested; ``words`` says what was stopped and what is kept."""
         if self.number:
-            raise Stopped(self.number)
+            stop = Stopped(self.number)
+            stop.words = words or stop.words
+            raise stop
+
+
+@contextmanager
+def when_stopped(kept: str) -> Iterator[None]:
+    """In the body, a stop also says what is kept."""
+    try:
+        yield
+    except Stopped as stop:
+        stop.words += f"; {kept}"
+        raise
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TaskProgressColumn, TextColumn
 from rich.progress import Progress as ProgressBars
 from rich.table import Table
+from rich.text import Text
 
 from ddpmctl.progress import Notice, Progress
 
@@ -22,6 +23,7 @@ E = TypeVar("E")
 R = TypeVar("R")
 DAY = 24 * 3600
 PIPE_WIDTH = 200
+PIPE_CLOSED = 141  # 128 + SIGPIPE
 
 
 class Terminal:
@@ -31,9 +33,9 @@ class Terminal:
         """Create the consoles; ``silent`` is for ranks other than 0."""
         plain: dict[str, Any] = {"highlight": False, "emoji": False, "quiet": silent}
         # Without force_interactive, FORCE_COLOR would enable progress bars in CI logs.
-        self.err = Console(stderr=True, force_interactive=sys.stderr.isatty(), **plain)
+        self.err = _Console(stderr=True, force_interactive=sys.stderr.isatty(), **plain)
         # A pipe has no width, and rich would wrap tables at 80 columns.
-        self.out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, **plain)
+        self.out = _Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, **plain)
 
     def error(self, text: str) -> None:
         """Print an error in one line on stderr."""
@@ -72,7 +74,7 @@ class Terminal:
             "schedule": f"{plan.config.diffusion.schedule}, T = {plan.config.diffusion.timesteps}, terminal SNR {plan.terminal_snr:.2g}",
             "device": f"{plan.device}, {plan.precision}",
             "budget": f"{budget} of {training.batch_size} images, {plan.steps_per_epoch} steps an epoch",
-            "estimated": f"{duration} of training, without sampling for scores",
+            "estimated": f"{duration} of training in all, without sampling for scores",
             "evaluator": plan.evaluator,
             "disk": plan.disk,
         }
@@ -97,6 +99,25 @@ class Terminal:
         yield from (_Live(self.err) if self.err.is_interactive else _Plain(self.err)).follow(events)
 
 
+class _Console(Console):
+    """A console that ends the command as a shell expects when its reader, such as ``head``, has gone."""
+
+    def on_broken_pipe(self) -> None:
+        """Exit with the code of SIGPIPE; nothing more can be written."""
+        try:
+            super().on_broken_pipe()
+        except SystemExit:
+            raise SystemExit(PIPE_CLOSED) from None
+
+
+class _Remaining(ProgressColumn):
+    """The estimated remaining time, in days where it is long."""
+
+    def render(self, task: Task) -> Text:
+        """Return it as text, or nothing while it is not known."""
+        return Text("" if task.time_remaining is None else human_seconds(task.time_remaining))
+
+
 class _Plain:
     """Without a terminal: one line per epoch and per long stage."""
 
@@ -114,7 +135,8 @@ class _Plain:
     def _stage(self, event: Any) -> str:
         if event.done >= event.total:
             stage, self.stage = self.stage, ""
-            return f"{event.stage}: {event.total:,} in {time.monotonic() - self.started:.1f} s" if stage else ""
+            count = f"{event.total:,} in " if event.total > 1 else ""
+            return f"{event.stage}: {count}{time.monotonic() - self.started:.1f} s" if stage else ""
         if event.stage != self.stage:
             self.stage, self.started = event.stage, time.monotonic()
         return ""
@@ -129,7 +151,7 @@ class _Live:
         self.accuracies = ""
 
     def follow(self, events: Iterator[Any]) -> Iterator[Any]:
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), _Remaining(), TextColumn("{task.fields[note]}"))
         with ProgressBars(*columns, console=self.console, transient=True) as progress:
             for event in events:
                 self._show(progress, event)
@@ -168,6 +190,9 @@ def describe(event: object) -> str:  # noqa: PLR0911 - one line per event
         case events.Evaluated():
             parts = [f"{name} {s.accuracy:.4f} ({s.hits}/{s.labels}), exact {s.exact}/{s.images}" for name, s in event.scores.items()]
             return f"epoch {event.epoch}  " + "  ".join([*parts, f"sharpness {event.sharpness:.2f}"])
+        case events.Resumed():
+            left = "" if event.seconds is None else f"; about {human_seconds(event.seconds)} of training left"
+            return f"goes on in epoch {event.epoch}, after step {event.step:,}: {100 * event.fraction:.0f} % of the budget is used{left}"
         case events.RolledBack():
             return f"note: {event.reason}; back to step {event.step} at {event.lr_scale:g} of the learning rate (rollback {event.count})"
         case events.Overridden():

@@ -14,7 +14,7 @@ from ddpmctl.cli.crash import run_folder
 from ddpmctl.cli.options import RUNS, ClassifierFile, ConfigFile, Data, RunsDir, SceneCount, command
 from ddpmctl.cli.signals import StopRequest, stop_is_noted
 from ddpmctl.cli.terminal import Terminal
-from ddpmctl.config import PRESET_HELP, RECIPE
+from ddpmctl.config import PRESET_HELP, RECIPE, Config
 from ddpmctl.config_sources import Resolved, overrides, resolve
 from ddpmctl.config_toml import dump_toml
 from ddpmctl.distributed.job import Job
@@ -67,6 +67,8 @@ def train(
         terminal.result(dump_toml(resolved.config, resolved.origins).rstrip())
         return
 
+    terminal.say("starting: torch, data and network are loaded")
+
     from ddpmctl.training.session import TrainingRequest, plan_only
 
     stop = StopRequest()
@@ -97,11 +99,13 @@ def _train(terminal: Terminal, request: TrainingRequest, stop: StopRequest, *, b
     # Of several processes, all end at StopAgreed; rank 0 also while it makes images for a score, for which the others only wait.
     ends = (events.StopAgreed,) if not request.job.is_leader else (events.StopAgreed, Progress, events.Evaluated)
     last_scores: Evaluated | None = None
-    run = Run(request.folder)
+    run, place = Run(request.folder), ""
     with ExitStack() as stack:
         stream = session.run_training(request)
         try:
             for event in terminal.follow(stream):
+                if isinstance(event, events.Ticked | events.EpochDone | events.StopAgreed):
+                    place = f" in epoch {event.epoch}, after step {event.step:,}"
                 match event:
                     case events.Prepared():
                         run = Run(event.plan.run)
@@ -122,18 +126,22 @@ def _train(terminal: Terminal, request: TrainingRequest, stop: StopRequest, *, b
         finally:
             stream.close()
         if stop.number:
-            terminal.say(f"stopped; to go on: ddpmctl train --resume {run.folder}")
-            stop.obey()
-    _summary(terminal, run, last_scores)
+            stop.obey(f"stopped{place}; to go on: ddpmctl train --resume {run.folder}")
+    _summary(terminal, run, request.config, last_scores)
 
 
-def _summary(terminal: Terminal, run: Run, evaluated: Evaluated | None) -> None:
-    """Print the final table and where the images are."""
+def _summary(terminal: Terminal, run: Run, config: Config, evaluated: Evaluated | None) -> None:
+    """Print the final table, where the images are, and what can be done next."""
     if evaluated is None:
-        terminal.say(f"{run.folder}: the budget was used up already; nothing to do")
+        name, budget = ("epochs", config.training.epochs) if config.training.minutes is None else ("minutes", config.training.minutes)
+        on = f"ddpmctl train --resume {run.folder} --override {name} --{name} {2 * (budget or 0):g}"
+        terminal.say(f"{run.folder}: its {budget:g} {name} are used up; nothing to do. To train it for longer: {on}")
         return
     rows = [[name, f"{s.accuracy:.4f}", f"{s.hits}/{s.labels}", f"{s.exact_match:.4f}", f"{s.exact}/{s.images}"] for name, s in evaluated.scores.items()]
     terminal.table(f"epoch {evaluated.epoch}", ["conditions", "accuracy", "objects found", "exact match", "images right"], rows)
     terminal.result(f"checkpoint: {evaluated.checkpoint}")
     for name in evaluated.scores:
         terminal.result(f"image: {run.samples / f'epoch{evaluated.epoch}_{name}.png'}")
+    labels = '--labels "red cube,blue sphere"'
+    for text in (f"evaluate {run.folder} --repeats 8", f"sample {run.folder} {labels}", f"denoise-grid {run.folder} {labels}"):
+        terminal.say(f"next: ddpmctl {text}")

@@ -19,6 +19,21 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class Resumed:
+    """A run continues from its saved state; not logged.
+
+    Attributes:
+        fraction: used part of the budget, 0 to 1.
+        seconds: estimated duration of the remaining training steps, at the speed so far; None where it is not known.
+    """
+
+    step: int
+    epoch: int
+    fraction: float
+    seconds: float | None
+
+
+@dataclass(frozen=True)
 class Ticked:
     """Progress for display; not logged.
 
@@ -38,6 +53,8 @@ class StopAgreed:
     """All ranks stop after the same step, because one of them received the signal ``number``."""
 
     number: int
+    step: int
+    epoch: int
 
 
 @dataclass(frozen=True)
@@ -115,4 +132,4 @@ class Overridden:
     changed: dict[str, tuple[Value, Value]]
 
 
-Event = Progress | Notice | Prepared | Ticked | StepDone | StopAgreed | EpochDone | Evaluated | Saved | RolledBack | Overridden
+Event = Progress | Notice | Prepared | Resumed | Ticked | StepDone | StopAgreed | EpochDone | Evaluated | Saved | RolledBack | Overridden

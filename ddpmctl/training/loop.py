@@ -19,7 +19,7 @@ from ddpmctl.grids import save_grid
 from ddpmctl.progress import Notice
 from ddpmctl.runs.folder import Run, save_config
 from ddpmctl.sampling.pipeline import SamplingPipeline, label_tensor
-from ddpmctl.training.events import EpochDone, Evaluated, Event, Overridden, RolledBack, Saved, StepDone, StopAgreed, Ticked
+from ddpmctl.training.events import EpochDone, Evaluated, Event, Overridden, Resumed, RolledBack, Saved, StepDone, StopAgreed, Ticked
 from ddpmctl.training.gradients import Diverged
 from ddpmctl.training.log import RunLog
 from ddpmctl.training.state import restore, training_state
@@ -82,6 +82,9 @@ def _begin(trainer: Trainer, log: RunLog, run: Run, recorded: Config, *, resume:
         save_state(trainer, log, run)
         return
     yield from _restore(trainer, log, run, recorded)
+    if not trainer.done:
+        used, seconds = trainer.fraction, trainer.counters.seconds
+        yield Resumed(trainer.counters.step, trainer.counters.epoch + 1, used, seconds * (1 - used) / used if used else None)
     changed = _recipe_changes(recorded, trainer.config)
     if changed:
         save_state(trainer, log, run)  # from now on the state has the new settings
@@ -168,7 +171,7 @@ def _events(trainer: Trainer, log: RunLog, run: Run, classifier: Classifier) -> 
             trainer.end_logged()
             yield done
         if trainer.stop:
-            yield StopAgreed(trainer.stop)
+            yield StopAgreed(trainer.stop, counters.step, counters.epoch + 1)
         if time.perf_counter() - last_tick > TICK_SECONDS:
             last_tick = time.perf_counter()
             yield _tick(trainer)
@@ -232,5 +235,5 @@ def _wait_for_score(trainer: Trainer) -> Iterator[Event]:
     """Wait while rank 0 samples and scores, which may take longer than the timeout of a step's collectives."""
     counters = trainer.counters
     while not trainer.replicas.job.wait_for_leader(until=trainer.received):
-        yield StopAgreed(trainer.received())
+        yield StopAgreed(trainer.received(), counters.step, counters.epoch)
     counters.scored_epoch = counters.epoch

@@ -19,7 +19,7 @@ from ddpmctl.distributed.replicas import replicas
 from ddpmctl.errors import UsageError
 from ddpmctl.evaluation.classifiers import BUILT_IN, Classifier, load_classifier
 from ddpmctl.files import prepare_folder
-from ddpmctl.progress import Notice
+from ddpmctl.progress import Notice, Progress
 from ddpmctl.runs.folder import Run, create_run, locked, name_for, open_run
 from ddpmctl.runs.sources import RunSources
 from ddpmctl.training.events import Event, Prepared
@@ -211,5 +211,8 @@ def _follow(
     """Train to the end; ``recorded``: the settings that a resumed run had before."""
     with replicas(request.job, compute.device) as together:
         trainer = Trainer(request.config, compute, dataset, replicas=together, received=request.received)
-        yield Prepared(make_plan(trainer, run.folder, classifier.describe()))
+        yield Progress("measuring the speed", 0, 1)  # of one small batch, which takes long for a large network
+        plan = make_plan(trainer, run.folder, classifier.describe())
+        yield Progress("measuring the speed", 1, 1)
+        yield Prepared(plan)
         yield from training_events(trainer, run, classifier, recorded=recorded, resume=recorded is not None)
