@@ -32,7 +32,7 @@ def compare(
     last: Annotated[int, typer.Option(min=1, help="Evaluations that mean and standard deviation are taken over.")] = 10,
     repeats: Annotated[int, typer.Option("--repeats", "-r", min=1, max=1000, help="Images for each condition that the verdict rests on.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise, the same for all.")] = 0,
-    recorded: Annotated[bool, typer.Option("--recorded", help="Only compare the recorded scores: no sampling, no verdict.")] = False,  # noqa: FBT002
+    recorded: Annotated[bool, typer.Option("--recorded", help="Only compare the recorded scores: no sampling, no verdict on new images.")] = False,  # noqa: FBT002
     anyway: Annotated[bool, typer.Option("--anyway", help="Compare although evaluators or samplers differ.")] = False,  # noqa: FBT002
     fidelity: Annotated[bool, typer.Option("--fidelity", help="Compare also how close the images are to real ones.")] = False,  # noqa: FBT002
     data: Data = None,
@@ -40,7 +40,7 @@ def compare(
     conditions: ConditionFiles = None,
     evaluator: ClassifierFile = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG of accuracy over epochs; the verdict's figure stands beside it.")] = OUT,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the verdict as JSON.", show_default=False)] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write what is found as JSON.", show_default=False)] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the differences as CSV.", show_default=False)] = None,
     latex: Annotated[Path | None, typer.Option("--latex", help="Write the verdict's tables as LaTeX (booktabs).", show_default=False)] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write one page with everything, to open in a browser.", show_default=False)] = None,
@@ -56,11 +56,14 @@ def compare(
     terminal = Terminal()
     chosen = Given.of(given, config, assume)
     outputs = Outputs(json_file, csv_file, latex, html, out)
-    if recorded and (unmade := [*outputs.files(), *(["--fidelity"] if fidelity else [])]):
+    for_verdict = (("--latex", latex), ("--html", html), ("--fidelity", fidelity))
+    if recorded and (unmade := [flag for flag, value in for_verdict if value]):
         raise UsageError(f"{', '.join(unmade)}: only for the verdict, which --recorded leaves out")
     outputs.prepare()
     comparison = _recorded(terminal, paths, at_epoch, last, out, alone=recorded, anyway=anyway)
     if recorded:
+        assert comparison is not None  # otherwise it was refused
+        _tell_curves(terminal, comparison, outputs)
         return
 
     from ddpmctl.comparison.recorded import short_names
@@ -115,6 +118,24 @@ def _recorded(terminal: Terminal, paths: list[Path], at_epoch: int | None, last:
         terminal.table(table.title, table.columns, table.rows)
     terminal.result(f"figure: {save_comparison_figure(out, comparison)}")
     return comparison
+
+
+def _tell_curves(terminal: Terminal, comparison: Comparison, outputs: Outputs) -> None:
+    """Show what the recorded curves tell, and write it in the forms asked for."""
+    from ddpmctl.comparison.curves import curve_verdict
+    from ddpmctl.report.curves import curve_tables, curves_as_dict, write_curves_csv
+    from ddpmctl.report.tables import write_json
+
+    found = curve_verdict(comparison)
+    for table in curve_tables(found):
+        terminal.table(table.title, table.columns, table.rows, caption=table.note)
+    for sentence in found.sentences():
+        terminal.result(sentence)
+    result = curves_as_dict(comparison, found)
+    if outputs.json:
+        write_json(outputs.json, result)
+    if outputs.csv:
+        write_curves_csv(outputs.csv, result)
 
 
 def _conclude(

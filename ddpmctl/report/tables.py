@@ -62,11 +62,12 @@ def verdict_tables(verdict: Verdict, title: str) -> Iterator[Table]:
     families = (("differences", pooled, differences), ("differences", HELDOUT, verdict.heldout), ("effects of the two settings", pooled, verdict.effects))
     for name, conditions, family in families:
         if family:
-            lines = [[f.name, *_in_points(f.contrast.interval), f"{f.contrast.p:.4f}", f"{f.p_adjusted:.4f}"] for f in family]
+            lines = [[f.name, *in_points(f.contrast.interval), f"{f.contrast.p:.4f}", f"{f.p_adjusted:.4f}"] for f in family]
             yield Table(f"{name}, points of accuracy on {conditions}", ["", "points", "from", "to", "p", "p (Holm)"], lines)
 
 
-def _in_points(interval: Interval) -> list[str]:
+def in_points(interval: Interval) -> list[str]:
+    """Return an estimate and its limits, in points of accuracy."""
     return [f"{100 * value:+.1f}" for value in (interval.estimate, interval.low, interval.high)]
 
 
