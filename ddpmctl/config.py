@@ -199,9 +199,7 @@ class Setting:
         """Return the permitted range or choices in words, empty where anything goes."""
         if self.choices is not None:
             return ", ".join(self.choices.names() if isinstance(self.choices, Registry) else self.choices)
-        lower = f"above {self.above:g}" if self.above is not None else f"from {self.low:g}" if self.low is not None else ""
-        upper = f"up to {self.high:g}" if self.high is not None else ""
-        return " ".join(filter(None, (lower, upper)))
+        return range_words(self.low, self.high, self.above)
 
     def check(self, value: Any, source: str = "") -> Value:
         """Return the value in its type; strings are read as on a command line.
@@ -231,7 +229,7 @@ class Setting:
                 raise UsageError(f"{value!r} is none of {', '.join(self.choices)}")
             return str(converted).lower()
         if isinstance(converted, int | float) and not isinstance(converted, bool):
-            self._check_range(converted)
+            check_range(converted, self.low, self.high, self.above)
         return converted
 
     def _convert(self, value: Any) -> str | int | float:
@@ -251,9 +249,22 @@ class Setting:
             raise wrong
         return typing.cast("int | float", number)
 
-    def _check_range(self, number: float) -> None:
-        if (self.low is not None and number < self.low) or (self.high is not None and number > self.high) or (self.above is not None and number <= self.above):
-            raise UsageError(f"{number:g} is out of range ({self.range_text()})")
+
+def range_words(low: float | None, high: float | None, above: float | None = None) -> str:
+    """Return a range in words, empty if there is none; ``low`` and ``high`` are in it, ``above`` is not."""
+    lower = f"above {above:g}" if above is not None else f"at least {low:g}" if low is not None else ""
+    upper = f"at most {high:g}" if high is not None else ""
+    return ", ".join(filter(None, (lower, upper)))
+
+
+def check_range(number: float, low: float | None, high: float | None, above: float | None = None, *, name: str = "") -> None:
+    """Refuse a number outside a range.
+
+    Raises:
+        UsageError: says the range, after the flag or setting ``name`` if it is given.
+    """
+    if (low is not None and number < low) or (high is not None and number > high) or (above is not None and number <= above):
+        raise UsageError(f"{f'{name}: ' if name else ''}{number:g} is out of range ({range_words(low, high, above)})")
 
 
 def settings(section: str | None = None) -> Iterator[Setting]:

@@ -9,15 +9,19 @@ import typer
 from ddpmctl import __version__
 from ddpmctl.cli import compare, data, denoise_grid, evaluate, evaluator, sample, train
 from ddpmctl.cli.busy import spin_briefly_beside_others
+from ddpmctl.cli.commands import App
 from ddpmctl.distributed.job import without_teardown
 
-app = typer.Typer(
-    name="ddpmctl",
-    help="Train, sample, evaluate and compare small conditional diffusion models.",
-    no_args_is_help=True,
-    pretty_exceptions_show_locals=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+HELP = """Train, sample, evaluate and compare small conditional diffusion models.
+
+    ddpmctl train --preset quick
+    ddpmctl sample --labels "red cube,blue sphere"
+    ddpmctl evaluate
+
+Without a checkpoint, a command takes the best one of the newest run. ddpmctl COMMAND --help says what a command does.
+Options that show [env: ...] can stand in that environment variable. Exit codes: 2 is a wrong command line, 3 a file that cannot be used.
+"""
+app = App(name="ddpmctl", help=HELP, pretty_exceptions_show_locals=False)
 
 
 def _version(wanted: bool) -> None:  # noqa: FBT001 - called by typer

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddpmctl.cli.common import Given, Outputs, evaluation_spec, named_conditions, only_one_source, reference_images
-from ddpmctl.cli.options import Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, SceneCount, command
+from ddpmctl.cli.completion import checkpoints
+from ddpmctl.cli.options import OUTPUTS, Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, SceneCount, command
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.errors import UsageError
 
@@ -27,7 +28,12 @@ OUT = Path("comparison.png")
 @command("sampling", "device")
 def compare(
     given: dict[str, str],
-    paths: Annotated[list[Path], typer.Argument(help="Two or more runs, checkpoints, or folders of report-style .pth files.", show_default=False)],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUNS", help="Two or more runs, checkpoints, or folders of report-style .pth files.", show_default=False, autocompletion=checkpoints
+        ),
+    ],
     at_epoch: Annotated[int | None, typer.Option(min=1, help="Epoch to compare at (the last that all have reached).", show_default=False)] = None,
     last: Annotated[int, typer.Option(min=1, help="Evaluations that mean and standard deviation are taken over.")] = 10,
     repeats: Annotated[int, typer.Option("--repeats", "-r", min=1, max=1000, help="Images for each condition that the verdict rests on.")] = 4,
@@ -40,14 +46,22 @@ def compare(
     conditions: ConditionFiles = None,
     evaluator: ClassifierFile = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG of accuracy over epochs; the verdict's figure stands beside it.")] = OUT,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write what is found as JSON.", show_default=False)] = None,
-    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the differences as CSV.", show_default=False)] = None,
-    latex: Annotated[Path | None, typer.Option("--latex", help="Write the verdict's tables as LaTeX (booktabs).", show_default=False)] = None,
-    html: Annotated[Path | None, typer.Option("--html", help="Write one page with everything, to open in a browser.", show_default=False)] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write what is found as JSON.", show_default=False, rich_help_panel=OUTPUTS)] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the differences as CSV.", show_default=False, rich_help_panel=OUTPUTS)] = None,
+    latex: Annotated[
+        Path | None, typer.Option("--latex", help="Write the verdict's tables as LaTeX (booktabs).", show_default=False, rich_help_panel=OUTPUTS)
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write one page with everything, to open in a browser.", show_default=False, rich_help_panel=OUTPUTS)
+    ] = None,
     config: ConfigFile = None,
     assume: Assume = None,
 ) -> None:
     """Compare runs: settings that differ, accuracies, losses, figures, and a verdict on which one is better.
+
+        ddpmctl compare runs/gelu runs/relu
+        ddpmctl compare runs/gelu-* runs/relu-* --repeats 16 --html verdict.html
+        ddpmctl compare --recorded runs/gelu runs/relu
 
     The verdict scores each run's last checkpoint (or that of --at-epoch) again, all on the same conditions and the same noise. Runs that
     differ only in the seed are one arm, and the variance between them is part of the verdict.

@@ -8,13 +8,25 @@ from typing import Annotated
 
 import typer
 
+from ddpmctl.cli.commands import App
 from ddpmctl.cli.options import SceneCount, command
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.errors import DataError, UsageError
 
-app = typer.Typer(help="The embedded benchmark as a folder, and checks of a folder.", no_args_is_help=True)
+HELP = """The embedded benchmark as a folder, and checks of a folder.
 
-cache = typer.Typer(help="The cache of decoded images and of evaluation results.", no_args_is_help=True)
+    ddpmctl data render FOLDER
+    ddpmctl data verify FOLDER
+    ddpmctl data cache list
+"""
+app = App(help=HELP)
+
+CACHE_HELP = """The cache of decoded images and of evaluation results.
+
+    ddpmctl data cache list
+    ddpmctl data cache clear --older-than 30
+"""
+cache = App(help=CACHE_HELP)
 app.add_typer(cache, name="cache")
 
 
@@ -26,7 +38,11 @@ def render_folder(
     size: Annotated[str, typer.Option(help="Width x height of the images in pixels.")] = "320x240",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes; 0 is the benchmark.")] = 0,
 ) -> None:
-    """Write the embedded benchmark in the lab's layout, with real PNGs."""
+    """Write the embedded benchmark in the lab's layout, with real PNGs.
+
+    ddpmctl data render benchmark
+    ddpmctl data render small --scenes 100 --size 64x64
+    """
     from ddpmctl.benchmark.embedded import scene_count
     from ddpmctl.benchmark.writer import write_benchmark
 
@@ -39,7 +55,11 @@ def render_folder(
 @app.command("verify")
 @command()
 def verify(folder: Annotated[Path, typer.Argument(help="A folder in the lab's layout.")]) -> None:
-    """Name every missing, broken or undeclared image and label, in one pass."""
+    """Name every missing, broken or undeclared image and label, in one pass.
+
+    ddpmctl data verify iclevr
+    ddpmctl data verify benchmark
+    """
     from ddpmctl.data.folders import Problem
     from ddpmctl.data.verify import verify_folder
 
@@ -72,7 +92,11 @@ def _size(text: str) -> tuple[int, int]:
 @cache.command("list")
 @command()
 def list_cache() -> None:
-    """List the files in the cache with their sizes and the days since they were last used."""
+    """List the files in the cache with their sizes and the days since they were last used.
+
+    ddpmctl data cache list
+    DDPMCTL_CACHE_DIR=/tmp/cache ddpmctl data cache list
+    """
     import time
 
     from ddpmctl.data.cache import cache_files, cache_folder
@@ -89,7 +113,11 @@ def list_cache() -> None:
 @cache.command("clear")
 @command()
 def clear_cache(older_than: Annotated[float, typer.Option("--older-than", min=0, help="Only files that were not used for so many days.")] = 0) -> None:
-    """Remove the files in the cache; they are made again when they are needed."""
+    """Remove the files in the cache; they are made again when they are needed.
+
+    ddpmctl data cache clear
+    ddpmctl data cache clear --older-than 30
+    """
     from ddpmctl.data.cache import cache_folder, remove_unused
     from ddpmctl.files import in_bytes
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddpmctl.cli.common import Given, parse_labels, prepare_output, ready_pipeline
-from ddpmctl.cli.options import RUNS, Assume, ClassifierFile, ConfigFile, RunsDir, command
+from ddpmctl.cli.completion import checkpoints as complete_checkpoints
+from ddpmctl.cli.completion import labels as complete_labels
+from ddpmctl.cli.options import RUNS, Assume, ClassifierAlone, ConfigFile, RunsDir, command
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.errors import UsageError
 
@@ -24,15 +26,19 @@ OUT = Path("denoise-grid.png")
 @command("sampling", "device")
 def denoise_grid(
     given: dict[str, str],
-    labels: Annotated[list[str], typer.Option("--labels", "-l", help='Objects of one row, e.g. "red cube,blue sphere"; may be repeated.')],
-    checkpoint: Annotated[Path | None, typer.Argument(help="A .pth file or a run; else the newest run's best.", show_default=False)] = None,
+    labels: Annotated[
+        list[str], typer.Option("--labels", "-l", help='Objects of one row, e.g. "red cube,blue sphere"; may be repeated.', autocompletion=complete_labels)
+    ],
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="A .pth file or a run; else the newest run's best.", show_default=False, autocompletion=complete_checkpoints)
+    ] = None,
     columns: Annotated[int, typer.Option(min=2, max=100, help="Frames to show, from pure noise to the clean image.")] = 10,
     x0: Annotated[bool, typer.Option("--x0", help="Show x0_hat, the predicted clean image, under each row.")] = False,  # noqa: FBT002
     confidence: Annotated[bool, typer.Option(help="Write the classifier's probability of each label under each frame.")] = True,  # noqa: FBT002
     checkpoints: Annotated[
         str | None, typer.Option("--checkpoints", help="Several checkpoints on the same noise, e.g. a.pth,b.pth, one per row.", show_default=False)
     ] = None,
-    evaluator: ClassifierFile = None,
+    evaluator: ClassifierAlone = None,
     gif: Annotated[Path | None, typer.Option(help="Also write every step as a GIF.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     out: Annotated[Path, typer.Option("--out", "-o", help="The PNG file.")] = OUT,
@@ -41,6 +47,10 @@ def denoise_grid(
     assume: Assume = None,
 ) -> None:
     """Visualise denoising: rows are label sets, columns are frames.
+
+        ddpmctl denoise-grid --labels "red cube,blue sphere"
+        ddpmctl denoise-grid runs/NAME -l "red sphere" -l "cyan cube" --x0
+        ddpmctl denoise-grid -l "red cube" --gif denoising.gif
 
     The classifier's probability of each label in x0_hat, the predicted clean image, is written under each frame.
     """

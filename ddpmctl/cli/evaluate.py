@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddpmctl.cli.common import Given, Outputs, evaluation_spec, named_conditions, only_one_source, prepare_output, reference_images
-from ddpmctl.cli.options import RUNS, Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, RunsDir, SceneCount, command
+from ddpmctl.cli.completion import checkpoints as complete_checkpoints
+from ddpmctl.cli.options import OUTPUTS, RUNS, Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, RunsDir, SceneCount, command
 from ddpmctl.cli.signals import when_stopped
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Value, settings
@@ -33,7 +34,8 @@ def evaluate(
     given: dict[str, str],
     job: Job,
     paths: Annotated[
-        list[Path] | None, typer.Argument(help="Checkpoints, runs or folders of .pth files; else the newest run's best.", show_default=False)
+        list[Path] | None,
+        typer.Argument(help="Checkpoints, runs or folders of .pth files; else the newest run's best.", show_default=False, autocompletion=complete_checkpoints),
     ] = None,
     data: Data = None,
     scenes: SceneCount = None,
@@ -44,12 +46,16 @@ def evaluate(
     breakdown: Annotated[bool, typer.Option("--breakdown", help="Tables by class, colour, shape and number of objects, and of errors.")] = False,  # noqa: FBT002
     fidelity: Annotated[bool, typer.Option("--fidelity", help="Compare the sampled images with real ones: sharpness, variety, copies.")] = False,  # noqa: FBT002
     confirm: Annotated[bool, typer.Option(help="Score the best of several checkpoints again, on new noise.")] = True,  # noqa: FBT002
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the results as JSON ('-': to stdout, without tables).", show_default=False)] = None,
-    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the results as CSV.", show_default=False)] = None,
-    latex: Annotated[Path | None, typer.Option("--latex", help="Write the table as LaTeX (booktabs).", show_default=False)] = None,
-    html: Annotated[Path | None, typer.Option("--html", help="Write all results as one HTML page.", show_default=False)] = None,
-    figures: Annotated[Path | None, typer.Option("--figures", help="Folder for figures of the best checkpoint, as PNG and SVG.", show_default=False)] = None,
-    grid: Annotated[Path | None, typer.Option("--grid", help="Folder for image grids.", show_default=False)] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the results as JSON ('-': to stdout, without tables).", show_default=False, rich_help_panel=OUTPUTS)
+    ] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the results as CSV.", show_default=False, rich_help_panel=OUTPUTS)] = None,
+    latex: Annotated[Path | None, typer.Option("--latex", help="Write the table as LaTeX (booktabs).", show_default=False, rich_help_panel=OUTPUTS)] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write all results as one HTML page.", show_default=False, rich_help_panel=OUTPUTS)] = None,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", help="Folder for figures of the best checkpoint, as PNG and SVG.", show_default=False, rich_help_panel=OUTPUTS)
+    ] = None,
+    grid: Annotated[Path | None, typer.Option("--grid", help="Folder for image grids.", show_default=False, rich_help_panel=OUTPUTS)] = None,
     sweep: Annotated[
         str | None, typer.Option("--sweep", help="Compare values of a sampling setting, e.g. steps=5,10,20,50 or guidance=0,1,2,4.", show_default=False)
     ] = None,
@@ -58,6 +64,10 @@ def evaluate(
     assume: Assume = None,
 ) -> None:
     """Score checkpoints on the lab's conditions: the lab's accuracy with its 95 % interval, and exact match.
+
+        ddpmctl evaluate checkpoints/
+        ddpmctl evaluate runs/NAME --repeats 4 --breakdown --html scores.html
+        ddpmctl evaluate runs/NAME --sweep steps=5,10,20,50
 
     Results are cached: a second call is fast, and more repeats only sample the missing images.
     A broken file is listed and does not stop the others.

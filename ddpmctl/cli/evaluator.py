@@ -8,15 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ddpmctl.cli.commands import App
 from ddpmctl.cli.common import prepare_output
-from ddpmctl.cli.options import ClassifierFile, command
+from ddpmctl.cli.completion import one_of
+from ddpmctl.cli.options import ClassifierAlone, command
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config_sources import overrides
 
 if TYPE_CHECKING:
     from ddpmctl.evaluation.scores import Score
 
-app = typer.Typer(help="The classifier that scores images on the embedded benchmark.", no_args_is_help=True)
+HELP = """The classifier that scores images on the embedded benchmark.
+
+    ddpmctl evaluator check
+    ddpmctl evaluator train --out evaluator.pt
+"""
+app = App(help=HELP)
 
 
 @app.command("train")
@@ -24,12 +31,19 @@ app = typer.Typer(help="The classifier that scores images on the embedded benchm
 def train_on_renders(
     given: dict[str, str],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path("evaluator.pt"),
-    network: Annotated[str, typer.Option(help="compact, or resnet18: the lab's network, as a second classifier.")] = "compact",
+    network: Annotated[
+        str,
+        typer.Option(help="compact, or resnet18: the lab's network, as a second classifier.", metavar="NAME", autocompletion=one_of(("compact", "resnet18"))),
+    ] = "compact",
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 2400,
     scenes: Annotated[int, typer.Option(min=1, help="Training scenes, three images each.")] = 12_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of scenes, weights and order.")] = 0,
 ) -> None:
-    """Train a classifier on rendered images."""
+    """Train a classifier on rendered images.
+
+    ddpmctl evaluator train --out evaluator.pt
+    ddpmctl evaluator train --network resnet18 --out second.pt
+    """
     from ddpmctl.config import Config
     from ddpmctl.device import make_compute_device
     from ddpmctl.evaluation.classifier_training import ClassifierStep, ClassifierTrained, train_classifier
@@ -47,11 +61,15 @@ def train_on_renders(
 @app.command("check")
 @command()
 def check(
-    evaluator: ClassifierFile = None,
+    evaluator: ClassifierAlone = None,
     scenes: Annotated[int, typer.Option(min=1, help="Scenes; each gives one image with one, two and three objects.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes.")] = 0,
 ) -> None:
-    """Score a classifier on new renders, whose objects are known, and on images that are half right, where it should be unsure."""
+    """Score a classifier on new renders, whose objects are known, and on images that are half right, where it should be unsure.
+
+    ddpmctl evaluator check
+    ddpmctl evaluator check --evaluator checkpoint.pth --scenes 500
+    """
     from ddpmctl.evaluation.classifier_training import check_classifier
     from ddpmctl.evaluation.classifiers import load_classifier
     from ddpmctl.evaluation.half_right import SURE, check_half_right

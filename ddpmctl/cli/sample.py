@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from ddpmctl.cli.common import Given, parse_labels, prepare_output, ready_pipeline
+from ddpmctl.cli.completion import checkpoints
+from ddpmctl.cli.completion import labels as complete_labels
 from ddpmctl.cli.options import RUNS, Assume, ConfigFile, RunsDir, command
 from ddpmctl.cli.signals import when_stopped
 from ddpmctl.cli.terminal import Terminal
@@ -21,8 +23,12 @@ LONGEST = 150  # characters of the labels in a file name, which may have 255 in 
 def sample(
     given: dict[str, str],
     job: Job,
-    labels: Annotated[list[str], typer.Option("--labels", "-l", help='Objects of one image, e.g. "red cube,blue sphere"; may be repeated.')],
-    checkpoint: Annotated[Path | None, typer.Argument(help="A .pth file or a run; else the newest run's best.", show_default=False)] = None,
+    labels: Annotated[
+        list[str], typer.Option("--labels", "-l", help='Objects of one image, e.g. "red cube,blue sphere"; may be repeated.', autocompletion=complete_labels)
+    ],
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="A .pth file or a run; else the newest run's best.", show_default=False, autocompletion=checkpoints)
+    ] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, max=10_000, help="Images for each label set.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the PNGs and the captioned grid.")] = OUT,
@@ -30,7 +36,12 @@ def sample(
     config: ConfigFile = None,
     assume: Assume = None,
 ) -> None:
-    """Sample images of the given labels."""
+    """Sample images of the given labels.
+
+    ddpmctl sample --labels "red cube,blue sphere"
+    ddpmctl sample runs/NAME --labels "red cube" --count 8 --out images
+    ddpmctl sample runs/NAME -l "cyan cylinder" -l "gray cube" --seed 3
+    """
     terminal = Terminal(silent=not job.is_leader)
     label_sets, chosen = parse_labels(labels), Given.of(given, config, assume)
     if job.is_leader:

@@ -10,8 +10,9 @@ import typer
 
 from ddpmctl.cli.busy import others_are_busy
 from ddpmctl.cli.common import only_one_source
+from ddpmctl.cli.completion import one_of, run_names
 from ddpmctl.cli.crash import run_folder
-from ddpmctl.cli.options import RUNS, ClassifierFile, ConfigFile, Data, RunsDir, SceneCount, command
+from ddpmctl.cli.options import RESUMING, RUNS, ClassifierFile, ConfigFile, Data, RunsDir, SceneCount, command
 from ddpmctl.cli.signals import StopRequest, stop_is_noted
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import PRESET_HELP, RECIPE, Config
@@ -29,28 +30,51 @@ if TYPE_CHECKING:
 PRESETS = "; ".join(f"{name}: {text}" for name, text in PRESET_HELP.items())
 
 
-@command("model", "diffusion", "training", "sampling", "device", "run")
+FIRST = ("preset", "act", "net", "schedule", "epochs", "minutes", "batch_size", "lr", "seed", "data", "name", "dry_run", "print_config")
+
+
+@command("model", "diffusion", "training", "sampling", "device", "run", first=FIRST)
 def train(
     given: dict[str, str],
     job: Job,
-    preset: Annotated[str, typer.Option(envvar="DDPMCTL_PRESET", help=f"Named settings to start from. {PRESETS}.")] = "report",
+    preset: Annotated[
+        str, typer.Option(envvar="DDPMCTL_PRESET", help=f"Named settings to start from. {PRESETS}.", metavar="NAME", autocompletion=one_of(tuple(PRESET_HELP)))
+    ] = "report",
     config: ConfigFile = None,
     data: Data = None,
     scenes: SceneCount = None,
     evaluator: ClassifierFile = None,
     name: Annotated[str | None, typer.Option(help="Name of the run's folder (made from the settings).", show_default=False)] = None,
     runs_dir: RunsDir = RUNS,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder, with its settings.", show_default=False)] = None,
-    override: Annotated[str | None, typer.Option(help="With --resume: settings to change on resume, e.g. lr,epochs.", show_default=False)] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Go on with the run in this folder, with its settings.", show_default=False, rich_help_panel=RESUMING, autocompletion=run_names),
+    ] = None,
+    override: Annotated[
+        str | None, typer.Option(help="With --resume: settings to change on resume, e.g. lr,epochs.", show_default=False, rich_help_panel=RESUMING)
+    ] = None,
     exist_ok: Annotated[
-        str | None, typer.Option("--exist-ok", metavar="resume", help="resume: if the run exists already, resume it.", show_default=False)
+        str | None,
+        typer.Option(
+            help="resume: if the run exists already, resume it.",
+            metavar="NAME",
+            show_default=False,
+            rich_help_panel=RESUMING,
+            autocompletion=one_of(("resume",)),
+        ),
     ] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print every setting and its origin as TOML, and exit.")] = False,  # noqa: FBT002
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and exit.")] = False,  # noqa: FBT002
 ) -> None:
     """Train a model; the default is exactly the lab report's recipe.
 
+        ddpmctl train --preset quick
+        ddpmctl train --act gelu --epochs 600
+        ddpmctl train --resume runs/NAME
+
     Makes runs/<name>/ with settings, metrics, scored checkpoints and sample grids. Ctrl-C and SIGTERM keep what is done; --resume continues the run.
+
+    Defaults are shown for --preset report. A setting can also stand in the file of --config, or in an environment variable: DDPMCTL_LR for --lr.
     """
     only_one_source(data, scenes)
     if resume and scenes is not None:
