@@ -12,7 +12,6 @@ from ddpmctl.cli.help import help_page, usage_of
 from ddpmctl.cli.usage import check_command, check_words, errors_in_one_line
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-WIDEST = 120  # columns of a help page
 
 
 class Command(TyperCommand):
@@ -20,7 +19,7 @@ class Command(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help page."""
-        formatter.write(help_page(self, ctx, formatter.width))
+        formatter.write(help_page(self, ctx))
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return what follows the command's name in its usage line."""
@@ -38,7 +37,7 @@ class Group(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help page."""
-        formatter.write(help_page(self, ctx, formatter.width))
+        formatter.write(help_page(self, ctx))
 
     def make_context(self, *args: Any, **extra: Any) -> Any:
         """Parse the options before the command."""
@@ -62,7 +61,7 @@ class App(typer.Typer):
 
     def __init__(self, *, help: str, **settings: Any) -> None:
         """Create it; ``help`` may contain a paragraph of example command lines."""
-        context = {"help_option_names": ["-h", "--help"], "max_content_width": WIDEST}
+        context = {"help_option_names": ["-h", "--help"]}
         super().__init__(cls=Group, help=help, no_args_is_help=True, rich_markup_mode=None, context_settings=context, **settings)
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Function], Function]:

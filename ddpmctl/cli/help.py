@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Iterator
 from typing import Any
 
 import typer
 
+WIDEST = 120  # characters of a line
 NAMES_WIDTH = 22  # of the column of names; a longer name has a line of its own, and is never cut
 
 
-def help_page(command: Any, ctx: Any, width: int) -> str:
-    """Return the help of a command or group of commands (a typer object, in its context) for lines of ``width`` characters."""
+def help_page(command: Any, ctx: Any) -> str:
+    """Return the help of a command or group of commands (a typer object, in its context), as wide as the terminal."""
+    width = min(shutil.get_terminal_size().columns, WIDEST)
     arguments = "".join(f" {piece}" for piece in usage_of(command, ctx))
     return "\n".join([_wrapped(f"Usage: {ctx.command_path}{arguments}", width, "", " " * 7), *_text(command, width), *_lists(command, ctx, width), ""])
 
