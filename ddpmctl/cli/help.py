@@ -53,7 +53,7 @@ def _lists(command: Any, ctx: Any, width: int) -> Iterator[str]:
         panels["Commands"].append((name, " ".join(_paragraphs(command.commands[name])[0].split())))
     for parameter in command.get_params(ctx):
         if not parameter.hidden:
-            panel = "Arguments" if parameter.param_type_name == "argument" else parameter.rich_help_panel or "Options"
+            panel = "Arguments" if parameter.param_type_name == "argument" else getattr(parameter, "rich_help_panel", None) or "Options"
             panels.setdefault(panel, []).append((_name(parameter), " ".join(_about(parameter))))
     for heading, rows in panels.items():
         if rows:
