@@ -14,9 +14,9 @@ from ddpmctl.distributed.job import without_teardown
 
 HELP = """Train, sample, evaluate and compare small conditional diffusion models.
 
-    ddpmctl train --preset quick
-    ddpmctl sample --labels "red cube,blue sphere"
-    ddpmctl evaluate
+ddpmctl train --preset quick
+ddpmctl sample --labels "red cube,blue sphere"
+ddpmctl evaluate
 
 Without a checkpoint, a command takes the best one of the newest run. ddpmctl COMMAND --help says what a command does.
 Options that show [env: ...] can stand in that environment variable. Exit codes: 2 is a wrong command line, 3 a file that cannot be used.

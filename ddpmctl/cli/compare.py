@@ -59,9 +59,9 @@ def compare(
 ) -> None:
     """Compare runs: settings that differ, accuracies, losses, figures, and a verdict on which one is better.
 
-        ddpmctl compare runs/gelu runs/relu
-        ddpmctl compare runs/gelu-* runs/relu-* --repeats 16 --html verdict.html
-        ddpmctl compare --recorded runs/gelu runs/relu
+    ddpmctl compare runs/gelu runs/relu
+    ddpmctl compare runs/gelu-* runs/relu-* --repeats 16 --html verdict.html
+    ddpmctl compare --recorded runs/gelu runs/relu
 
     The verdict scores each run's last checkpoint (or that of --at-epoch) again, all on the same conditions and the same noise. Runs that
     differ only in the seed are one arm, and the variance between them is part of the verdict.

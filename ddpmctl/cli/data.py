@@ -15,16 +15,16 @@ from ddpmctl.errors import DataError, UsageError
 
 HELP = """The embedded benchmark as a folder, and checks of a folder.
 
-    ddpmctl data render FOLDER
-    ddpmctl data verify FOLDER
-    ddpmctl data cache list
+ddpmctl data render FOLDER
+ddpmctl data verify FOLDER
+ddpmctl data cache list
 """
 app = App(help=HELP)
 
 CACHE_HELP = """The cache of decoded images and of evaluation results.
 
-    ddpmctl data cache list
-    ddpmctl data cache clear --older-than 30
+ddpmctl data cache list
+ddpmctl data cache clear --older-than 30
 """
 cache = App(help=CACHE_HELP)
 app.add_typer(cache, name="cache")
@@ -95,7 +95,7 @@ def list_cache() -> None:
     """List the files in the cache with their sizes and the days since they were last used.
 
     ddpmctl data cache list
-    DDPMCTL_CACHE_DIR=/tmp/cache ddpmctl data cache list
+    DDPMCTL_CACHE_DIR=cache ddpmctl data cache list
     """
     import time
 

@@ -48,9 +48,9 @@ def denoise_grid(
 ) -> None:
     """Visualise denoising: rows are label sets, columns are frames.
 
-        ddpmctl denoise-grid --labels "red cube,blue sphere"
-        ddpmctl denoise-grid runs/NAME -l "red sphere" -l "cyan cube" --x0
-        ddpmctl denoise-grid -l "red cube" --gif denoising.gif
+    ddpmctl denoise-grid --labels "red cube,blue sphere"
+    ddpmctl denoise-grid runs/NAME -l "red sphere" -l "cyan cube" --x0
+    ddpmctl denoise-grid -l "red cube" --gif denoising.gif
 
     The classifier's probability of each label in x0_hat, the predicted clean image, is written under each frame.
     """

@@ -65,9 +65,9 @@ def evaluate(
 ) -> None:
     """Score checkpoints on the lab's conditions: the lab's accuracy with its 95 % interval, and exact match.
 
-        ddpmctl evaluate checkpoints/
-        ddpmctl evaluate runs/NAME --repeats 4 --breakdown --html scores.html
-        ddpmctl evaluate runs/NAME --sweep steps=5,10,20,50
+    ddpmctl evaluate checkpoints/
+    ddpmctl evaluate runs/NAME --repeats 4 --breakdown --html scores.html
+    ddpmctl evaluate runs/NAME --sweep steps=5,10,20,50
 
     Results are cached: a second call is fast, and more repeats only sample the missing images.
     A broken file is listed and does not stop the others.

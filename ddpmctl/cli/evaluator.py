@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 HELP = """The classifier that scores images on the embedded benchmark.
 
-    ddpmctl evaluator check
-    ddpmctl evaluator train --out evaluator.pt
+ddpmctl evaluator check
+ddpmctl evaluator train --out evaluator.pt
 """
 app = App(help=HELP)
 

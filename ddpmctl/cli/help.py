@@ -43,7 +43,7 @@ def _text(command: Any, width: int) -> Iterator[str]:
     """Yield the help's paragraphs; examples keep their lines, which can then be copied."""
     for paragraph in _paragraphs(command):
         yield ""
-        yield textwrap.indent(textwrap.dedent(paragraph).strip(), "  ") if _is_example(paragraph) else _wrapped(" ".join(paragraph.split()), width)
+        yield textwrap.indent(paragraph.strip(), "  ") if _is_example(paragraph) else _wrapped(" ".join(paragraph.split()), width)
 
 
 def _lists(command: Any, ctx: Any, width: int) -> Iterator[str]:

@@ -68,9 +68,9 @@ def train(
 ) -> None:
     """Train a model; the default is exactly the lab report's recipe.
 
-        ddpmctl train --preset quick
-        ddpmctl train --act gelu --epochs 600
-        ddpmctl train --resume runs/NAME
+    ddpmctl train --preset quick
+    ddpmctl train --act gelu --epochs 600
+    ddpmctl train --resume runs/NAME
 
     Makes runs/<name>/ with settings, metrics, scored checkpoints and sample grids. Ctrl-C and SIGTERM keep what is done; --resume continues the run.
 

@@ -24,7 +24,7 @@ from ddpmctl.errors import UsageError
 
 PARSER_ERROR: Any = typer.BadParameter.__base__  # click's UsageError
 WORDS = "ddpmctl.words"  # key of a command's words in the context
-VALUES = {"labels": '"red cube,blue sphere"'}  # examples, where the metavar does not say enough
+VALUES = {"labels": '"red cube"'}  # examples, where the metavar does not say enough
 KINDS = {"INT": "a whole number", "NUMBER": "a number"}
 
 
