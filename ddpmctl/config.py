@@ -304,7 +304,7 @@ MODERN: dict[str, Value] = {
     "net": "fine-unet",
     "act": "silu",
     "schedule": "cosine",
-    "timesteps": 4000,  # the last steps of a sampler then reach below the grain of the images
+    "timesteps": 16_000,  # the last steps of a sampler then reach below the grain and the rounding of the images
     "objective": "x0",
     "loss_weight": "snr+1",
     "weight_limit": 40.0,
@@ -318,10 +318,10 @@ MODERN: dict[str, Value] = {
     "label_loss": 0.03,
     "label_dropout": 0.1,
     "sampler": "dpm++2m",
-    "spacing": "cubic",
-    "steps": 24,
-    "guidance": 0.5,
-    "guidance_to": 0.8,
+    "spacing": "karras",
+    "steps": 28,
+    "guidance": 1.5,
+    "guidance_to": 0.4,
     "particles": 4,
 }
 
