@@ -23,7 +23,7 @@ TINY = ["--width", "8", "--timesteps", "3", "--batch-size", "8", "--precision", 
 @pytest.fixture(scope="session", autouse=True)
 def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Isolate the tests from the user's cache and settings."""
-    kept = {name: value for name, value in os.environ.items() if name.startswith("DDPMCTL_") and name != "DDPMCTL_ICLEVR"}
+    kept = {name: value for name, value in os.environ.items() if (name.startswith("DDPMCTL_") and name != "DDPMCTL_ICLEVR") or name == "COLUMNS"}
     for name in kept:
         del os.environ[name]
     os.environ["DDPMCTL_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))

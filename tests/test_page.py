@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ddpmctl.report.tables import Table, write_latex
+from ddpmctl.report.latex import write_latex
+from ddpmctl.report.tables import Table
 
 from .conftest import ddpmctl
 

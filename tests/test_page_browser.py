@@ -6,8 +6,10 @@ Needs a Chromium on the PATH and the package playwright, which ``.ci/run`` insta
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,15 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the browser test needs
 
 
 @pytest.fixture(scope="module")
-def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A page of each command that writes one."""
     folder = tmp_path_factory.mktemp("browser")
     runs = [train(folder, "--epochs", 2, "--act", act, "--seed", seed) for act in ("gelu", "relu") for seed in (0, 1)]
-    result = ddpmctl("compare", *runs, "--repeats", 2, "--html", folder / "report.html", "-o", folder / "c.png")
-    assert result.exit_code == 0, result.output
-    return folder / "report.html"
+    files = {name: folder / f"{name}.html" for name in ("evaluate", "compare")}
+    for name, options in {"evaluate": (), "compare": ("-o", folder / "c.png")}.items():
+        result = ddpmctl(name, *runs, "--repeats", 2, "--html", files[name], *options)
+        assert result.exit_code == 0, result.output
+    return files
 
 
 @pytest.fixture(scope="module")
@@ -38,23 +43,30 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(params=["light", "dark"])
-def page(request: pytest.FixtureRequest, browser: Any, page_file: Path) -> Iterator[Any]:
-    context = browser.new_context(viewport={"width": 1100, "height": 800}, color_scheme=request.param, offline=True)
+def page(request: pytest.FixtureRequest, browser: Any, page_files: dict[str, Path]) -> Iterator[Any]:
+    with opened(browser, page_files["compare"], 1100, request.param) as page:
+        yield page
+
+
+@contextmanager
+def opened(browser: Any, file: Path, width: int, scheme: str) -> Iterator[Any]:
+    """Open a page in a window of a width, without a network; at the end, nothing was loaded and nothing was wrong."""
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True)
     page = context.new_page()
     problems: list[str] = []
     page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("request", lambda made: problems.append(made.url) if not made.url.startswith(("file:", "data:")) else None)
-    page.goto(page_file.as_uri())
+    page.goto(file.as_uri())
     yield page
     if folder := os.environ.get("PAGE_SCREENSHOTS"):
-        page.screenshot(path=str(Path(folder) / f"page-{request.param}.png"), full_page=True)
+        page.screenshot(path=str(Path(folder) / f"{file.stem}-{width}-{scheme}.png"), full_page=True)
     assert not problems
     context.close()
 
 
 def test_a_click_on_a_heading_sorts_and_a_second_click_reverses(page: Any) -> None:
-    table = page.locator("table").nth(0)
+    table = page.locator("section", has_text="training seeds of the arm").locator("table")
     head, cells = table.locator("th button").nth(2), table.locator("tbody tr td:nth-child(3)")
     for direction in (1, -1):
         head.click()
@@ -73,11 +85,40 @@ def test_the_checkbox_hides_correct_images(page: Any) -> None:
     assert all(wrong.nth(index).is_visible() for index in range(before))
 
 
-def test_every_image_is_drawn_and_nothing_overflows_the_window(page: Any) -> None:
-    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
-    assert page.evaluate("[...document.images].length") > 100
-    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [375, 768, 1280])
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_nothing_is_cut_or_scrolls_sideways(command: str, width: int, scheme: str, browser: Any, page_files: dict[str, Path]) -> None:
+    with opened(browser, page_files[command], width, scheme) as page:
+        page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+        assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        cut = "[...document.querySelectorAll('.scroll, td, th, summary, li, figcaption, p, h2')].filter(part => part.scrollWidth > part.clientWidth + 1)"
+        assert page.evaluate(f"{cut}.map(part => part.textContent)") == []
+        assert page.evaluate("[...document.images].length") > 100
+        assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0 && image.alt)")
+        ground = """() => [...document.querySelectorAll('picture img')].map(figure => {
+          const canvas = document.createElement('canvas'), pen = canvas.getContext('2d');
+          canvas.width = canvas.height = 8; pen.drawImage(figure, 0, 0); return pen.getImageData(1, 1, 1, 1).data[0]; })"""
+        levels = page.evaluate(ground)
+        assert len(levels) >= 3
+        assert all(level < 40 if scheme == "dark" else level > 240 for level in levels)
+
+
+def test_arms_stand_side_by_side_for_each_condition(page: Any) -> None:
+    card = page.locator("details[open] .card").first
+    assert card.locator("figcaption").all_inner_texts() == ["act=gelu", "act=relu"]
+    left, right = (card.locator("img").nth(index).bounding_box() for index in (0, 1))
+    assert left["y"] == right["y"]
+    assert left["x"] + left["width"] <= right["x"]
+    settings = page.locator("section", has=page.locator("h2", has_text="settings that differ"))
+    assert settings.locator("tbody").inner_text().split() == ["act", "gelu", "relu"]
+
+
+def test_names_are_short_and_the_whole_path_is_their_title(page_files: dict[str, Path], browser: Any) -> None:
+    with opened(browser, page_files["evaluate"], 1280, "light") as page:
+        cells = page.locator("table").first.locator("tbody td:first-child")
+        assert all(re.fullmatch(r"(gelu|relu)-s[01] epoch [12]", text) for text in cells.all_inner_texts())
+        assert all(Path(cells.nth(index).get_attribute("title")).is_file() for index in range(8))
 
 
 def test_text_has_enough_contrast(page: Any) -> None:

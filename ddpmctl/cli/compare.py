@@ -109,7 +109,7 @@ def _recorded(terminal: Terminal, paths: list[Path], at_epoch: int | None, last:
     """Show the scores that the runs recorded and return them; they may be missing, unless they are ``alone`` asked for."""
     from ddpmctl.comparison.recorded import FILES, NothingRecorded, compare_recorded, refuse_unlike
     from ddpmctl.report.figures import save_comparison_figure
-    from ddpmctl.report.tables import recorded_table
+    from ddpmctl.report.tables import loss_table, recorded_table
 
     try:
         comparison = compare_recorded(paths, at_epoch=at_epoch, last=last)
@@ -127,9 +127,9 @@ def _recorded(terminal: Terminal, paths: list[Path], at_epoch: int | None, last:
         terminal.table("settings that differ", ["setting", *(arm.name for arm in comparison.arms)], rows)
     else:
         terminal.result("settings that differ: none that are known")
-    for file in FILES:
-        table = recorded_table(comparison, file)
-        terminal.table(table.title, table.columns, table.rows)
+    for table in [*(recorded_table(comparison, file) for file in FILES), loss_table(comparison)]:
+        if table is not None:
+            terminal.table(table.title, table.columns, table.rows)
     terminal.result(f"figure: {save_comparison_figure(out, comparison)}")
     return comparison
 
@@ -158,8 +158,9 @@ def _conclude(
     """Show the verdict, and write it in the forms asked for."""
     from ddpmctl.comparison.verdict import pooled_files, verdict
     from ddpmctl.report.figures import save_verdict_figure
+    from ddpmctl.report.latex import write_latex
     from ddpmctl.report.page import PageFigure, write_comparison_page
-    from ddpmctl.report.tables import fidelity_contrast_table, verdict_as_dict, verdict_tables, write_json, write_latex, write_table_csv
+    from ddpmctl.report.tables import fidelity_contrast_table, settings_table, verdict_as_dict, verdict_tables, write_json, write_table_csv
 
     found, compute = verdict(arms, pooled_files(spec.conditions)), spec.compute
     title = f"classifier {spec.classifier.describe()}; {spec.repeats} images per condition; {compute.device.type}, {compute.precision}"
@@ -167,7 +168,7 @@ def _conclude(
     for table in tables:
         terminal.table(table.title, table.columns, table.rows, caption=table.note)
     for sentence in found.sentences():
-        terminal.result(sentence)
+        terminal.sentence(sentence)
     assert outputs.out is not None
     figure = save_verdict_figure(outputs.out.with_name(f"{outputs.out.stem}-verdict.png"), found)
     terminal.result(f"figure: {figure}")
@@ -182,4 +183,6 @@ def _conclude(
         if comparison is not None:
             figures.append(PageFigure(outputs.out.with_suffix(".svg"), "Accuracy and loss over epochs, as recorded in training"))
         warnings = () if comparison is None else comparison.warnings
-        terminal.result(f"page: {write_comparison_page(outputs.html, found, tables, figures, warnings, spec)}")
+        settings = settings_table(found)
+        shown = [*([settings] if settings else []), *tables]
+        terminal.result(f"page: {write_comparison_page(outputs.html, found, shown, figures, warnings, spec)}")

@@ -43,6 +43,7 @@ def evaluate(
     conditions: ConditionFiles = None,
     repeats: Annotated[int, typer.Option("--repeats", "-r", min=1, max=1000, help="Images per condition, each from different noise.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    recorded: Annotated[bool, typer.Option("--recorded", help="Also show what training recorded: epoch, loss, accuracies.")] = False,  # noqa: FBT002
     breakdown: Annotated[bool, typer.Option("--breakdown", help="Tables by class, colour, shape and number of objects, and of errors.")] = False,  # noqa: FBT002
     fidelity: Annotated[bool, typer.Option("--fidelity", help="Compare the sampled images with real ones: sharpness, variety, copies.")] = False,  # noqa: FBT002
     confirm: Annotated[bool, typer.Option(help="Score the best of several checkpoints again, on new noise.")] = True,  # noqa: FBT002
@@ -69,6 +70,7 @@ def evaluate(
     ddpmctl evaluate runs/NAME --repeats 4 --breakdown --html scores.html
     ddpmctl evaluate runs/NAME --sweep steps=5,10,20,50
 
+    In a narrow window (80 columns) the intervals stand on a second line, below the accuracies; from about 110 columns on, beside them.
     Results are cached: a second call is fast, and more repeats only sample the missing images.
     A broken file is listed and does not stop the others.
     """
@@ -76,7 +78,7 @@ def evaluate(
     terminal = Terminal(silent=not job.is_leader)
     chosen = Given.of(given, config, assume)
     outputs = Outputs(json_file, csv_file, latex, html, figures=figures, grid=grid)
-    varied = None if sweep is None else _varied(sweep, outputs, breakdown=breakdown, fidelity=fidelity)
+    varied = None if sweep is None else _varied(sweep, outputs, {"--recorded": recorded, "--breakdown": breakdown, "--fidelity": fidelity})
     if job.is_leader:
         outputs.prepare()
 
@@ -97,7 +99,7 @@ def evaluate(
             rows, failures = terminal.finish(evaluate_checkpoints(checkpoints, spec))
         if rows:
             beside = _beside_real(terminal, rows, spec, *against) if against else None
-            _conclude(terminal, rows, failures, spec, known, outputs, beside, confirm=confirm, breakdown=breakdown)
+            _conclude(terminal, rows, failures, spec, known, outputs, beside, confirm=confirm, recorded=recorded, breakdown=breakdown)
         elif job.is_leader:
             _write_values(terminal, outputs, [], failures, spec, {}, None)
     if failures and job.is_leader:  # it alone: another process that ends with an error stops this one before its files are written
@@ -126,32 +128,35 @@ def _write_values(
 
 def _conclude(
     terminal: Terminal, rows: list[CheckpointResult], failures: list[Failed], spec: EvaluationSpec, known: Conditions, outputs: Outputs,
-    beside: BesideReal | None, *, confirm: bool, breakdown: bool,
+    beside: BesideReal | None, *, confirm: bool, recorded: bool, breakdown: bool,
 ) -> None:  # fmt: skip
     """Print the results and write the requested files."""
     from ddpmctl.evaluation.selection import best_of, confirm_best
-    from ddpmctl.report.tables import breakdown_tables, evaluation_table, selection_sentence, write_latex
+    from ddpmctl.report.latex import write_latex
+    from ddpmctl.report.names import checkpoint_names
+    from ddpmctl.report.tables import breakdown_tables, evaluation_table, selection_sentence, training_table
 
     best = best_of(rows)
     selection = terminal.finish(confirm_best(rows, spec)) if confirm and len(rows) > 1 else None
     if not spec.job.is_leader:
         return
-    table, trained = evaluation_table(rows, spec, best), _trained(spec.conditions, known)
+    names = checkpoint_names([row.path for row in rows], spec.titles)
+    table, trained = evaluation_table(rows, names, spec, best), _trained(spec.conditions, known)
+    further = [*([training_table(rows, names, spec)] if recorded else []), *(beside.tables if beside else ())]
     shares = "; ".join(f"{name} {trained[name]} of {len(sets)}" for name, sets in spec.conditions.items())
-    sentences = [f"label sets that occur in training ({known.name}): {shares}", *([selection_sentence(selection)] if selection else [])]
+    chosen = [selection_sentence(selection, names[best])] if selection else []
+    sentences = [f"label sets that occur in training ({known.name}): {shares}", *chosen]
     if not outputs.only_json:
-        terminal.result(sentences[0])
-        terminal.table(table.title, table.columns, table.rows, marked=best, caption=table.note)
+        terminal.sentence(sentences[0])
+        terminal.table(table.title, table.columns, table.rows, groups=table.groups, marked=best, caption=table.note)
         for sentence in sentences[1:]:
-            terminal.result(sentence)
-        for part in breakdown_tables(rows[best].answers) if breakdown else ():
-            terminal.table(f"{table.rows[best][0]}: {part.title}", part.columns, part.rows)
-        for part in beside.tables if beside else ():
+            terminal.sentence(sentence)
+        parts = [replace(part, title=f"{names[best]}: {part.title}") for part in breakdown_tables(rows[best].answers)] if breakdown else []
+        for part in [*parts, *further]:
             terminal.table(part.title, part.columns, part.rows, caption=part.note)
     _write_values(terminal, outputs, rows, failures, spec, trained, selection, beside)
     if outputs.latex:
-        write_latex(outputs.latex, [table, *(beside.tables if beside else ())])
-    names = [row[0] for row in table.rows]
+        write_latex(outputs.latex, [table, *further])
     if outputs.figures:
         from ddpmctl.report.page import evaluation_figures
 
@@ -160,19 +165,22 @@ def _conclude(
     if outputs.html:
         from ddpmctl.report.page import write_evaluation_page
 
-        terminal.say(f"page: {write_evaluation_page(outputs.html, rows, best, names, table, sentences, spec, beside)}")
+        recorded_too = [] if recorded else [training_table(rows, names, spec)]
+        shown = [table, *recorded_too, *further]
+        terminal.say(f"page: {write_evaluation_page(outputs.html, rows, best, names, shown, sentences, spec, beside)}")
 
 
 def _beside_real(terminal: Terminal, rows: list[CheckpointResult], spec: EvaluationSpec, reference: Reference, source: str) -> BesideReal:
     """Return the fidelity of all checkpoints' images, and real images of the conditions."""
     from ddpmctl.evaluation.fidelity import PreparedReference, measure_fidelity
     from ddpmctl.evaluation.results import all_images
+    from ddpmctl.report.names import checkpoint_names
     from ddpmctl.report.page import BesideReal
     from ddpmctl.report.tables import fidelity_table
 
     prepared = PreparedReference(reference, spec.classifier)
     found = [terminal.finish(measure_fidelity(all_images(row.answers), prepared)) for row in rows]
-    names = [spec.titles.get(row.path, row.path.name) for row in rows]
+    names = checkpoint_names([row.path for row in rows], spec.titles)
     tables = [fidelity_table(name, fidelity, source) for name, fidelity in zip(names, found, strict=True)]
     return BesideReal(found, tables, reference.first[:, 0])
 
@@ -199,9 +207,9 @@ def _titles(checkpoints: list[Path]) -> dict[Path, str]:
     return {path: f"{folders[path].resolve().name}-{path.stem}" for path in checkpoints if names.count(path.name) > 1}
 
 
-def _varied(text: str, outputs: Outputs, *, breakdown: bool, fidelity: bool) -> tuple[str, list[Value]]:
+def _varied(text: str, outputs: Outputs, tables: dict[str, bool]) -> tuple[str, list[Value]]:
     """Return the setting and the values of ``--sweep``; refuse outputs that a sweep does not write."""
-    unmade = {"--json": outputs.json, "--html": outputs.html, "--grid": outputs.grid, "--breakdown": breakdown, "--fidelity": fidelity}
+    unmade = {"--json": outputs.json, "--html": outputs.html, "--grid": outputs.grid, **tables}
     if asked := [flag for flag, value in unmade.items() if value]:
         raise UsageError(f"{', '.join(asked)}: cannot be combined with --sweep, which writes --csv, --latex and a figure in --figures")
     known = {setting.name: setting for setting in settings("sampling") if setting.kind in (int, float)}
@@ -216,13 +224,15 @@ def _sweep(terminal: Terminal, checkpoints: list[Path], spec: EvaluationSpec, na
     """Print and plot accuracy over the values of one setting; return the failures."""
     from ddpmctl.evaluation.sweep import evaluate_sweep
     from ddpmctl.report.evaluation_figures import save_sweep
-    from ddpmctl.report.tables import Table, images_per_condition, in_brackets, write_latex, write_table_csv
+    from ddpmctl.report.latex import write_latex
+    from ddpmctl.report.names import checkpoint_names
+    from ddpmctl.report.tables import Table, images_per_condition, in_brackets, write_table_csv
 
     figure = (outputs.figures or Path()) / f"sweep-{name}.png"
     if spec.job.is_leader:
         prepare_output(figure, "--figures", folder=False)
     points, failures = terminal.finish(evaluate_sweep(checkpoints, spec, name, values))
-    found = {spec.titles.get(path, path.name): measured for path, measured in points.items()}
+    found = dict(zip(checkpoint_names(list(points), spec.titles), points.values(), strict=True))
     if not found or not spec.job.is_leader:
         return failures
     lines = [

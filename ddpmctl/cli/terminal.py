@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,9 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TaskProgressColumn, TextColumn
 from rich.progress import Progress as ProgressBars
-from rich.table import Table
 from rich.text import Text
 
+from ddpmctl.cli.layout import lay_out, length
 from ddpmctl.progress import Notice, Progress
 
 if TYPE_CHECKING:
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 E = TypeVar("E")
 R = TypeVar("R")
 DAY = 24 * 3600
-PIPE_WIDTH = 200
 PIPE_CLOSED = 141  # 128 + SIGPIPE
 
 
@@ -34,8 +35,9 @@ class Terminal:
         plain: dict[str, Any] = {"highlight": False, "emoji": False, "quiet": silent}
         # Without force_interactive, FORCE_COLOR would enable progress bars in CI logs.
         self.err = _Console(stderr=True, force_interactive=sys.stderr.isatty(), **plain)
-        # A pipe has no width, and rich would wrap tables at 80 columns.
-        self.out = _Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, **plain)
+        self.out = _Console(**plain)
+        self._on_screen = sys.stdout.isatty()
+        self._printed = False
 
     def error(self, text: str) -> None:
         """Print an error in one line on stderr."""
@@ -51,16 +53,41 @@ class Terminal:
 
     def result(self, text: str) -> None:
         """Print a result on stdout, without markup."""
+        self._printed = True
         self.out.print(text, markup=False, soft_wrap=True)
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, marked: int | None = None, caption: str = "") -> None:
-        """Print a table on stdout; the first column is text, the others are numbers; one row may be marked."""
-        table = Table(title=escape(title), caption=escape(caption) or None, title_justify="left", caption_justify="left")
-        for number, column in enumerate(columns):
-            table.add_column(escape(column), justify="left" if number == 0 else "right", overflow="fold")
-        for number, row in enumerate(rows):
-            table.add_row(*map(escape, row), style="bold green" if number == marked else None)
-        self.out.print(table)
+    def table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, groups: Sequence[str] = (), marked: int | None = None, caption: str = ""
+    ) -> None:
+        """Print a table on stdout, in the form that ``lay_out`` describes; one row may be marked.
+
+        On a terminal it fits the window. Elsewhere it is plain text without box characters, in which no line is wrapped; the environment
+        variable COLUMNS, if set, says how wide it should be.
+        """
+        lines = lay_out(columns, rows, groups, width=self.out.width if self._on_screen else _columns(), fold=self._on_screen)
+        if self._printed:
+            self.result("")
+        self.sentence(title, "bold")
+        for line in lines.head:
+            self._line(line, "bold cyan")
+        if self._on_screen:
+            self._line("─" * max(length(line) for part in (lines.head, *lines.rows) for line in part), "dim")
+        for number, (first, *more) in enumerate(lines.rows):
+            self._line(first, "bold green" if number == marked else "")
+            for line in more:
+                self._line(line, "dim")
+        if caption:
+            self.sentence(caption, "dim")
+
+    def sentence(self, text: str, style: str = "") -> None:
+        """Print a sentence on stdout; on a terminal, lines end between words."""
+        folded = textwrap.wrap(text, self.out.width, break_long_words=False, break_on_hyphens=False) if self._on_screen else [text]
+        for line in folded:
+            self._line(line, style)
+
+    def _line(self, text: str, style: str) -> None:
+        self._printed = True
+        self.out.print(Text(text, style), soft_wrap=True)
 
     def plan(self, plan: Plan) -> None:
         """Print the training plan on stderr."""
@@ -203,6 +230,11 @@ def describe(event: object) -> str:  # noqa: PLR0911 - one line per event
             return f"note: {event.text}"
         case _:
             return ""
+
+
+def _columns() -> int | None:
+    text = os.environ.get("COLUMNS", "")
+    return int(text) if text.isdecimal() and int(text) > 0 else None
 
 
 def human_seconds(seconds: float) -> str:

@@ -21,6 +21,7 @@ from ddpmctl.evaluation.sweep import SweepPoint
 from ddpmctl.labels import CLASSES, COLOURS, SHAPES
 from ddpmctl.report.figures import COLOURS as PALETTE
 from ddpmctl.report.figures import DASHES, MARKERS, save_figure
+from ddpmctl.report.tables import FOUND, SHOWN
 
 NEAR_ZERO = 1e-3  # largest terminal SNR of pure noise
 HATCHES = ("", "///", "...")
@@ -28,7 +29,7 @@ WRITTEN_FROM = 0.05  # smaller values are not written in the cells
 
 
 def save_class_bars(path: Path, answers: Mapping[str, FileResults], title: str) -> Path:
-    """Write the accuracy of each class, by colour and shape, over all condition files."""
+    """Write the share of each class's requests in which it is found, by colour and shape, over all condition files."""
     flat, requested = _together(answers)
     counts = recall(flat, requested)["class"]
     figure = Figure(figsize=(10, 4.2), layout="constrained")
@@ -45,7 +46,8 @@ def save_class_bars(path: Path, answers: Mapping[str, FileResults], title: str) 
     hits, asked = sum(h for h, _ in counts.values()), sum(n for _, n in counts.values())
     axis.axhline(hits / asked, color="black", linewidth=1, linestyle=":", label=f"all: {hits / asked:.3f}")
     axis.set_xticks(range(len(COLOURS)), COLOURS)
-    axis.set(ylim=(0, 1.1), ylabel="requests met (bars: %)", title=title)
+    axis.set(ylim=(0, 1.1), ylabel="objects found (bars: %)")
+    axis.set_title(f"{title}\n{FOUND}", fontsize=10)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return save_figure(path, figure)
 
@@ -55,7 +57,7 @@ def save_confusion(path: Path, answers: Mapping[str, FileResults], title: str) -
     table = np.array(confusion(*_together(answers)))
     figure = Figure(figsize=(9.4, 8.4), layout="constrained")
     axis = figure.subplots()
-    image = axis.imshow(table, cmap="Greys", vmin=0, vmax=1)
+    image = axis.pcolormesh(np.arange(25) - 0.5, np.arange(25) - 0.5, table, cmap="Greys", vmin=0, vmax=1, edgecolors="face", linewidth=0.1)
     for (row, column), value in np.ndenumerate(table):
         if value >= WRITTEN_FROM:
             axis.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=6.5, color="white" if value > 0.55 else "black")
@@ -64,8 +66,11 @@ def save_confusion(path: Path, answers: Mapping[str, FileResults], title: str) -
     for edge in range(len(COLOURS), len(CLASSES), len(COLOURS)):
         axis.axhline(edge - 0.5, color=PALETTE[1], linewidth=0.8)
         axis.axvline(edge - 0.5, color=PALETTE[1], linewidth=0.8)
-    axis.set(xlabel="shown", ylabel="requested", title=title)
-    figure.colorbar(image, ax=axis, shrink=0.6, label="fraction of the images that request the class (from 5 %: in %)")
+    axis.set(xlabel="shown", ylabel="requested", aspect="equal", ylim=(len(CLASSES) - 0.5, -0.5))
+    axis.set_title(f"{title}\n{SHOWN}", fontsize=10)
+    bar = figure.colorbar(image, ax=axis, shrink=0.6, label="fraction of the images that request the class (from 5 %: in %)")
+    for colours in bar.ax.collections:
+        colours.set(rasterized=False, edgecolor="face")  # shapes, whose colours a dark page can change
     return save_figure(path, figure)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from ddpmctl import __version__
-from ddpmctl.comparison.verdict import Verdict
+from ddpmctl.comparison.verdict import Arm, Verdict
 from ddpmctl.diffusion.schedules import Schedule, make_schedule
 from ddpmctl.evaluation.evaluate import EvaluationSpec
 from ddpmctl.evaluation.fidelity import Fidelity
@@ -23,24 +24,31 @@ from ddpmctl.evaluation.results import CheckpointResult, FileResults
 from ddpmctl.evaluation.scores import THRESHOLD
 from ddpmctl.files import write_text
 from ddpmctl.labels import CLASSES
+from ddpmctl.report.cells import apart, spans
+from ddpmctl.report.dark import dark_svg
 from ddpmctl.report.evaluation_figures import save_class_bars, save_confusion, save_schedules, save_spectra
-from ddpmctl.report.tables import Table, breakdown_tables
+from ddpmctl.report.names import checkpoint_names
+from ddpmctl.report.tables import FOUND, SHOWN, Table, breakdown_tables
 
-GALLERIES = 6  # checkpoints with images: about 300 KB each per condition file
+MOST_VIEWS = 6  # arms with images: about 300 KB each per condition file
 
 
 @dataclass(frozen=True)
 class PageFigure:
-    """A figure with its caption, which is also the alternative text."""
+    """An SVG figure with its caption, which is also the alternative text."""
 
     file: Path
     caption: str
 
     @property
-    def source(self) -> str:
+    def light(self) -> str:
         """The figure as a data URI."""
-        kind = "svg+xml" if self.file.suffix == ".svg" else "png"
-        return f"data:image/{kind};base64,{base64.b64encode(self.file.read_bytes()).decode()}"
+        return _svg_uri(self.file.read_text(encoding="utf-8"))
+
+    @property
+    def dark(self) -> str:
+        """The figure for a dark page, as a data URI."""
+        return _svg_uri(dark_svg(self.file.read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)
@@ -53,35 +61,38 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Card:
-    """An image as a data URI, with a mark for each requested or shown object; ``real`` is a real image of the same labels, or empty."""
+class View:
+    """An image as a data URI, with a mark for each requested or shown object; the caption says whose image it is, where there are several."""
 
     source: str
-    marks: Sequence[Mark]
-    real: str = ""
+    caption: str = ""
+    marks: Sequence[Mark] = ()
+
+
+@dataclass(frozen=True)
+class Card:
+    """The images of one condition, side by side."""
+
+    labels: str
+    views: Sequence[View]
 
     @property
     def right(self) -> bool:
-        """Whether exactly the requested objects are shown."""
-        return all(mark.kind == "hit" for mark in self.marks)
+        """Whether every image shows exactly the requested objects."""
+        return all(mark.kind == "hit" for view in self.views for mark in view.marks)
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """The first image of each condition of a file, for one checkpoint."""
+    """The first image of each condition of a file."""
 
     title: str
     cards: Sequence[Card]
 
-    @property
-    def right(self) -> int:
-        """The number of images with exactly the requested objects."""
-        return sum(card.right for card in self.cards)
-
 
 @dataclass(frozen=True)
 class Page:
-    """The contents of the page from top to bottom; ``facts`` are settings and hashes by section."""
+    """The contents of the page from top to bottom; ``facts`` are settings and hashes by section; ``paired``: the images are those of several arms."""
 
     title: str
     sentences: Sequence[str]
@@ -89,6 +100,7 @@ class Page:
     figures: Sequence[PageFigure] = ()
     galleries: Sequence[Gallery] = ()
     facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    paired: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,44 +119,48 @@ class BesideReal:
 
 
 def write_evaluation_page(
-    path: Path, rows: Sequence[CheckpointResult], best: int, names: Sequence[str], table: Table, sentences: Sequence[str], spec: EvaluationSpec,
+    path: Path, rows: Sequence[CheckpointResult], best: int, names: Sequence[str], tables: Sequence[Table], sentences: Sequence[str], spec: EvaluationSpec,
     beside: BesideReal | None = None,
 ) -> Path:  # fmt: skip
-    """Write an evaluation's page: tables of all checkpoints, and the breakdown, figures and images of the best."""
+    """Write an evaluation's page: ``tables`` of all checkpoints, and the breakdown, figures and images of the best."""
     chosen = rows[best]
-    tables = [table, *(beside.tables if beside else ()), *(replace(part, title=f"{names[best]}: {part.title}") for part in breakdown_tables(chosen.answers))]
+    parts = [replace(part, title=f"{names[best]}: {part.title}") for part in breakdown_tables(chosen.answers)]
+    real = None if beside is None else iter(beside.real)
     with tempfile.TemporaryDirectory() as folder:
         figures = evaluation_figures(Path(folder), chosen, names[best], beside.fidelity[best] if beside else None)
-        galleries = _galleries([names[best]], [chosen], None if beside is None else beside.real)
-        page = Page("Evaluation", sentences, tables, figures, galleries, facts(rows, names, spec))
-        return _write_page(path, page)
+        galleries = [
+            _gallery(names[best], file, of, None if real is None else itertools.islice(real, len(of.conditions))) for file, of in chosen.answers.items()
+        ]
+        return _write_page(path, Page("Evaluation", sentences, [*tables, *parts], figures, galleries, facts(rows, names, spec)))
 
 
 def write_comparison_page(
     path: Path, verdict: Verdict, tables: Sequence[Table], figures: Sequence[PageFigure], warnings: Sequence[str], spec: EvaluationSpec
 ) -> Path:
-    """Write a comparison's page: the verdict, tables, figures, and the images of each arm's first checkpoint."""
+    """Write a comparison's page: the verdict, tables, figures, and the images of each arm's first checkpoint side by side."""
     rows = [row for arm in verdict.arms for row in arm.rows]
-    names = [f"{arm.name}, {row.path.name}" for arm in verdict.arms for row in arm.rows]
+    names = checkpoint_names([row.path for row in rows], spec.titles)
     with tempfile.TemporaryDirectory() as folder:
         more = [
             PageFigure(
                 save_class_bars(Path(folder) / f"classes-{number}.png", arm.rows[0].answers, arm.name).with_suffix(".svg"),
-                f"Requests met by class: {arm.name} (its first checkpoint)",
+                f"Objects found, by class: {arm.name} (its first checkpoint); {FOUND}",
             )
             for number, arm in enumerate(verdict.arms)
         ]
         more.append(_schedules(Path(folder), rows))
-        shown = [*verdict.sentences(), *warnings]
-        images = _galleries([arm.name for arm in verdict.arms], [arm.rows[0] for arm in verdict.arms])
-        return _write_page(path, Page("Comparison", shown, tables, [*figures, *more], images, facts(rows, names, spec)))
+        galleries = [_side_by_side(file, verdict.arms[:MOST_VIEWS]) for file in rows[0].answers]
+        page = Page("Comparison", [*verdict.sentences(), *warnings], tables, [*figures, *more], galleries, facts(rows, names, spec), paired=True)
+        return _write_page(path, page)
 
 
 def evaluation_figures(folder: Path, row: CheckpointResult, name: str, fidelity: Fidelity | None = None) -> list[PageFigure]:
     """Write the figures of one checkpoint as PNG and SVG."""
     found = [
-        PageFigure(save_class_bars(folder / "classes.png", row.answers, name).with_suffix(".svg"), f"Requests met by class: {name}"),
-        PageFigure(save_confusion(folder / "confusion.png", row.answers, name).with_suffix(".svg"), f"Classes shown in images that request each class: {name}"),
+        PageFigure(save_class_bars(folder / "classes.png", row.answers, name).with_suffix(".svg"), f"Objects found, by class: {name}; {FOUND}"),
+        PageFigure(
+            save_confusion(folder / "confusion.png", row.answers, name).with_suffix(".svg"), f"Classes shown in images that request each class: {name}; {SHOWN}"
+        ),
         _schedules(folder, [row]),
     ]
     if fidelity is not None:
@@ -174,15 +190,28 @@ def facts(rows: Sequence[CheckpointResult], names: Sequence[str], spec: Evaluati
     return found
 
 
-def _galleries(names: Sequence[str], rows: Sequence[CheckpointResult], real: npt.NDArray[np.uint8] | None = None) -> list[Gallery]:
-    """Return a gallery for each condition file of the first checkpoints, beside ``real`` images of the conditions (all files in order)."""
-    galleries = []
-    for name, row in zip(names[:GALLERIES], rows, strict=False):
-        beside = iter([""] * sum(len(of.conditions) for of in row.answers.values()) if real is None else map(_data_uri, real))
-        for file, of in row.answers.items():
-            shown = zip(of.images[:, 0], of.conditions, of.probabilities[:, 0], strict=True)
-            galleries.append(Gallery(f"{name}: {file}", [Card(_data_uri(image), _marks(*pair), next(beside)) for image, *pair in shown]))
-    return galleries
+def _gallery(name: str, file: str, answers: FileResults, real: Iterable[npt.NDArray[np.uint8]] | None) -> Gallery:
+    """Return a checkpoint's images of one condition file, beside ``real`` images of the conditions."""
+    views = _views(answers, "" if real is None else "sampled")
+    beside = [()] * len(views) if real is None else [(View(_data_uri(image), "real"),) for image in real]
+    cards = [Card(", ".join(labels), [view, *more]) for labels, view, more in zip(answers.conditions, views, beside, strict=True)]
+    return Gallery(f"{name}: {file}: {sum(card.right for card in cards)} of {len(cards)} are right", cards)
+
+
+def _side_by_side(file: str, arms: Sequence[Arm]) -> Gallery:
+    """Return the images of each arm's first checkpoint for one condition file, condition by condition."""
+    views = [_views(arm.rows[0].answers[file], arm.name) for arm in arms]
+    conditions = arms[0].rows[0].answers[file].conditions
+    cards = [Card(", ".join(labels), together) for labels, *together in zip(conditions, *views, strict=True)]
+    right = [sum(all(mark.kind == "hit" for mark in view.marks) for view in of) for of in views]
+    counts = ", ".join(f"{arm.name} {count}" for arm, count in zip(arms, right, strict=True))
+    return Gallery(f"{file}: {len(cards)} conditions; images that are right: {counts}", cards)
+
+
+def _views(answers: FileResults, caption: str) -> list[View]:
+    """Return the first image of each condition."""
+    found = zip(answers.images[:, 0], answers.conditions, answers.probabilities[:, 0], strict=True)
+    return [View(_data_uri(image), caption, _marks(labels, outputs)) for image, labels, outputs in found]
 
 
 def _marks(labels: Sequence[str], outputs: npt.NDArray[np.float32]) -> list[Mark]:
@@ -202,8 +231,13 @@ def _schedules(folder: Path, rows: Sequence[CheckpointResult]) -> PageFigure:
 def _write_page(path: Path, page: Page) -> Path:
     """Write the page; all texts are escaped."""
     environment = Environment(loader=PackageLoader("ddpmctl.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"apart": apart, "spans": spans}
     text = environment.get_template("page.html.j2").render(page=page, version=__version__)
     return write_text(path, text)
+
+
+def _svg_uri(svg: str) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
 def _data_uri(image: npt.NDArray[np.uint8]) -> str:

@@ -16,6 +16,7 @@ from ddpmctl.comparison.fidelity import FidelityContrast
 from ddpmctl.comparison.recorded import Comparison, Point
 from ddpmctl.comparison.verdict import HELDOUT, Finding, Verdict, arm_interval
 from ddpmctl.evaluation.misses import Misses, account_for, breakdown, recall
+from ddpmctl.evaluation.scores import THRESHOLD
 from ddpmctl.files import atomic_write, write_text
 from ddpmctl.sampling.pipeline import describe_sampling
 from ddpmctl.statistics.intervals import Interval, accuracy_interval
@@ -35,14 +36,32 @@ MISS_WORDS = {
 }
 
 
+# Two questions to the classifier, whose answers can differ for the same images.
+FOUND = "found: the object is among the k highest outputs of the classifier, where k objects were requested"
+SHOWN = f"shown: the probability that the classifier gives the object is above {THRESHOLD}"
+PARTS = "accuracy: share of the requested objects that are found; exact: share of the images that show exactly the requested objects"
+
+
 @dataclass(frozen=True)
 class Table:
-    """A table of texts; the first column names the row."""
+    """A table of texts; the first column names the row.
+
+    Attributes:
+        groups: a name for each column, or none; neighbours of the same name stand below it.
+        hover: what a page shows when the mouse is over a row's name, such as the whole path; or none.
+    """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    groups: Sequence[str] = ()
+    hover: Sequence[str] = ()
+
+    @property
+    def labels(self) -> list[str]:
+        """What each column holds, with its group."""
+        return [" ".join(filter(None, pair)) for pair in zip(self.groups or [""] * len(self.columns), self.columns, strict=True)]
 
 
 def in_brackets(interval: Interval) -> str:
@@ -57,7 +76,8 @@ def verdict_tables(verdict: Verdict, title: str) -> Iterator[Table]:
         [arm.name, str(len(arm.rows)), *(in_brackets(arm_interval(arm, [name])) for name in files), in_brackets(arm_interval(arm, verdict.files))]
         for arm in verdict.arms
     ]
-    yield Table(title, ["arm", "training seeds", *files, pooled], rows, "95 % intervals over conditions")
+    note = "accuracy with 95 % intervals over conditions; seeds: training seeds of the arm"
+    yield Table(title, ["arm", "seeds", *files, pooled], rows, note, hover=[", ".join(str(row.path) for row in arm.rows) for arm in verdict.arms])
     differences = [finding for _, _, finding in verdict.pairs]
     families = (("differences", pooled, differences), ("differences", HELDOUT, verdict.heldout), ("effects of the two settings", pooled, verdict.effects))
     for name, conditions, family in families:
@@ -66,30 +86,16 @@ def verdict_tables(verdict: Verdict, title: str) -> Iterator[Table]:
             yield Table(f"{name}, points of accuracy on {conditions}", ["", "points", "from", "to", "p", "p (Holm)"], lines)
 
 
+def settings_table(verdict: Verdict) -> Table | None:
+    """Return the settings that differ between the arms; None if none are known."""
+    names = dict.fromkeys(name for arm in verdict.arms for name in arm.settings)
+    rows = [[name, *(str(arm.settings.get(name, "unknown")) for arm in verdict.arms)] for name in names]
+    return Table("settings that differ", ["setting", *(arm.name for arm in verdict.arms)], rows) if rows else None
+
+
 def in_points(interval: Interval) -> list[str]:
     """Return an estimate and its limits, in points of accuracy."""
     return [f"{100 * value:+.1f}" for value in (interval.estimate, interval.low, interval.high)]
-
-
-def write_latex(path: Path, tables: Sequence[Table]) -> None:
-    """Write tables as LaTeX for the booktabs package."""
-    parts = []
-    for table in tables:
-        rows = ["\\toprule", _latex_row(table.columns), "\\midrule", *map(_latex_row, table.rows), "\\bottomrule"]
-        columns = "l" + "r" * (len(table.columns) - 1)
-        begin = ["\\begin{table}", "\\centering", f"\\caption{{{_latex(table.title)}}}", f"\\begin{{tabular}}{{{columns}}}"]
-        parts.append("\n".join([*begin, *rows, "\\end{tabular}", "\\end{table}"]))
-    write_text(path, "\n\n".join(parts) + "\n")
-
-
-def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(map(_latex, cells)) + " \\\\"
-
-
-def _latex(text: str) -> str:
-    """Escape LaTeX's special characters."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", **{c: "\\" + c for c in "&%$#_{}"}}
-    return "".join(special.get(character, character) for character in text)
 
 
 def write_table_csv(path: Path, table: Table) -> None:
@@ -103,26 +109,32 @@ def images_per_condition(repeats: int) -> str:
     return f"{repeats} image{'s' if repeats > 1 else ''} per condition"
 
 
-def evaluation_table(rows: list[CheckpointResult], spec: EvaluationSpec, best: int) -> Table:
+def evaluation_table(rows: Sequence[CheckpointResult], names: Sequence[str], spec: EvaluationSpec, best: int) -> Table:
     """Return a table with one row for each checkpoint; the note names the ``best`` one and how the images were made."""
     files = list(spec.conditions)
-    recorded = [name for name in files if any(name in row.recorded for row in rows)]
-    with_loss = any(row.loss is not None for row in rows)
-    columns = ["checkpoint", "epoch", *(["loss"] if with_loss else []), *(f"{name} recorded" for name in recorded)]
-    columns += [text for name in files for text in (name, f"{name} exact")]
-    lines = []
-    for row in rows:
-        line = [spec.titles.get(row.path, row.path.name), "" if row.epoch is None else str(row.epoch)]
-        line += [("" if row.loss is None else f"{row.loss:.6f}")] if with_loss else []
-        line += [f"{row.recorded[name]:.4f}" if name in row.recorded else "" for name in recorded]
-        line += [text for name in files for text in (in_brackets(accuracy_interval(row.answers[name].tally)), f"{row.scores[name].exact_match:.4f}")]
-        lines.append(line)
+    lines = [
+        [name, *(text for file in files for text in (in_brackets(accuracy_interval(row.answers[file].tally)), f"{row.scores[file].exact_match:.3f}"))]
+        for name, row in zip(names, rows, strict=True)
+    ]
     used = "; ".join(sorted({describe_sampling(row.sampling) for row in rows}))
     kept = sum(row.kept for row in rows)
-    marked = f"best by pooled accuracy: {lines[best][0]}; {used}; {kept} of {len(rows)} from cached results"
+    marked = f"best by pooled accuracy: {names[best]}; {used}; {kept} of {len(rows)} from cached results"
     compute = f"{spec.compute.device.type}, {spec.compute.precision}"
     title = f"classifier {spec.classifier.describe()}; {images_per_condition(spec.repeats)}; {compute}; 95 % intervals in brackets"
-    return Table(title, columns, lines, marked)
+    columns, groups = ["checkpoint", *["accuracy", "exact"] * len(files)], ["", *(file for file in files for _ in range(2))]
+    return Table(title, columns, lines, marked, groups, [str(row.path) for row in rows])
+
+
+def training_table(rows: Sequence[CheckpointResult], names: Sequence[str], spec: EvaluationSpec) -> Table:
+    """Return what training recorded for each checkpoint, in the file or in its name: epoch, loss, accuracies."""
+    lines = [
+        [
+            name, "-" if row.epoch is None else str(row.epoch), "-" if row.loss is None else f"{row.loss:.6f}",
+            *(f"{row.recorded[file]:.4f}" if file in row.recorded else "-" for file in spec.conditions),
+        ]
+        for name, row in zip(names, rows, strict=True)
+    ]  # fmt: skip
+    return Table("recorded in training", ["checkpoint", "epoch", "loss", *spec.conditions], lines, hover=[str(row.path) for row in rows])
 
 
 def fidelity_table(name: str, fidelity: Fidelity, source: str) -> Table:
@@ -146,29 +158,34 @@ def fidelity_contrast_table(contrast: FidelityContrast) -> Table:
     return Table(f"fidelity: {contrast.first} - {contrast.second}", columns, lines, "95 % intervals over conditions and training seeds; not adjusted")
 
 
-def selection_sentence(selection: Selection) -> str:
-    """Return both scores of the chosen checkpoint as text."""
+def selection_sentence(selection: Selection, name: str) -> str:
+    """Return both scores of the chosen checkpoint, which is called ``name``, as text."""
     found = selection.confirming
     return (
-        f"{selection.best.path.name} was selected with a pooled accuracy of {selection.choosing:.4f}; on new noise it has "
+        f"{name} was selected with a pooled accuracy of {selection.choosing:.4f}; on new noise it has "
         f"{found.estimate:.4f} ({found.low:.3f} to {found.high:.3f}), {100 * (found.estimate - selection.choosing):+.1f} points: report this one"
     )
 
 
 def breakdown_tables(answers: Mapping[str, FileResults]) -> Iterator[Table]:
-    """Yield tables over all condition files: by number of objects, shared colours, class, colour and shape, and the misses."""
+    """Yield tables over all condition files: by number of objects, shared colours, class, colour and shape, and the misses; each says what it counts."""
     flat, requested = torch.cat([a.flat for a in answers.values()]), [labels for a in answers.values() for labels in a.requested]
     for aspect, parts in breakdown(flat, requested).items():
         lines = [[name, str(s.images), f"{s.accuracy:.4f}", f"{s.exact_match:.4f}"] for name, s in parts.items()]
-        yield Table(f"by {aspect}", [aspect, "images", "accuracy", "exact"], lines)
+        yield Table(
+            f"by {aspect}",
+            [aspect, "images", "accuracy", "exact"],
+            lines,
+            "accuracy: share of the requested objects that are found; exact: share of images that show exactly these",
+        )
     for aspect, counts in recall(flat, requested).items():
         lines = [[name, str(n), f"{hits / n:.4f}"] for name, (hits, n) in counts.items()]
-        yield Table(f"by {aspect}", [aspect, "requested", "found"], lines)
+        yield Table(f"by {aspect}", [aspect, "requested", "found"], lines, FOUND)
     account = account_for(flat, requested)
     labels = sum(map(len, requested))
     lines = [[MISS_WORDS[name], str(count), f"{count / labels:.4f}"] for name, count in asdict(account).items()]
     title = f"the {account.missed} requested objects that are not shown, and extra objects"
-    yield Table(title, ["what is shown instead", "objects", "of those requested"], lines)
+    yield Table(title, ["what is shown instead", "objects", "of those requested"], lines, SHOWN)
 
 
 def as_dict(
@@ -261,16 +278,25 @@ def verdict_as_dict(verdict: Verdict, spec: EvaluationSpec, fidelity: Sequence[F
 
 def recorded_table(comparison: Comparison, file: str) -> Table:
     """Return the recorded accuracies of all runs on one condition file."""
-    at_epoch = [f"at epoch {comparison.epoch}", "loss"] if comparison.epoch is not None else []
-    columns = ["run", *at_epoch, "last", "loss", "best", "loss", f"mean of last {comparison.last}", "sd"]
+    at_epoch = [f"at epoch {comparison.epoch}"] if comparison.epoch is not None else []
+    columns = ["run", *at_epoch, "last", "best", f"mean of last {comparison.last}", "sd"]
     rows = []
     for arm in comparison.arms:
         mean, deviation = arm.last_mean(file, comparison.last)
         cells = [arm.name]
         for point, expected in ((arm.at(comparison.epoch), comparison.epoch), (arm.points[-1], None), (arm.best(file), None)):
-            cells += [] if point is None else [_accuracy(point, file, expected), _number(point.loss, 6)]
+            cells += [] if point is None else [_accuracy(point, file, expected)]
         rows.append([*cells, _number(mean, 4), _number(deviation, 4)])
     return Table(f"accuracy on {file}", columns, rows)
+
+
+def loss_table(comparison: Comparison) -> Table | None:
+    """Return the recorded training losses at the epoch of the comparison, or the last ones; None if none is recorded."""
+    points = [arm.at(comparison.epoch) or arm.points[-1] for arm in comparison.arms]
+    if all(math.isnan(point.loss) for point in points):
+        return None
+    rows = [[arm.name, str(point.epoch), _number(point.loss, 6)] for arm, point in zip(comparison.arms, points, strict=True)]
+    return Table("training loss", ["run", "epoch", "loss"], rows)
 
 
 def _accuracy(point: Point, file: str, expected: int | None) -> str:

@@ -1,0 +1,37 @@
+"""Short names of checkpoints, for tables, figures and pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ddpmctl.runs.folder import epoch_in_name
+
+LONGEST = 20  # characters of a run's name
+
+
+def checkpoint_names(paths: Sequence[Path], titles: Mapping[Path, str]) -> list[str]:
+    """Return unique names: run and epoch, such as ``q30 epoch 10``; or the file's name, or ``titles`` where that is not unique."""
+    named = [path for path in paths if epoch_in_name(path) >= 0]
+    runs = _shortened([_folder(path) for path in named])
+    short = {path: f"{run} epoch {epoch_in_name(path)}" for path, run in zip(named, runs, strict=True)}
+    names = [short.get(path, titles.get(path, path.name)) for path in paths]
+    return [str(path) if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
+
+
+def _folder(path: Path) -> str:
+    folder = path.resolve().parent
+    return folder.parent.name if folder.name == "checkpoints" else folder.name
+
+
+def _shortened(names: Sequence[str]) -> list[str]:
+    """Shorten long names of runs: drop the words that all have in common, then cut out the middle; names stay different."""
+    if max(map(len, names), default=0) <= LONGEST:
+        return list(names)
+    words = [name.split("-") for name in names]
+    if len(set(names)) > 1 and len(set(map(len, words))) == 1:
+        differing = [len(set(column)) > 1 for column in zip(*words, strict=True)]
+        words = [[word for word, differs in zip(of, differing, strict=True) if differs] for of in words]
+    half = LONGEST // 2
+    short = [name if len(name) <= LONGEST else f"{name[:half]}…{name[1 - half :]}" for name in map("-".join, words)]
+    return short if len(set(zip(names, short, strict=True))) == len(set(short)) == len(set(names)) else list(names)
