@@ -72,10 +72,8 @@ class TestEvaluation:
         assert len(heading) == len(rows[0])
         monkeypatch.setenv("COLUMNS", "80")
         narrow = ddpmctl(*asked).stdout.splitlines()
-        first = next(number for number, line in enumerate(narrow) if line.startswith("checkpoint")) + 1
-        assert re.match(r"\s+\(0\.\d{3}-0\.\d{3}\)", narrow[first + 1])
-        assert max(len(line) for line in narrow[first : first + 4]) <= 80
-        assert any(line.startswith("best by pooled accuracy") and line.endswith("from cached results") for line in narrow)
+        assert max(map(len, narrow)) <= 80
+        assert sum(len(re.findall(r"\(0\.\d{3}-0\.\d{3}\)", line)) == 3 for line in narrow) == 2
 
     def test_what_training_recorded_is_shown_on_request(self, run: Path) -> None:
         asked = ("evaluate", run, "--no-confirm")
@@ -102,14 +100,12 @@ class TestEvaluation:
             return [line.split("  ")[0] for line in lines[start : start + 2 * len(paths)]]
 
         assert names(tmp_path / "a" / "q30")[:2] == ["q30 epoch 1", "q30 epoch 2"]
-        assert names(*(tmp_path / "c").iterdir()) == [
-            f"{act} epoch {n}" for path in (tmp_path / "c").iterdir() for act in [path.name.split("-")[2]] for n in (1, 2)
-        ]
-        alike = names(tmp_path / "a" / "q30", tmp_path / "b" / "q30")
-        assert alike == [str(file) for folder in "ab" for file in sorted((tmp_path / folder / "q30").iterdir())]
+        assert names(*sorted((tmp_path / "c").iterdir())) == ["gelu epoch 1", "gelu epoch 2", "relu epoch 1", "relu epoch 2"]
+        alike = [tmp_path / folder / "q30" for folder in "ab"]
+        assert names(*alike) == [str(file.relative_to(tmp_path)) for folder in alike for file in sorted(folder.iterdir())]
         assert names(tmp_path / "mine.pth")[0] == "mine.pth"
         alone = names(tmp_path / "c" / long.format("gelu"))
-        assert all(name.startswith("context-un") and name.endswith(f"200ep-s0 epoch {n}") and len(name) < 32 for n, name in enumerate(alone, 1))
+        assert alone == ["context-…200ep-s0 epoch 1", "context-…200ep-s0 epoch 2"]
 
     def test_the_two_questions_to_the_classifier_are_named(self, run: Path, tmp_path: Path) -> None:
         result = ddpmctl("evaluate", run, "--no-confirm", "--breakdown", "--html", tmp_path / "p.html")
@@ -161,16 +157,11 @@ class TestLayout:
     @pytest.mark.parametrize("width", [40, 80, 120])
     def test_folded_cells_lose_no_character(self, width: int) -> None:
         row = ["schedule", "linear", "cosine-periodic", "cosine"]
-        lines = lay_out(["setting", *self.ARMS], [row], width=width, fold=True)
+        lines = lay_out(["setting", *self.ARMS], [row], width=width)
         assert max(map(len, [*lines.head, *lines.rows[0]])) <= width
         for cells, printed in (([["setting"], *([arm] for arm in self.ARMS)], lines.head), ([[cell] for cell in row], lines.rows[0])):
             assert sorted("".join(cell for (cell,) in cells)) == sorted("".join(printed).replace(" ", ""))
 
-    def test_a_pipe_is_not_folded(self) -> None:
-        lines = lay_out(["setting", *self.ARMS], [["act", "gelu", "relu", "silu"]], width=40, fold=False)
-        assert [len(row) for row in lines.rows] == [1]
-        assert len(lines.head) == 1
-
     def test_wide_characters_take_two_cells(self) -> None:
-        lines = lay_out(["run", "loss"], [["運行", "1"], ["run", "22"]], width=None, fold=False)
+        lines = lay_out(["run", "loss"], [["運行", "1"], ["run", "22"]], width=None)
         assert lines.rows == [["運行     1"], ["run     22"]]

@@ -21,18 +21,17 @@ class Lines:
     rows: list[list[str]]
 
 
-def lay_out(columns: Sequence[str], rows: Sequence[Sequence[str]], groups: Sequence[str] = (), *, width: int | None, fold: bool) -> Lines:
+def lay_out(columns: Sequence[str], rows: Sequence[Sequence[str]], groups: Sequence[str] = (), *, width: int | None) -> Lines:
     """Return a table as text; the first column is aligned on the left, the others on the right.
 
     A table that is wider than ``width`` gets what stands in brackets after a value, such as its interval, on a second line of the row.
-    If that is not enough, and ``fold`` is set, long cells continue on further lines.
+    If that is not enough, long cells continue on further lines.
 
     Args:
         columns: the headings.
         rows: a cell for each column.
         groups: a name for each column; neighbours with the same name stand below it. Empty: no groups.
         width: in characters; None: without limit.
-        fold: whether cells may continue on further lines.
     """
     groups = groups or [""] * len(columns)
     gaps = [0, *(1 if name and name == before else 2 for before, name in itertools.pairwise(groups))]
@@ -41,9 +40,8 @@ def lay_out(columns: Sequence[str], rows: Sequence[Sequence[str]], groups: Seque
     if width is not None and sum(widths) + sum(gaps) > width:
         cells = [[row[0], *([part for part in apart(cell[0]) if part] or [""] for cell in row[1:])] for row in cells]
         widths = _widths(heads, cells, groups, gaps)
-        if fold:
-            widths = _narrowed(widths, [heads, *cells], width - sum(gaps))
-            heads, cells = _folded(heads, widths), [_folded(row, widths) for row in cells]
+        widths = _narrowed(widths, [heads, *cells], width - sum(gaps))
+        heads, cells = _folded(heads, widths), [_folded(row, widths) for row in cells]
     blanks = [[""] * (max(map(len, heads)) - len(head)) for head in heads]
     head = _joined([[*blank, *head] for blank, head in zip(blanks, heads, strict=True)], widths, gaps)
     return Lines(([_group_line(groups, widths, gaps)] if any(groups) else []) + head, [_joined(row, widths, gaps) for row in cells])
@@ -72,7 +70,7 @@ def _narrowed(widths: Sequence[int], rows: Sequence[Sequence[Sequence[str]]], ro
 
 
 def _folded(cells: Sequence[Sequence[str]], widths: Sequence[int]) -> list[list[str]]:
-    return [[part for line in cell for part in textwrap.wrap(line, width) or [""]] for cell, width in zip(cells, widths, strict=True)]
+    return [[part for line in cell for part in textwrap.wrap(line, width, break_on_hyphens=False) or [""]] for cell, width in zip(cells, widths, strict=True)]
 
 
 def _joined(cells: Sequence[Sequence[str]], widths: Sequence[int], gaps: Sequence[int]) -> list[str]:

@@ -37,6 +37,7 @@ class Terminal:
         self.err = _Console(stderr=True, force_interactive=sys.stderr.isatty(), **plain)
         self.out = _Console(**plain)
         self._on_screen = sys.stdout.isatty()
+        self._width = self.out.width if self._on_screen else _columns()
         self._printed = False
 
     def error(self, text: str) -> None:
@@ -61,10 +62,10 @@ class Terminal:
     ) -> None:
         """Print a table on stdout, in the form that ``lay_out`` describes; one row may be marked.
 
-        On a terminal it fits the window. Elsewhere it is plain text without box characters, in which no line is wrapped; the environment
-        variable COLUMNS, if set, says how wide it should be.
+        On a terminal it fits the window. Elsewhere it is plain text without box characters, as wide as it needs to be, or at most as wide
+        as the environment variable COLUMNS says.
         """
-        lines = lay_out(columns, rows, groups, width=self.out.width if self._on_screen else _columns(), fold=self._on_screen)
+        lines = lay_out(columns, rows, groups, width=self._width)
         if self._printed:
             self.result("")
         self.sentence(title, "bold")
@@ -80,9 +81,8 @@ class Terminal:
             self.sentence(caption, "dim")
 
     def sentence(self, text: str, style: str = "") -> None:
-        """Print a sentence on stdout; on a terminal, lines end between words."""
-        folded = textwrap.wrap(text, self.out.width, break_long_words=False, break_on_hyphens=False) if self._on_screen else [text]
-        for line in folded:
+        """Print a sentence on stdout; where the width is limited, lines end between words."""
+        for line in [text] if self._width is None else textwrap.wrap(text, self._width, break_long_words=False, break_on_hyphens=False):
             self._line(line, style)
 
     def _line(self, text: str, style: str) -> None:
