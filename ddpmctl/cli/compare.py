@@ -144,7 +144,7 @@ def _tell_curves(terminal: Terminal, comparison: Comparison, outputs: Outputs) -
     for table in curve_tables(found):
         terminal.table(table.title, table.columns, table.rows, caption=table.note)
     for sentence in found.sentences():
-        terminal.result(sentence)
+        terminal.sentence(sentence)
     result = curves_as_dict(comparison, found)
     if outputs.json:
         write_json(outputs.json, result)
