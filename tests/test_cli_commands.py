@@ -191,7 +191,9 @@ class TestEvaluate:
         result = ddpmctl(*asked, "steps=1,2,3")
         assert result.exit_code == 0, result.output
         with (tmp_path / "s.csv").open() as file:
-            assert [(row["steps"], row["network calls"]) for row in csv.DictReader(file)] == [("1", "1"), ("2", "2"), ("3", "3")]
+            rows = list(csv.DictReader(file))
+        assert [(row["steps"], row["network calls"]) for row in rows] == [("1", "1"), ("2", "2"), ("3", "3")]
+        assert {row["checkpoint"] for row in rows} == {checkpoint_of(run).name}
         assert size(tmp_path / "sweep-steps.png")[0] > 600
         with Image.open(tmp_path / "sweep-steps.png") as image:
             pixels = np.asarray(image.convert("L"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -232,19 +232,23 @@ def _sweep(terminal: Terminal, checkpoints: list[Path], spec: EvaluationSpec, na
     if spec.job.is_leader:
         prepare_output(figure, "--figures", folder=False)
     points, failures = terminal.finish(evaluate_sweep(checkpoints, spec, name, values))
-    found = dict(zip(checkpoint_names(list(points), spec.titles), points.values(), strict=True))
-    if not found or not spec.job.is_leader:
+    if not points or not spec.job.is_leader:
         return failures
-    lines = [
-        [checkpoint, str(point.value), str(point.nfe), in_brackets(point.accuracy), f"{point.exact:.4f}"]
-        for checkpoint, measured in found.items()
-        for point in measured
-    ]
+    found = dict(zip(checkpoint_names(list(points), spec.titles), points.values(), strict=True))
     title = f"{', '.join(spec.conditions)} pooled; {images_per_condition(spec.repeats)}"
-    table = Table(title, ["checkpoint", name, "network calls", "accuracy", "exact"], lines)
+
+    def named(names: Iterable[str]) -> Table:
+        lines = [
+            [called, str(point.value), str(point.nfe), in_brackets(point.accuracy), f"{point.exact:.4f}"]
+            for called, measured in zip(names, points.values(), strict=True)
+            for point in measured
+        ]
+        return Table(title, ["checkpoint", name, "network calls", "accuracy", "exact"], lines)
+
+    table = named(found)
     terminal.table(table.title, table.columns, table.rows)
     if outputs.csv:
-        write_table_csv(outputs.csv, table)
+        write_table_csv(outputs.csv, named(spec.titles.get(path, path.name) for path in points))  # other programs know a checkpoint by its file
     if outputs.latex:
         write_latex(outputs.latex, [table])
     terminal.result(f"figure: {save_sweep(figure, name, found)}")
