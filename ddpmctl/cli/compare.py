@@ -49,7 +49,7 @@ def compare(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write what is found as JSON.", show_default=False, rich_help_panel=OUTPUTS)] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the differences as CSV.", show_default=False, rich_help_panel=OUTPUTS)] = None,
     latex: Annotated[
-        Path | None, typer.Option("--latex", help="Write the verdict's tables as LaTeX (booktabs).", show_default=False, rich_help_panel=OUTPUTS)
+        Path | None, typer.Option("--latex", help="Write the verdict's tables as LaTeX (booktabs, graphicx).", show_default=False, rich_help_panel=OUTPUTS)
     ] = None,
     html: Annotated[
         Path | None, typer.Option("--html", help="Write one page with everything, to open in a browser.", show_default=False, rich_help_panel=OUTPUTS)
@@ -160,10 +160,18 @@ def _conclude(
     from ddpmctl.report.figures import save_verdict_figure
     from ddpmctl.report.latex import write_latex
     from ddpmctl.report.page import PageFigure, write_comparison_page
-    from ddpmctl.report.tables import fidelity_contrast_table, settings_table, verdict_as_dict, verdict_tables, write_json, write_table_csv
+    from ddpmctl.report.tables import (
+        fidelity_contrast_table,
+        images_per_condition,
+        settings_table,
+        verdict_as_dict,
+        verdict_tables,
+        write_json,
+        write_table_csv,
+    )
 
     found, compute = verdict(arms, pooled_files(spec.conditions)), spec.compute
-    title = f"classifier {spec.classifier.describe()}; {spec.repeats} images per condition; {compute.device.type}, {compute.precision}"
+    title = f"classifier {spec.classifier.describe()}; {images_per_condition(spec.repeats)}; {compute.device.type}, {compute.precision}"
     tables = [*verdict_tables(found, title), *map(fidelity_contrast_table, contrasts)]
     for table in tables:
         terminal.table(table.title, table.columns, table.rows, caption=table.note)

@@ -51,7 +51,9 @@ def evaluate(
         Path | None, typer.Option("--json", help="Write the results as JSON ('-': to stdout, without tables).", show_default=False, rich_help_panel=OUTPUTS)
     ] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the results as CSV.", show_default=False, rich_help_panel=OUTPUTS)] = None,
-    latex: Annotated[Path | None, typer.Option("--latex", help="Write the table as LaTeX (booktabs).", show_default=False, rich_help_panel=OUTPUTS)] = None,
+    latex: Annotated[
+        Path | None, typer.Option("--latex", help="Write the table as LaTeX (booktabs, graphicx).", show_default=False, rich_help_panel=OUTPUTS)
+    ] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write all results as one HTML page.", show_default=False, rich_help_panel=OUTPUTS)] = None,
     figures: Annotated[
         Path | None, typer.Option("--figures", help="Folder for figures of the best checkpoint, as PNG and SVG.", show_default=False, rich_help_panel=OUTPUTS)
