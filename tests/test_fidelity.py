@@ -235,7 +235,7 @@ class TestCommand:
         assert energy["samples"]["low"] <= energy["samples"]["estimate"] <= energy["samples"]["high"]
         assert 0.3 < energy["floor"]["estimate"] < 3
         page = (tmp_path / "page.html").read_text(encoding="utf-8")
-        assert page.count('alt="real image of the same labels"') == 4
+        assert page.count('alt="real: ') == 4
         assert "patch distance at 32" in page
         assert "patch distance at 32" in (tmp_path / "t.tex").read_text()
         assert (tmp_path / "figures" / "spectra.png").is_file()
