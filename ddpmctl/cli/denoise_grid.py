@@ -29,9 +29,7 @@ def denoise_grid(
     given: dict[str, str],
     labels: Annotated[
         list[str] | None,
-        typer.Option(
-            "--labels", "-l", help=f'Objects of one row; may be repeated. Default: "{COURSE}".', show_default=False, autocompletion=complete_labels
-        ),
+        typer.Option("--labels", "-l", help=f'Objects of one row; may be repeated. Default: "{COURSE}".', show_default=False, autocompletion=complete_labels),
     ] = None,
     checkpoint: Annotated[
         Path | None, typer.Argument(help="A .pth file or a run; else the newest run's best.", show_default=False, autocompletion=complete_checkpoints)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, Outputs, evaluation_spec, named_conditions, only_one_source, prepare_output, reference_images
+from ddpmctl.cli.common import Given, Outputs, beside_real, evaluation_spec, named_conditions, only_one_source, prepare_output, reference_images
 from ddpmctl.cli.completion import checkpoints as complete_checkpoints
+from ddpmctl.cli.evaluate_images import refuse_sampling, score_images
 from ddpmctl.cli.options import OUTPUTS, RUNS, Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, RunsDir, SceneCount, command
 from ddpmctl.cli.signals import when_stopped
 from ddpmctl.cli.terminal import Terminal
@@ -22,10 +23,8 @@ from ddpmctl.errors import DataError, UsageError
 if TYPE_CHECKING:
     from ddpmctl.data.dataset import Conditions
     from ddpmctl.evaluation.evaluate import EvaluationSpec
-    from ddpmctl.evaluation.fidelity import Reference
     from ddpmctl.evaluation.results import CheckpointResult, Failed
     from ddpmctl.evaluation.selection import Selection
-    from ddpmctl.labels import LabelSet
     from ddpmctl.report.page import BesideReal
 
 
@@ -41,6 +40,13 @@ def evaluate(
     scenes: SceneCount = None,
     evaluator: ClassifierFile = None,
     conditions: ConditionFiles = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option("--images", help="Score the images in a folder, in the order of --conditions; both may be repeated.", show_default=False),
+    ] = None,
+    pattern: Annotated[
+        str | None, typer.Option("--pattern", help="File names of --images; for several per condition {index}-{copy}.png.", show_default="{index}.png")
+    ] = None,
     repeats: Annotated[int, typer.Option("--repeats", "-r", min=1, max=1000, help="Images per condition, each from different noise.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     breakdown: Annotated[bool, typer.Option("--breakdown", help="Tables by class, colour, shape and number of objects, and of errors.")] = False,  # noqa: FBT002
@@ -63,11 +69,11 @@ def evaluate(
     config: ConfigFile = None,
     assume: Assume = None,
 ) -> None:
-    """Score checkpoints on the lab's conditions: the lab's accuracy with its 95 % interval, and exact match.
+    """Score checkpoints, or images, on the lab's conditions: the lab's accuracy with its 95 % interval, and exact match.
 
     ddpmctl evaluate checkpoints/
     ddpmctl evaluate runs/NAME --repeats 4 --breakdown --html scores.html
-    ddpmctl evaluate runs/NAME --sweep steps=5,10,20,50
+    ddpmctl evaluate --images images/test --conditions test
 
     Results are cached: a second call is fast, and more repeats only sample the missing images.
     A broken file is listed and does not stop the others.
@@ -76,6 +82,11 @@ def evaluate(
     terminal = Terminal(silent=not job.is_leader)
     chosen = Given.of(given, config, assume)
     outputs = Outputs(json_file, csv_file, latex, html, figures=figures, grid=grid)
+    if images or pattern:
+        refuse_sampling(given, images, paths=paths, repeats=repeats != 1, seed=seed, sweep=sweep, grid=grid, assume=assume)
+        if job.is_leader:
+            score_images(terminal, images or [], pattern, conditions, data, scenes, evaluator, chosen.device, outputs, breakdown=breakdown, fidelity=fidelity)
+        return
     varied = None if sweep is None else _varied(sweep, outputs, breakdown=breakdown, fidelity=fidelity)
     if job.is_leader:
         outputs.prepare()
@@ -96,7 +107,8 @@ def evaluate(
         with when_stopped("checkpoints that were scored completely are kept in the cache, and the same command continues after them"):
             rows, failures = terminal.finish(evaluate_checkpoints(checkpoints, spec))
         if rows:
-            beside = _beside_real(terminal, rows, spec, *against) if against else None
+            names = [spec.titles.get(row.path, row.path.name) for row in rows]
+            beside = beside_real(terminal, names, [row.answers for row in rows], spec, *against) if against else None
             _conclude(terminal, rows, failures, spec, known, outputs, beside, confirm=confirm, breakdown=breakdown)
         elif job.is_leader:
             _write_values(terminal, outputs, [], failures, spec, {}, None)
@@ -136,9 +148,8 @@ def _conclude(
     selection = terminal.finish(confirm_best(rows, spec)) if confirm and len(rows) > 1 else None
     if not spec.job.is_leader:
         return
-    table, trained = evaluation_table(rows, spec, best), _trained(spec.conditions, known)
-    shares = "; ".join(f"{name} {trained[name]} of {len(sets)}" for name, sets in spec.conditions.items())
-    sentences = [f"label sets that occur in training ({known.name}): {shares}", *([selection_sentence(selection)] if selection else [])]
+    table, trained = evaluation_table(rows, spec, best), known.trained(spec.conditions)
+    sentences = [known.shares(spec.conditions), *([selection_sentence(selection)] if selection else [])]
     if not outputs.only_json:
         terminal.result(sentences[0])
         terminal.table(table.title, table.columns, table.rows, marked=best, caption=table.note)
@@ -161,25 +172,6 @@ def _conclude(
         from ddpmctl.report.page import write_evaluation_page
 
         terminal.say(f"page: {write_evaluation_page(outputs.html, rows, best, names, table, sentences, spec, beside)}")
-
-
-def _beside_real(terminal: Terminal, rows: list[CheckpointResult], spec: EvaluationSpec, reference: Reference, source: str) -> BesideReal:
-    """Return the fidelity of all checkpoints' images, and real images of the conditions."""
-    from ddpmctl.evaluation.fidelity import PreparedReference, measure_fidelity
-    from ddpmctl.evaluation.results import all_images
-    from ddpmctl.report.page import BesideReal
-    from ddpmctl.report.tables import fidelity_table
-
-    prepared = PreparedReference(reference, spec.classifier)
-    found = [terminal.finish(measure_fidelity(all_images(row.answers), prepared)) for row in rows]
-    names = [spec.titles.get(row.path, row.path.name) for row in rows]
-    tables = [fidelity_table(name, fidelity, source) for name, fidelity in zip(names, found, strict=True)]
-    return BesideReal(found, tables, reference.first[:, 0])
-
-
-def _trained(files: Mapping[str, Sequence[LabelSet]], known: Conditions) -> dict[str, int]:
-    """Return how many conditions of each file occur in the training data."""
-    return {name: sum(frozenset(labels) in known.trained_sets for labels in sets) for name, sets in files.items()}
 
 
 def _checkpoints(paths: list[Path] | None, runs_dir: Path, terminal: Terminal) -> list[Path]:

@@ -115,9 +115,9 @@ def write_evaluation_page(
     tables = [table, *(beside.tables if beside else ()), *(replace(part, title=f"{names[best]}: {part.title}") for part in breakdown_tables(chosen.answers))]
     with tempfile.TemporaryDirectory() as folder:
         figures = evaluation_figures(Path(folder), chosen, names[best], beside.fidelity[best] if beside else None)
-        galleries = _galleries([names[best]], [chosen], None if beside is None else beside.real)
-        page = Page("Evaluation", sentences, tables, figures, galleries, facts(rows, names, spec))
-        return _write_page(path, page)
+        images = galleries([names[best]], [chosen.answers], None if beside is None else beside.real)
+        page = Page("Evaluation", sentences, tables, figures, images, facts(rows, names, spec))
+        return write_page(path, page)
 
 
 def write_comparison_page(
@@ -136,16 +136,21 @@ def write_comparison_page(
         ]
         more.append(_schedules(Path(folder), rows))
         shown = [*verdict.sentences(), *warnings]
-        images = _galleries([arm.name for arm in verdict.arms], [arm.rows[0] for arm in verdict.arms])
-        return _write_page(path, Page("Comparison", shown, tables, [*figures, *more], images, facts(rows, names, spec)))
+        images = galleries([arm.name for arm in verdict.arms], [arm.rows[0].answers for arm in verdict.arms])
+        return write_page(path, Page("Comparison", shown, tables, [*figures, *more], images, facts(rows, names, spec)))
 
 
 def evaluation_figures(folder: Path, row: CheckpointResult, name: str, fidelity: Fidelity | None = None) -> list[PageFigure]:
     """Write the figures of one checkpoint as PNG and SVG."""
+    found = answer_figures(folder, row.answers, name, fidelity)
+    return [*found[:2], _schedules(folder, [row]), *found[2:]]
+
+
+def answer_figures(folder: Path, answers: Mapping[str, FileResults], name: str, fidelity: Fidelity | None = None) -> list[PageFigure]:
+    """Write the figures of a classifier's answers, and the power spectra if there are any, as PNG and SVG."""
     found = [
-        PageFigure(save_class_bars(folder / "classes.png", row.answers, name).with_suffix(".svg"), f"Requests met by class: {name}"),
-        PageFigure(save_confusion(folder / "confusion.png", row.answers, name).with_suffix(".svg"), f"Classes shown in images that request each class: {name}"),
-        _schedules(folder, [row]),
+        PageFigure(save_class_bars(folder / "classes.png", answers, name).with_suffix(".svg"), f"Requests met by class: {name}"),
+        PageFigure(save_confusion(folder / "confusion.png", answers, name).with_suffix(".svg"), f"Classes shown in images that request each class: {name}"),
     ]
     if fidelity is not None:
         spectra = dict(zip((name, "real images"), fidelity.spectra, strict=True))
@@ -174,12 +179,12 @@ def facts(rows: Sequence[CheckpointResult], names: Sequence[str], spec: Evaluati
     return found
 
 
-def _galleries(names: Sequence[str], rows: Sequence[CheckpointResult], real: npt.NDArray[np.uint8] | None = None) -> list[Gallery]:
-    """Return a gallery for each condition file of the first checkpoints, beside ``real`` images of the conditions (all files in order)."""
+def galleries(names: Sequence[str], rows: Sequence[Mapping[str, FileResults]], real: npt.NDArray[np.uint8] | None = None) -> list[Gallery]:
+    """Return a gallery for each condition file of the first rows' answers, beside ``real`` images of the conditions (all files in order)."""
     galleries = []
-    for name, row in zip(names[:GALLERIES], rows, strict=False):
-        beside = iter([""] * sum(len(of.conditions) for of in row.answers.values()) if real is None else map(_data_uri, real))
-        for file, of in row.answers.items():
+    for name, answers in zip(names[:GALLERIES], rows, strict=False):
+        beside = iter([""] * sum(len(of.conditions) for of in answers.values()) if real is None else map(_data_uri, real))
+        for file, of in answers.items():
             shown = zip(of.images[:, 0], of.conditions, of.probabilities[:, 0], strict=True)
             galleries.append(Gallery(f"{name}: {file}", [Card(_data_uri(image), _marks(*pair), next(beside)) for image, *pair in shown]))
     return galleries
@@ -199,7 +204,7 @@ def _schedules(folder: Path, rows: Sequence[CheckpointResult]) -> PageFigure:
     return PageFigure(save_schedules(folder / "schedules.png", found).with_suffix(".svg"), f"Noise schedules: {'; '.join(found)}")
 
 
-def _write_page(path: Path, page: Page) -> Path:
+def write_page(path: Path, page: Page) -> Path:
     """Write the page; all texts are escaped."""
     environment = Environment(loader=PackageLoader("ddpmctl.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text = environment.get_template("page.html.j2").render(page=page, version=__version__)
