@@ -18,6 +18,7 @@ SCALE = 2  # images are enlarged, so that captions fit under them
 PAD = 6
 FONT_SIZE = 13
 LINE = 16
+RARE_COLOURS = 96  # of the 256 of a GIF's frame, for small objects
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 
 
@@ -78,11 +79,28 @@ def draw_sheet(
 
 
 def save_gif(path: Path, frames: Sequence[Image.Image]) -> Path:
-    """Write frames as an endless GIF that shows the last frame for two seconds."""
+    """Write frames as an endless GIF, each with a palette of its own, that shows the last frame for two seconds."""
     durations = [120] * (len(frames) - 1) + [2000]
+    first, *others = map(_with_palette, frames)
     with atomic_write(path) as temporary:
-        frames[0].save(temporary, "GIF", save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)
+        first.save(temporary, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
     return path
+
+
+def _with_palette(image: Image.Image) -> Image.Image:
+    """Return an image in the 256 colours of a GIF, without dithering, whose dots would look like noise.
+
+    Most colours go to what fills the image, by median cut: alone, it would leave none to small objects and show a red one brown. So the
+    others cover the range of colours. Both are refined by k-means on the image before it was enlarged.
+    """
+    small = image.resize((image.width // SCALE, image.height // SCALE), Image.Resampling.NEAREST)
+    colours = [*INK, *PAPER]
+    for count, method in ((254 - RARE_COLOURS, Image.Quantize.MEDIANCUT), (RARE_COLOURS, Image.Quantize.MAXCOVERAGE)):
+        found = small.quantize(count, method, kmeans=100, dither=Image.Dither.NONE).getpalette() or []
+        colours += found[: 3 * count]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(colours)
+    return image.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
 def save_images(folder: Path, images: ImageBatch, names: Sequence[str]) -> list[Path]:

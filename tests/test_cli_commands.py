@@ -250,56 +250,6 @@ class TestEvaluate:
         assert json.loads(result.stdout)["checkpoints"][0]["scores"]["mine"]["labels"] == 3
 
 
-class TestDenoiseGrid:
-    def test_rows_columns_x0_and_gif(self, run: Path, tmp_path: Path) -> None:
-        sizes = {}
-        for name, options in {"one": (), "two": ("--labels", "gray cylinder"), "x0": ("--x0",), "few": ("--columns", 2)}.items():
-            common = ("--labels", "red cube,blue sphere", "--no-confidence", "--gif", tmp_path / "a.gif")
-            result = ddpmctl("denoise-grid", run, *common, "-o", tmp_path / f"{name}.png", *options)
-            assert result.exit_code == 0, result.output
-            sizes[name] = size(tmp_path / f"{name}.png")
-        row = 128 + 6
-        assert sizes["two"][1] == sizes["x0"][1] == sizes["one"][1] + row
-        assert sizes["one"][0] == sizes["few"][0] + 2 * row  # 4 frames of 3 steps, and 2
-        with Image.open(tmp_path / "a.gif") as gif:
-            assert gif.n_frames == 4
-
-    def test_it_starts_from_noise_and_ends_with_the_image_of_sample(self, run: Path, tmp_path: Path) -> None:
-        common = ("--labels", "red cube", "--precision", "fp32")
-        assert ddpmctl("denoise-grid", run, *common, "--columns", 2, "--no-confidence", "-o", tmp_path / "g.png").exit_code == 0
-        assert ddpmctl("sample", run, *common, "-o", tmp_path / "out").exit_code == 0
-        sheet = pixels(tmp_path / "g.png")
-        last = sheet[-134:-6, -134:-6][::2, ::2]
-        first = sheet[-134:-6, -268:-140][::2, ::2]
-        assert np.array_equal(last, pixels(tmp_path / "out" / "000-red-cube-seed0-000.png"))
-        assert 60 < first.std() < 110  # unit normal noise on the scale of 127.5, clipped
-
-    def test_confidence_is_written_under_every_frame(self, run: Path, tmp_path: Path) -> None:
-        """One line of text per label, blank only for pure noise."""
-        for name, options in {"with": (), "without": ("--no-confidence",)}.items():
-            labels = ("--labels", "red cube,blue sphere", "--labels", "gray cylinder")
-            assert ddpmctl("denoise-grid", run, *labels, "--columns", 3, "-o", tmp_path / f"{name}.png", *options).exit_code == 0
-        assert size(tmp_path / "with.png")[1] - size(tmp_path / "without.png")[1] == 16 * (2 + 1)
-        text = pixels(tmp_path / "with.png")[-16:, -3 * 134 :].min(axis=(0, 2))  # the last row's captions
-        first, middle, last = (text[start : start + 134] < 128 for start in (0, 134, 268))
-        assert not first.any()
-        assert middle.any()
-        assert last.any()
-
-    def test_checkpoints_side_by_side_start_from_the_same_noise(self, run: Path, tmp_path: Path) -> None:
-        both = f"{checkpoint_of(run, 1)},{checkpoint_of(run)}"
-        result = ddpmctl("denoise-grid", "--checkpoints", both, "--labels", "red cube", "--columns", 2, "--no-confidence", "-o", tmp_path / "g.png")
-        assert result.exit_code == 0, result.output
-        sheet = pixels(tmp_path / "g.png")
-        upper, lower = sheet[-268:-140, -268:], sheet[-134:-6, -268:]
-        assert np.array_equal(upper[:, :128], lower[:, :128])
-        assert not np.array_equal(upper[:, 134:262], lower[:, 134:262])
-        for arguments, reason in (((run, "--checkpoints", both), "cannot be combined"), (("--checkpoints", both, "--gif", tmp_path / "a.gif"), "--gif")):
-            refused = ddpmctl("denoise-grid", *arguments, "--labels", "red cube", "-o", tmp_path / "no.png")
-            assert refused.exit_code == 2
-            assert reason in refused.stderr
-
-
 def test_data_verify_names_all_problems_and_exits_3(tmp_path: Path) -> None:
     data = tmp_path / "data"
     assert ddpmctl("data", "render", data, "--scenes", 2, "--size", "32x24").exit_code == 0

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from ddpmctl.device import ComputeDevice
     from ddpmctl.evaluation.evaluate import EvaluationSpec
     from ddpmctl.evaluation.fidelity import Reference
+    from ddpmctl.evaluation.results import FileResults
     from ddpmctl.labels import LabelSet
     from ddpmctl.progress import Notice, Progress
+    from ddpmctl.report.page import BesideReal
     from ddpmctl.sampling.pipeline import SamplingPipeline
 
 
@@ -110,13 +112,21 @@ class Outputs:
             prepare_output(file, flag, folder=False, suffix=".png" if flag == "--out" else "")
 
 
-def named_conditions(files: list[Path] | None, known: Conditions) -> Mapping[str, Sequence[LabelSet]]:
-    """Return the conditions by the name of their file: those named, else those of the data."""
+def named_conditions(files: Sequence[Path] | None, known: Conditions) -> Mapping[str, Sequence[LabelSet]]:
+    """Return the conditions by the name of their file: those named, each a name of the data's or a JSON file, else all of the data.
+
+    Raises:
+        UsageError, DataError: there is no such name or file, the file cannot be used, or two have the same name.
+    """
     from ddpmctl.data.folders import read_conditions
 
     if not files:
         return known.conditions
-    named = {file.stem: read_conditions(file) for file in files}
+    named: dict[str, Sequence[LabelSet]] = {}
+    for file in files:
+        if not file.exists() and str(file) not in known.conditions:
+            raise UsageError(f"--conditions: {str(file)!r} is neither a JSON file nor one of {', '.join(known.conditions)} ({known.name})")
+        named[file.stem] = known.conditions[str(file)] if str(file) in known.conditions else read_conditions(file)
     if len(named) < len(files):
         raise UsageError("--conditions: two files have the same name; their columns could not be told apart")
     return named
@@ -152,6 +162,21 @@ def reference_images(spec: EvaluationSpec, data: Path | None, scenes: int | None
     dataset = yield from load_dataset(data, scenes=scenes)
     real = yield from real_images(dataset, [labels for sets in spec.conditions.values() for labels in sets], spec.repeats)
     return Reference(real.images[0], real.images[1], dataset.images, real.same_scene), real.source
+
+
+def beside_real(
+    terminal: Terminal, names: Sequence[str], rows: Sequence[Mapping[str, FileResults]], spec: EvaluationSpec, reference: Reference, source: str
+) -> BesideReal:
+    """Return the fidelity of all rows' images, with a table for each, and real images of the conditions."""
+    from ddpmctl.evaluation.fidelity import PreparedReference, measure_fidelity
+    from ddpmctl.evaluation.results import all_images
+    from ddpmctl.report.page import BesideReal
+    from ddpmctl.report.tables import fidelity_table
+
+    prepared = PreparedReference(reference, spec.classifier)
+    found = [terminal.finish(measure_fidelity(all_images(answers), prepared)) for answers in rows]
+    tables = [fidelity_table(name, fidelity, source) for name, fidelity in zip(names, found, strict=True)]
+    return BesideReal(found, tables, reference.first[:, 0])
 
 
 def agreed_device(settings: Mapping[str, Value], job: Job) -> ComputeDevice:

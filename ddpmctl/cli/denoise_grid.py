@@ -21,41 +21,43 @@ if TYPE_CHECKING:
     from ddpmctl.sampling.trajectory import RecordedFrame, Trajectory
 
 OUT = Path("denoise-grid.png")
+COURSE = "red sphere,cyan cylinder,cyan cube"  # the label set of the figure that the course asks for, in at least 8 frames
 
 
 @command("sampling", "device")
 def denoise_grid(
     given: dict[str, str],
     labels: Annotated[
-        list[str], typer.Option("--labels", "-l", help='Objects of one row, e.g. "red cube,blue sphere"; may be repeated.', autocompletion=complete_labels)
-    ],
+        list[str] | None,
+        typer.Option("--labels", "-l", help=f'Objects of one row; may be repeated. Default: "{COURSE}".', show_default=False, autocompletion=complete_labels),
+    ] = None,
     checkpoint: Annotated[
         Path | None, typer.Argument(help="A .pth file or a run; else the newest run's best.", show_default=False, autocompletion=complete_checkpoints)
     ] = None,
     columns: Annotated[int, typer.Option(min=2, max=100, help="Frames to show, from pure noise to the clean image.")] = 10,
     x0: Annotated[bool, typer.Option("--x0", help="Show x0_hat, the predicted clean image, under each row.")] = False,  # noqa: FBT002
-    confidence: Annotated[bool, typer.Option(help="Write the classifier's probability of each label under each frame.")] = True,  # noqa: FBT002
+    confidence: Annotated[bool, typer.Option(help="With --x0: write the classifier's probability of each label under x0_hat.")] = True,  # noqa: FBT002
     checkpoints: Annotated[
         str | None, typer.Option("--checkpoints", help="Several checkpoints on the same noise, e.g. a.pth,b.pth, one per row.", show_default=False)
     ] = None,
     evaluator: ClassifierAlone = None,
-    gif: Annotated[Path | None, typer.Option(help="Also write every step as a GIF.", show_default=False)] = None,
+    gif: Annotated[Path | None, typer.Option(help="Also write the steps as a GIF, 60 at most.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     out: Annotated[Path, typer.Option("--out", "-o", help="The PNG file.")] = OUT,
     runs_dir: RunsDir = RUNS,
     config: ConfigFile = None,
     assume: Assume = None,
 ) -> None:
-    """Visualise denoising: rows are label sets, columns are frames.
+    """Visualise denoising: rows are label sets, columns are frames, most of them where objects appear.
 
     ddpmctl denoise-grid --labels "red cube,blue sphere"
     ddpmctl denoise-grid runs/NAME -l "red sphere" -l "cyan cube" --x0
     ddpmctl denoise-grid -l "red cube" --gif denoising.gif
 
-    The classifier's probability of each label in x0_hat, the predicted clean image, is written under each frame.
+    With --x0 also x0_hat, the predicted clean image, and under it the classifier's probability of each label.
     """
     terminal = Terminal()
-    label_sets, chosen = parse_labels(labels), Given.of(given, config, assume)
+    label_sets, chosen = parse_labels(labels or [COURSE]), Given.of(given, config, assume)
     prepare_output(out, "--out", folder=False, suffix=".png")
     if gif:
         prepare_output(gif, "--gif", folder=False, suffix=".gif")
@@ -68,7 +70,7 @@ def denoise_grid(
     from ddpmctl.evaluation.classifiers import load_classifier
     from ddpmctl.report.denoising import save_denoise_gif, save_denoise_grid
     from ddpmctl.sampling.pipeline import requests_for
-    from ddpmctl.sampling.trajectory import record
+    from ddpmctl.sampling.trajectory import record, spread
 
     recorded: list[list[RecordedFrame]] = []
     requests: Sequence[ImageRequest] = requests_for("sample", label_sets, seed=seed)
@@ -80,13 +82,13 @@ def denoise_grid(
     times = [frame.t for frame in recorded[0]]
     if any([frame.t for frame in frames] != times for frames in recorded):
         raise UsageError("--checkpoints: they are sampled at different times; give --sampler and --steps for all")
-    classifier = load_classifier(evaluator) if confidence else None
+    classifier = load_classifier(evaluator) if confidence and x0 else None  # its answers are about x0_hat
     trajectories = [
         _trajectory(", ".join([*names, *([one.name] if one and len(named) > 1 else [])]), names, row, frames, classifier)
         for row, names in enumerate(label_sets)
         for one, frames in zip(named, recorded, strict=True)
     ]
-    terminal.result(str(save_denoise_grid(out, times, trajectories, columns=columns, with_x0=x0)))
+    terminal.result(str(save_denoise_grid(out, times, spread(recorded[0], columns), trajectories, with_x0=x0)))
     if gif:
         titles = [", ".join(names) for names in label_sets]
         terminal.result(str(save_denoise_gif(gif, recorded[0], titles, with_x0=x0)))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, Outputs, evaluation_spec, named_conditions, only_one_source, prepare_output, reference_images
+from ddpmctl.cli.common import Given, Outputs, beside_real, evaluation_spec, named_conditions, only_one_source, prepare_output, reference_images
 from ddpmctl.cli.completion import checkpoints as complete_checkpoints
+from ddpmctl.cli.evaluate_images import refuse_sampling, score_images
 from ddpmctl.cli.options import OUTPUTS, RUNS, Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, RunsDir, SceneCount, command
 from ddpmctl.cli.signals import when_stopped
 from ddpmctl.cli.terminal import Terminal
@@ -22,10 +23,8 @@ from ddpmctl.errors import DataError, UsageError
 if TYPE_CHECKING:
     from ddpmctl.data.dataset import Conditions
     from ddpmctl.evaluation.evaluate import EvaluationSpec
-    from ddpmctl.evaluation.fidelity import Reference
     from ddpmctl.evaluation.results import CheckpointResult, Failed
     from ddpmctl.evaluation.selection import Selection
-    from ddpmctl.labels import LabelSet
     from ddpmctl.report.page import BesideReal
 
 
@@ -41,6 +40,13 @@ def evaluate(
     scenes: SceneCount = None,
     evaluator: ClassifierFile = None,
     conditions: ConditionFiles = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option("--images", help="Score the images in a folder, in the order of --conditions; both may be repeated.", show_default=False),
+    ] = None,
+    pattern: Annotated[
+        str | None, typer.Option("--pattern", help="File names of --images; for several per condition {index}-{copy}.png.", show_default="{index}.png")
+    ] = None,
     repeats: Annotated[int, typer.Option("--repeats", "-r", min=1, max=1000, help="Images per condition, each from different noise.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     recorded: Annotated[bool, typer.Option("--recorded", help="Also show what training recorded: epoch, loss, accuracies.")] = False,  # noqa: FBT002
@@ -66,11 +72,11 @@ def evaluate(
     config: ConfigFile = None,
     assume: Assume = None,
 ) -> None:
-    """Score checkpoints on the lab's conditions: the lab's accuracy with its 95 % interval, and exact match.
+    """Score checkpoints, or images, on the lab's conditions: the lab's accuracy with its 95 % interval, and exact match.
 
     ddpmctl evaluate checkpoints/
     ddpmctl evaluate runs/NAME --repeats 4 --breakdown --html scores.html
-    ddpmctl evaluate runs/NAME --sweep steps=5,10,20,50
+    ddpmctl evaluate --images images/test --conditions test
 
     In a narrow window (80 columns) the intervals stand on a second line, below the accuracies; from about 110 columns on, beside them.
     Results are cached: a second call is fast, and more repeats only sample the missing images.
@@ -80,6 +86,11 @@ def evaluate(
     terminal = Terminal(silent=not job.is_leader)
     chosen = Given.of(given, config, assume)
     outputs = Outputs(json_file, csv_file, latex, html, figures=figures, grid=grid)
+    if images or pattern:
+        refuse_sampling(given, images, paths=paths, repeats=repeats != 1, seed=seed, sweep=sweep, grid=grid, assume=assume, recorded=recorded)
+        if job.is_leader:
+            score_images(terminal, images or [], pattern, conditions, data, scenes, evaluator, chosen.device, outputs, breakdown=breakdown, fidelity=fidelity)
+        return
     varied = None if sweep is None else _varied(sweep, outputs, {"--recorded": recorded, "--breakdown": breakdown, "--fidelity": fidelity})
     if job.is_leader:
         outputs.prepare()
@@ -96,11 +107,13 @@ def evaluate(
         failures = _sweep(terminal, checkpoints, spec, *varied, outputs)
     else:
         from ddpmctl.evaluation.evaluate import evaluate_checkpoints
+        from ddpmctl.report.names import checkpoint_names
 
         with when_stopped("checkpoints that were scored completely are kept in the cache, and the same command continues after them"):
             rows, failures = terminal.finish(evaluate_checkpoints(checkpoints, spec))
         if rows:
-            beside = _beside_real(terminal, rows, spec, *against) if against else None
+            names = checkpoint_names([row.path for row in rows], spec.titles)
+            beside = beside_real(terminal, names, [row.answers for row in rows], spec, *against) if against else None
             _conclude(terminal, rows, failures, spec, known, outputs, beside, confirm=confirm, recorded=recorded, breakdown=breakdown)
         elif job.is_leader:
             _write_values(terminal, outputs, [], failures, spec, {}, None)
@@ -143,11 +156,9 @@ def _conclude(
     if not spec.job.is_leader:
         return
     names = checkpoint_names([row.path for row in rows], spec.titles)
-    table, trained = evaluation_table(rows, names, spec, best), _trained(spec.conditions, known)
+    table, trained = evaluation_table(rows, names, spec, best), known.trained(spec.conditions)
     further = [*([training_table(rows, names, spec)] if recorded else []), *(beside.tables if beside else ())]
-    shares = "; ".join(f"{name} {trained[name]} of {len(sets)}" for name, sets in spec.conditions.items())
-    chosen = [selection_sentence(selection, names[best])] if selection else []
-    sentences = [f"label sets that occur in training ({known.name}): {shares}", *chosen]
+    sentences = [known.shares(spec.conditions), *([selection_sentence(selection, names[best])] if selection else [])]
     if not outputs.only_json:
         terminal.sentence(sentences[0])
         terminal.table(table.title, table.columns, table.rows, groups=table.groups, marked=best, caption=table.note)
@@ -170,26 +181,6 @@ def _conclude(
         recorded_too = [] if recorded else [training_table(rows, names, spec)]
         shown = [table, *recorded_too, *further]
         terminal.say(f"page: {write_evaluation_page(outputs.html, rows, best, names, shown, sentences, spec, beside)}")
-
-
-def _beside_real(terminal: Terminal, rows: list[CheckpointResult], spec: EvaluationSpec, reference: Reference, source: str) -> BesideReal:
-    """Return the fidelity of all checkpoints' images, and real images of the conditions."""
-    from ddpmctl.evaluation.fidelity import PreparedReference, measure_fidelity
-    from ddpmctl.evaluation.results import all_images
-    from ddpmctl.report.names import checkpoint_names
-    from ddpmctl.report.page import BesideReal
-    from ddpmctl.report.tables import fidelity_table
-
-    prepared = PreparedReference(reference, spec.classifier)
-    found = [terminal.finish(measure_fidelity(all_images(row.answers), prepared)) for row in rows]
-    names = checkpoint_names([row.path for row in rows], spec.titles)
-    tables = [fidelity_table(name, fidelity, source) for name, fidelity in zip(names, found, strict=True)]
-    return BesideReal(found, tables, reference.first[:, 0])
-
-
-def _trained(files: Mapping[str, Sequence[LabelSet]], known: Conditions) -> dict[str, int]:
-    """Return how many conditions of each file occur in the training data."""
-    return {name: sum(frozenset(labels) in known.trained_sets for labels in sets) for name, sets in files.items()}
 
 
 def _checkpoints(paths: list[Path] | None, runs_dir: Path, terminal: Terminal) -> list[Path]:

@@ -61,7 +61,7 @@ ClassifierAlone = Annotated[  # of a command without data
 ConditionFiles = Annotated[
     list[Path] | None,
     typer.Option(
-        "--conditions", help="JSON list of label lists to score on, instead of the data's; may be repeated.", show_default=False, rich_help_panel=FILES
+        "--conditions", help="test, new_test or heldout of the data, or a JSON list of label lists; may be repeated.", show_default=False, rich_help_panel=FILES
     ),
 ]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", envvar="DDPMCTL_RUNS_DIR", help="Where runs are kept.", rich_help_panel=FILES)]

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, parse_labels, prepare_output, ready_pipeline
+from ddpmctl.cli.common import Given, named_conditions, parse_labels, prepare_output, ready_pipeline
 from ddpmctl.cli.completion import checkpoints
 from ddpmctl.cli.completion import labels as complete_labels
-from ddpmctl.cli.options import RUNS, Assume, ConfigFile, RunsDir, command
+from ddpmctl.cli.options import RUNS, Assume, ConfigFile, Data, RunsDir, command
 from ddpmctl.cli.signals import when_stopped
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.distributed.job import Job
+from ddpmctl.errors import UsageError
+from ddpmctl.labels import LabelSet
 
 OUT = Path("out")
 LONGEST = 150  # characters of the labels in a file name, which may have 255 in all
+
+
+class Layout(StrEnum):
+    """How the files are named."""
+
+    LABELS = "labels"
+    LAB = "lab"
 
 
 @command("sampling", "device")
@@ -24,39 +35,82 @@ def sample(
     given: dict[str, str],
     job: Job,
     labels: Annotated[
-        list[str], typer.Option("--labels", "-l", help='Objects of one image, e.g. "red cube,blue sphere"; may be repeated.', autocompletion=complete_labels)
-    ],
+        list[str] | None,
+        typer.Option(
+            "--labels", "-l", help='Objects of one image, e.g. "red cube,blue sphere"; may be repeated.', show_default=False, autocompletion=complete_labels
+        ),
+    ] = None,
     checkpoint: Annotated[
         Path | None, typer.Argument(help="A .pth file or a run; else the newest run's best.", show_default=False, autocompletion=checkpoints)
     ] = None,
+    conditions: Annotated[
+        Path | None,
+        typer.Option("--conditions", help="Instead of --labels: test, new_test or heldout of the data, or a JSON list of label lists.", show_default=False),
+    ] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, max=10_000, help="Images for each label set.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    layout: Annotated[
+        Layout,
+        typer.Option(metavar="NAME", help="File names. lab: 0.png, 1.png, ... in the order of the conditions, to hand in; labels: labels, seed and number."),
+    ] = Layout.LABELS,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the PNGs and the captioned grid.")] = OUT,
+    data: Data = None,
     runs_dir: RunsDir = RUNS,
     config: ConfigFile = None,
     assume: Assume = None,
 ) -> None:
-    """Sample images of the given labels.
+    """Sample images of the given labels, or of all conditions of a file: those that evaluate scores at the same seed.
 
     ddpmctl sample --labels "red cube,blue sphere"
-    ddpmctl sample runs/NAME --labels "red cube" --count 8 --out images
-    ddpmctl sample runs/NAME -l "cyan cylinder" -l "gray cube" --seed 3
+    ddpmctl sample runs/NAME -l "cyan cylinder" -l "gray cube" --count 8
+    ddpmctl sample runs/NAME --conditions test --layout lab --out images/test
     """
     terminal = Terminal(silent=not job.is_leader)
-    label_sets, chosen = parse_labels(labels), Given.of(given, config, assume)
+    name, label_sets = _label_sets(labels, conditions, data)
+    chosen = Given.of(given, config, assume)
     if job.is_leader:
         prepare_output(out, "--out", folder=True)
 
+    from ddpmctl.evaluation.image_files import GRID
     from ddpmctl.grids import save_grid, save_images
     from ddpmctl.sampling.pipeline import requests_for, sample_images
 
     pipeline = ready_pipeline(checkpoint, runs_dir, chosen, terminal, job)
-    requests = requests_for("sample", label_sets, seed=seed, repeats=count)
+    requests = requests_for(name, label_sets, seed=seed, repeats=count)
     with when_stopped("no image was written"):
         made = terminal.finish(sample_images(pipeline, requests, job=job))
     if not job.is_leader:
         return
-    names = [f"{index // count:03d}-{'+'.join(r.labels).replace(' ', '-')[:LONGEST]}-seed{seed}-{index % count:03d}.png" for index, r in enumerate(requests)]
+    names = [_file_name(layout, r.labels, *divmod(index, count), count=count, seed=seed) for index, r in enumerate(requests)]
     for path in save_images(out, made, names):
         terminal.result(str(path))
-    terminal.result(str(save_grid(out / "grid.png", made, [", ".join(r.labels) for r in requests])))
+    terminal.result(str(save_grid(out / GRID, made, [", ".join(r.labels) for r in requests])))
+
+
+def _label_sets(labels: list[str] | None, conditions: Path | None, data: Path | None) -> tuple[str, Sequence[LabelSet]]:
+    """Return the label sets, and the name that their noise depends on: that of the condition file, as in ``evaluate``.
+
+    Raises:
+        UsageError, DataError: labels and conditions are both given, or neither, or cannot be used.
+    """
+    if labels and conditions:
+        raise UsageError("--labels: cannot be combined with --conditions")
+    if not labels and not conditions:
+        raise UsageError('--labels is missing; for example: --labels "red cube,blue sphere", or all conditions of a file: --conditions test')
+    if labels:
+        return "sample", parse_labels(labels)
+
+    from ddpmctl.data.dataset import load_conditions
+
+    ((name, sets),) = named_conditions([conditions] if conditions else [], load_conditions(data)).items()
+    return name, sets
+
+
+def _file_name(layout: Layout, labels: LabelSet, index: int, copy: int, *, count: int, seed: int) -> str:
+    """Return the name of an image of label set ``index``; in the lab's layout one that ``evaluate --images`` reads."""
+    if layout is Layout.LABELS:
+        return f"{index:03d}-{'+'.join(labels).replace(' ', '-')[:LONGEST]}-seed{seed}-{copy:03d}.png"
+
+    from ddpmctl.evaluation.image_files import ONE, SEVERAL, file_name
+
+    return file_name(ONE if count == 1 else SEVERAL, index, copy)

@@ -15,7 +15,7 @@ from ddpmctl.benchmark.embedded import scene_count
 from ddpmctl.data.cache import benchmark_key, cached_images, decode_folder, folder_key
 from ddpmctl.data.folders import raise_first, read_lab
 from ddpmctl.data.images import find_images
-from ddpmctl.labels import multi_hot
+from ddpmctl.labels import LabelSet, multi_hot
 from ddpmctl.progress import Notice, Progress
 
 
@@ -44,6 +44,15 @@ class Conditions:
     root: Path | None
     trained_sets: frozenset[frozenset[str]]
     images: int  # number of training images
+
+    def trained(self, files: Mapping[str, Sequence[LabelSet]]) -> dict[str, int]:
+        """Return how many conditions of each file occur in the training data."""
+        return {name: sum(frozenset(labels) in self.trained_sets for labels in sets) for name, sets in files.items()}
+
+    def shares(self, files: Mapping[str, Sequence[LabelSet]]) -> str:
+        """Return in words how many conditions of each file occur in the training data."""
+        found = "; ".join(f"{name} {count} of {len(files[name])}" for name, count in self.trained(files).items())
+        return f"label sets that occur in training ({self.name}): {found}"
 
 
 def load_dataset(data: Path | None, *, scenes: int | None = None) -> Generator[Progress | Notice, None, Dataset]:

@@ -54,7 +54,7 @@ def find_images(folder: Path, names: Sequence[str]) -> tuple[list[FoundImage], l
     for place in (folder / place for place in PLACES):
         if not os.path.isdir(place):
             continue
-        found, problems = _find_in(place, folder, names)
+        found, problems = find_in(place, folder, names)
         if best is None or len(found) > len(best[0]):
             best = found, problems
         if not problems:
@@ -62,17 +62,19 @@ def find_images(folder: Path, names: Sequence[str]) -> tuple[list[FoundImage], l
     return best or ([], [Problem(str(folder), "cannot be read")])
 
 
-def decode_image(path: Path) -> np.ndarray:
-    """Return an image file as uint8 RGB, (3, 64, 64).
+def decode_image(path: Path, *, resize: bool = True) -> np.ndarray:
+    """Return an image file as uint8 RGB, (3, 64, 64); without ``resize``, an image of another size is refused.
 
     The lab's own steps: ``convert("RGB")``, then Pillow's antialiased bilinear resize. 16-bit gray is scaled to 8 bits, where Pillow
     would clip it.
 
     Raises:
-        DataError: missing, neither PNG nor JPEG, damaged, cut short, or too large to be safe.
+        DataError: missing, neither PNG nor JPEG, damaged, cut short, too large to be safe, or of another size.
     """
     try:
         with _open(path) as image:
+            if not resize and image.size != (SIZE, SIZE):
+                raise DataError(f"is {image.width}x{image.height} pixels; images to score must be {SIZE}x{SIZE}")
             rgb = _to_rgb(image)
         pixels = np.asarray(rgb.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ... on bad bytes
@@ -109,7 +111,8 @@ def each_image(paths: Iterable[Path], work: Callable[[Path], T]) -> Generator[T 
             yield from pool.map(tried, chunk)
 
 
-def _find_in(place: Path, folder: Path, names: Sequence[str]) -> tuple[list[FoundImage], list[Problem]]:
+def find_in(place: Path, folder: Path, names: Sequence[str]) -> tuple[list[FoundImage], list[Problem]]:
+    """Return the named files that exist in a place, and a problem for each that is missing or must not be opened."""
     inside = (Path(os.path.realpath(place)), Path(os.path.realpath(folder)))
     parents: dict[str, bool] = {"": True}  # sub-folder -> whether it is inside; checked once per folder, not per image
     found, problems = [], []
@@ -169,6 +172,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, DataError):
+        return str(error)
     if isinstance(error, FileNotFoundError):
         return "missing"
     if isinstance(error, UnidentifiedImageError):

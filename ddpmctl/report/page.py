@@ -125,13 +125,10 @@ def write_evaluation_page(
     """Write an evaluation's page: ``tables`` of all checkpoints, and the breakdown, figures and images of the best."""
     chosen = rows[best]
     parts = [replace(part, title=f"{names[best]}: {part.title}") for part in breakdown_tables(chosen.answers)]
-    real = None if beside is None else iter(beside.real)
     with tempfile.TemporaryDirectory() as folder:
         figures = evaluation_figures(Path(folder), chosen, names[best], beside.fidelity[best] if beside else None)
-        galleries = [
-            _gallery(names[best], file, of, None if real is None else itertools.islice(real, len(of.conditions))) for file, of in chosen.answers.items()
-        ]
-        return _write_page(path, Page("Evaluation", sentences, [*tables, *parts], figures, galleries, facts(rows, names, spec)))
+        images = galleries(names[best], chosen.answers, None if beside is None else beside.real)
+        return write_page(path, Page("Evaluation", sentences, [*tables, *parts], figures, images, facts(rows, names, spec)))
 
 
 def write_comparison_page(
@@ -149,19 +146,24 @@ def write_comparison_page(
             for number, arm in enumerate(verdict.arms)
         ]
         more.append(_schedules(Path(folder), rows))
-        galleries = [_side_by_side(file, verdict.arms[:MOST_VIEWS]) for file in rows[0].answers]
-        page = Page("Comparison", [*verdict.sentences(), *warnings], tables, [*figures, *more], galleries, facts(rows, names, spec), paired=True)
-        return _write_page(path, page)
+        images = [_side_by_side(file, verdict.arms[:MOST_VIEWS]) for file in rows[0].answers]
+        page = Page("Comparison", [*verdict.sentences(), *warnings], tables, [*figures, *more], images, facts(rows, names, spec), paired=True)
+        return write_page(path, page)
 
 
 def evaluation_figures(folder: Path, row: CheckpointResult, name: str, fidelity: Fidelity | None = None) -> list[PageFigure]:
     """Write the figures of one checkpoint as PNG and SVG."""
+    found = answer_figures(folder, row.answers, name, fidelity)
+    return [*found[:2], _schedules(folder, [row]), *found[2:]]
+
+
+def answer_figures(folder: Path, answers: Mapping[str, FileResults], name: str, fidelity: Fidelity | None = None) -> list[PageFigure]:
+    """Write the figures of a classifier's answers, and the power spectra if there are any, as PNG and SVG."""
     found = [
-        PageFigure(save_class_bars(folder / "classes.png", row.answers, name).with_suffix(".svg"), f"Objects found, by class: {name}; {FOUND}"),
+        PageFigure(save_class_bars(folder / "classes.png", answers, name).with_suffix(".svg"), f"Objects found, by class: {name}; {FOUND}"),
         PageFigure(
-            save_confusion(folder / "confusion.png", row.answers, name).with_suffix(".svg"), f"Classes shown in images that request each class: {name}; {SHOWN}"
+            save_confusion(folder / "confusion.png", answers, name).with_suffix(".svg"), f"Classes shown in images that request each class: {name}; {SHOWN}"
         ),
-        _schedules(folder, [row]),
     ]
     if fidelity is not None:
         spectra = dict(zip((name, "real images"), fidelity.spectra, strict=True))
@@ -188,6 +190,12 @@ def facts(rows: Sequence[CheckpointResult], names: Sequence[str], spec: Evaluati
         settings = {f"{section}.{key}": str(value) for section, values in asdict(row.config).items() for key, value in values.items()}
         found[name] = {"file": str(row.path), "sha256": row.sha256, "epoch": str(row.epoch), **settings}
     return found
+
+
+def galleries(name: str, answers: Mapping[str, FileResults], real: npt.NDArray[np.uint8] | None = None) -> list[Gallery]:
+    """Return the images of each condition file, beside ``real`` images of the conditions (all files in order)."""
+    rest = None if real is None else iter(real)
+    return [_gallery(name, file, of, None if rest is None else itertools.islice(rest, len(of.conditions))) for file, of in answers.items()]
 
 
 def _gallery(name: str, file: str, answers: FileResults, real: Iterable[npt.NDArray[np.uint8]] | None) -> Gallery:
@@ -228,7 +236,7 @@ def _schedules(folder: Path, rows: Sequence[CheckpointResult]) -> PageFigure:
     return PageFigure(save_schedules(folder / "schedules.png", found).with_suffix(".svg"), f"Noise schedules: {'; '.join(found)}")
 
 
-def _write_page(path: Path, page: Page) -> Path:
+def write_page(path: Path, page: Page) -> Path:
     """Write the page; all texts are escaped."""
     environment = Environment(loader=PackageLoader("ddpmctl.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"apart": apart, "spans": spans}

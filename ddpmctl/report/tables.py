@@ -204,8 +204,8 @@ def as_dict(
             {
                 "path": str(row.path), "sha256": row.sha256, "epoch": row.epoch, "loss": row.loss, "recorded": row.recorded,
                 "sampling": asdict(row.sampling),
-                "scores": {name: _file_as_dict(answers) for name, answers in row.answers.items()},
-                **({"fidelity": _fidelity_as_dict(fidelity[number])} if fidelity else {}),
+                "scores": {name: file_as_dict(answers) for name, answers in row.answers.items()},
+                **({"fidelity": fidelity_as_dict(fidelity[number])} if fidelity else {}),
             }
             for number, row in enumerate(rows)
         ],
@@ -217,7 +217,8 @@ def as_dict(
     }  # fmt: skip
 
 
-def _fidelity_as_dict(fidelity: Fidelity) -> dict[str, Any]:
+def fidelity_as_dict(fidelity: Fidelity) -> dict[str, Any]:
+    """Return the measures with their intervals and floors in the form of ``--json``."""
     return {"images": fidelity.images, **{m.key: {"samples": _limits(m.samples), "floor": _limits(m.floor)} for m in fidelity.measures}}
 
 
@@ -232,7 +233,8 @@ def _limits(interval: Interval) -> dict[str, float | None]:
     return {key: value if math.isfinite(value) else None for key, value in asdict(interval).items()}  # JSON has no infinity or NaN
 
 
-def _file_as_dict(answers: FileResults) -> dict[str, Any]:
+def file_as_dict(answers: FileResults) -> dict[str, Any]:
+    """Return the scores on one condition file in the form of ``--json``."""
     interval, flat, requested = accuracy_interval(answers.tally), answers.flat, answers.requested
     misses: Misses = answers.misses
     by = {aspect: {name: s.to_dict() for name, s in parts.items()} for aspect, parts in breakdown(flat, requested).items()}
