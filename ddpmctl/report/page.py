@@ -131,7 +131,7 @@ def write_evaluation_page(
         galleries = [
             _gallery(names[best], file, of, None if real is None else itertools.islice(real, len(of.conditions))) for file, of in chosen.answers.items()
         ]
-        return _write_page(path, Page("Evaluation", sentences, [*tables, *parts], figures, galleries, facts(rows, names, spec)))
+        return write_page(path, Page("Evaluation", sentences, [*tables, *parts], figures, galleries, facts(rows, names, spec)))
 
 
 def write_comparison_page(
@@ -151,7 +151,7 @@ def write_comparison_page(
         more.append(_schedules(Path(folder), rows))
         galleries = [_side_by_side(file, verdict.arms[:MOST_VIEWS]) for file in rows[0].answers]
         page = Page("Comparison", [*verdict.sentences(), *warnings], tables, [*figures, *more], galleries, facts(rows, names, spec), paired=True)
-        return _write_page(path, page)
+        return write_page(path, page)
 
 
 def evaluation_figures(folder: Path, row: CheckpointResult, name: str, fidelity: Fidelity | None = None) -> list[PageFigure]:
@@ -228,7 +228,7 @@ def _schedules(folder: Path, rows: Sequence[CheckpointResult]) -> PageFigure:
     return PageFigure(save_schedules(folder / "schedules.png", found).with_suffix(".svg"), f"Noise schedules: {'; '.join(found)}")
 
 
-def _write_page(path: Path, page: Page) -> Path:
+def write_page(path: Path, page: Page) -> Path:
     """Write the page; all texts are escaped."""
     environment = Environment(loader=PackageLoader("ddpmctl.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"apart": apart, "spans": spans}
