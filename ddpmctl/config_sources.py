@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddpmctl.config import PRESETS, Config, Value, settings
+from ddpmctl.config import PRESETS, RECIPE, Config, Value, settings
 from ddpmctl.config_toml import load_toml
 from ddpmctl.errors import UsageError
 
@@ -40,6 +40,22 @@ def resolve(given: Mapping[str, str], config_file: Path | None, preset: str, env
         values |= source
         origins |= dict.fromkeys(source, origin)
     return Resolved(Config.from_flat(values), origins)
+
+
+def nearest_preset(config: Config) -> tuple[str, dict[str, Value]]:
+    """Return the preset from which the fewest settings of a recipe differ, and these settings."""
+    flat, recipe = config.flat(), [setting.name for section in RECIPE for setting in settings(section)]
+    bases = {name: {**Config().flat(), **preset} for name, preset in PRESETS.items()}
+    found = {name: {key: flat[key] for key in recipe if flat[key] != base[key]} for name, base in bases.items()}
+    nearest = min(found, key=lambda name: len(found[name]))
+    budget = "epochs" if config.training.epochs is None else "minutes"  # the other one is in use, and says that this one is not
+    return nearest, {key: value for key, value in found[nearest].items() if key != budget}
+
+
+def in_words(values: Mapping[str, Value]) -> str:
+    """Return settings as text, such as ``act relu, batch-size 32``."""
+    texts = {name: "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
+    return ", ".join(f"{name.replace('_', '-')} {text}" for name, text in texts.items())
 
 
 def overrides(given: Mapping[str, str], *sections: str, config_file: Path | None = None, environ: Mapping[str, str] = os.environ) -> dict[str, Value]:

@@ -16,6 +16,7 @@ from ddpmctl.errors import DataError, UsageError
 # A full or read-only disk. The user can fix these; any other OSError is a bug.
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EROFS, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 SPARE_BYTES = 2**20  # free space kept for logs and for the file system
+_made: list[Path] = []  # by prepare_folder, in the order in which they were made
 
 
 def cannot_write(folder: Path, error: OSError) -> UsageError:
@@ -85,18 +86,27 @@ def write_verified(path: Path, data: bytes | memoryview) -> str:
 
 
 def prepare_folder(folder: Path, flag: str) -> None:
-    """Make a folder if it is missing, and check that files can be written to it.
+    """Make a folder if it is missing, and check that files can be written to it; ``remove_empty_folders`` removes it if it stays empty.
 
     Raises:
         UsageError: they cannot; the message begins with ``flag``.
     """
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _made.extend(reversed(missing))
         probe = folder / ".ddpmctl-probe.tmp"
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise UsageError(f"{flag}: {cannot_write(folder, error)}") from None
+
+
+def remove_empty_folders() -> None:
+    """Remove the folders that ``prepare_folder`` made and nothing was written to, as where a command was refused after all."""
+    while _made:
+        with suppress(OSError):  # it is not empty
+            _made.pop().rmdir()
 
 
 def need_room(folder: Path, size: int, purpose: str = "") -> None:

@@ -152,7 +152,7 @@ def test_runs_below_a_file_cannot_be_written(tmp_path: Path) -> None:
 
 def test_resume_on_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
     assert "is not a run" in refused(2, "train", "--resume", tmp_path)
-    assert "there is no such run folder" in refused(2, "train", "--resume", tmp_path / "nowhere")
+    assert "there is no such file or folder, and no run of this name in runs/" in refused(2, "train", "--resume", tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(

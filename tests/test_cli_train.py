@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,41 @@ def test_best_and_latest_point_into_the_run(run: Path) -> None:
     best = json.loads((run / "best.json").read_text())["checkpoint"]
     assert re.fullmatch(r"checkpoints/epoch2_.*\.pth", latest)
     assert (run / best).is_file()
+
+
+def test_curves_are_drawn_at_each_score_and_a_failure_to_draw_does_not_stop_training(run: Path, tmp_path: Path) -> None:
+    assert size(run / "curves.png")[0] > 600
+    folder = tmp_path / "r"
+    shutil.copytree(run, folder)
+    (folder / "curves.png").unlink()
+    (folder / "curves.png").mkdir()
+    result = ddpmctl("train", "--resume", folder, "--override", "epochs", "--epochs", 4)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("curves.png is not written from here on") == 1
+    assert len(list((folder / "checkpoints").glob("*.pth"))) == 4
+
+
+def test_tensorboard_gets_losses_and_scores_and_a_resumed_run_repeats_none(run: Path, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    folder = train(tmp_path, "--epochs", 2, "--tensorboard")
+    for name in ("metrics.jsonl", "data.json"):
+        assert (folder / name).read_bytes() == (run / name).read_bytes()
+    assert ddpmctl("train", "--resume", folder, "--override", "epochs", "--epochs", 3, "--tensorboard").exit_code == 0
+    found = accumulator.EventAccumulator(str(folder / "tensorboard"))
+    found.Reload()
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for name, column in {"accuracy/test": "test", "exact_match/new_test": "new_test_exact", "loss/epoch": "loss"}.items():
+        assert [(point.step, point.value) for point in found.Scalars(name)] == [(int(row["step"]), pytest.approx(float(row[column]))) for row in rows]
+
+
+def test_without_tensorboard_the_error_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    result = ddpmctl("train", *TINY, "--epochs", 1, "--scenes", 1, "--runs-dir", tmp_path / "runs", "--tensorboard")
+    assert result.exit_code == 2
+    assert "python -m pip install tensorboard" in result.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_equal_seeds_give_equal_weights_and_different_seeds_different_ones(run: Path, tmp_path: Path) -> None:

@@ -58,6 +58,8 @@ def problem_of_line(line: str) -> str | None:
         return None
     command, rest = typer.main.get_command(app), words[1:]
     while hasattr(command, "commands"):
+        if command.invoke_without_command and (not rest or rest[0].startswith("-")):
+            break
         if not rest or rest[0] not in command.commands:
             return f"{line}: no such command"
         command = command.commands[rest.pop(0)]

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from ddpmctl.comparison.verdict import Arm, Finding, verdict_sentence
-from ddpmctl.evaluation.selection import best_index
 from ddpmctl.statistics.contrasts import TRAINING_COST, Contrast, Spread, contrast, holm
 from ddpmctl.statistics.distributions import incomplete_beta, t_cdf, t_quantile
 from ddpmctl.statistics.intervals import Interval, accuracy_interval
+from ddpmctl.statistics.ranking import Standing, best_index
 from ddpmctl.statistics.tallies import Tally, concatenated
 
 
@@ -328,7 +328,7 @@ def test_the_confirmed_score_of_the_best_of_sixty_is_unbiased() -> None:
     truth, naive, reported = float(world.truth()[0]), [], []
     for _ in range(300):
         sweep = [arm[0] for arm in world.tallies(rng, arms=60, repeats=2)]
-        best = best_index([part(tally, 0, 1) for tally in sweep])
+        best = best_index([Standing(part(tally, 0, 1).accuracy) for tally in sweep])
         naive.append(part(sweep[best], 0, 1).accuracy)
         reported.append(part(sweep[best], 1, 2).accuracy)
     assert abs(np.mean(reported) - truth) < 0.005

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ddpmctl.checkpoints.names import recorded_in_name
 from ddpmctl.checkpoints.untrusted import Declared, TensorFile, checked, mismatches, open_tensors
 from ddpmctl.config import Config, Value
 from ddpmctl.diffusion.schedules import make_schedule
@@ -21,7 +21,6 @@ from ddpmctl.files import write_verified
 from ddpmctl.registry import NETWORKS
 
 FORMAT = "ddpmctl checkpoint 1"
-FILE_NAME = re.compile(r"epoch(?P<epoch>\d+)_(?P<test>\d(?:\.\d+)?)_(?P<new_test>\d(?:\.\d+)?)\.pth")
 SCHEDULE_BUFFERS = ("alphabar_t", "alpha_bar_t", "alphas_cumprod")
 
 
@@ -174,12 +173,6 @@ def _own_names(content: Mapping[str, Any], *, prefixed: bool) -> dict[str, Any]:
     """Return a state dict without the prefixes of wrappers; if ``prefixed``, keep only names with ``nn_model.``."""
     names = {name.removeprefix("module."): value for name, value in content.items()}
     return {name.removeprefix("nn_model."): value for name, value in names.items() if name.startswith("nn_model.") or not prefixed}
-
-
-def recorded_in_name(path: Path) -> dict[str, float]:
-    """Return epoch and accuracies of a file name such as ``epoch315_0.625_0.619.pth``, else an empty dict."""
-    match = FILE_NAME.fullmatch(path.name)
-    return {name: float(text) for name, text in match.groupdict().items()} if match else {}
 
 
 def _schedule_of(path: Path, tensors: Mapping[str, Any]) -> dict[str, Value]:

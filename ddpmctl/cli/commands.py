@@ -62,7 +62,7 @@ class App(typer.Typer):
     def __init__(self, *, help: str, **settings: Any) -> None:
         """Create it; ``help`` may contain a paragraph of example command lines."""
         context = {"help_option_names": ["-h", "--help"]}
-        super().__init__(cls=Group, help=help, no_args_is_help=True, rich_markup_mode=None, context_settings=context, **settings)
+        super().__init__(cls=Group, help=help, rich_markup_mode=None, context_settings=context, **{"no_args_is_help": True, **settings})
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Function], Function]:
         """Return a decorator that adds a command."""

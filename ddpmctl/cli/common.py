@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from ddpmctl.sampling.pipeline import SamplingPipeline
 
 
+FILE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".svg", ".pdf"})
+
+
 def only_one_source(data: Path | None, scenes: int | None) -> None:
     """Refuse ``--scenes`` beside ``--data``: one of them would be ignored in silence.
 
@@ -63,14 +66,24 @@ def parse_labels(texts: Sequence[str]) -> list[tuple[str, ...]]:
 def prepare_output(path: Path, flag: str, *, folder: bool, suffix: str = "") -> None:
     """Make an output folder, or a file's parent, before any work is done for it; check the file's ``suffix`` where one is given.
 
+    A missing folder above the output is made only if its own parent exists, and said on stderr: the path may be mistyped.
+
     Raises:
         UsageError: it cannot be made or written to.
     """
     if not folder and path.is_dir():
         raise UsageError(f"{flag}: {path} is a folder; name a file in it")
+    if folder and path.suffix.lower() in FILE_SUFFIXES and not path.is_dir():
+        raise UsageError(f"{flag}: {path} looks like a file, but several files are written here; name a folder, e.g. {path.with_suffix('')}")
     if suffix and path.suffix.lower() != suffix:
         raise UsageError(f"{flag}: {path} must end in {suffix}")
+    above = path.absolute().parent
+    if not above.exists() and not above.parent.exists():
+        raise UsageError(f"{flag}: there is no folder {above.parent}; make it first, or name another place than {path}")
+    made = not above.exists()
     prepare_folder(path if folder else path.parent, flag)
+    if made:
+        Terminal().say(f"made the folder {path.parent}")
 
 
 @dataclass(frozen=True)
@@ -209,11 +222,12 @@ def chosen_checkpoint(named: Path | None, runs_dir: Path, assume: dict[str, Valu
     """Return the checkpoint that was named (a run's best, for a run), or the best of the newest run, saying so."""
     from ddpmctl.checkpoints.format import load_checkpoint
     from ddpmctl.runs.folder import Run, newest_best
+    from ddpmctl.runs.named import located
 
     if named is None:
         named = newest_best(runs_dir)
         terminal.say(f"checkpoint: {named} (the newest run's best)")
-    elif named.is_dir():
+    elif (named := located(named, runs_dir)).is_dir():
         pointer = Run(named).pointer("best") or Run(named).pointer("latest")
         if pointer is None:
             raise UsageError(f"{named}: is not a run with a checkpoint; name a .pth file or a run")

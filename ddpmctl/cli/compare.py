@@ -11,7 +11,7 @@ import typer
 
 from ddpmctl.cli.common import Given, Outputs, evaluation_spec, named_conditions, only_one_source, reference_images
 from ddpmctl.cli.completion import checkpoints
-from ddpmctl.cli.options import OUTPUTS, Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, SceneCount, command
+from ddpmctl.cli.options import OUTPUTS, RUNS, Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, RunsDir, SceneCount, command
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.errors import UsageError
 
@@ -54,6 +54,7 @@ def compare(
     html: Annotated[
         Path | None, typer.Option("--html", help="Write one page with everything, to open in a browser.", show_default=False, rich_help_panel=OUTPUTS)
     ] = None,
+    runs_dir: RunsDir = RUNS,
     config: ConfigFile = None,
     assume: Assume = None,
 ) -> None:
@@ -74,6 +75,10 @@ def compare(
     if recorded and (unmade := [flag for flag, value in for_verdict if value]):
         raise UsageError(f"{', '.join(unmade)}: only for the verdict, which --recorded leaves out")
     outputs.prepare()
+
+    from ddpmctl.runs.named import located_all
+
+    paths = located_all(paths, runs_dir)
     comparison = _recorded(terminal, paths, at_epoch, last, out, alone=recorded, anyway=anyway)
     if recorded:
         assert comparison is not None  # otherwise it was refused

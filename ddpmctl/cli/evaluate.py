@@ -185,9 +185,10 @@ def _conclude(
 
 def _checkpoints(paths: list[Path] | None, runs_dir: Path, terminal: Terminal) -> list[Path]:
     from ddpmctl.runs.folder import find_checkpoints, newest_best
+    from ddpmctl.runs.named import located_all
 
     if paths:
-        return [file for path in paths for file in find_checkpoints(path)]
+        return [file for path in located_all(paths, runs_dir) for file in find_checkpoints(path)]
     newest = newest_best(runs_dir)
     terminal.say(f"checkpoint: {newest} (the newest run's best)")
     return [newest]

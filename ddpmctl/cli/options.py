@@ -23,6 +23,7 @@ from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Setting, check_range, range_words, settings
 from ddpmctl.distributed.job import SINGLE, Job, is_single_process, join
 from ddpmctl.errors import DdpmctlError, UsageError
+from ddpmctl.files import remove_empty_folders
 
 FILES = "Files and folders, where they are not the usual ones"
 OUTPUTS = "Files to write, for a report or another program"
@@ -104,7 +105,10 @@ def command(*sections: str, first: Sequence[str] = ()) -> Callable[[Callable[...
                         raise UsageError("torchrun: this command runs in one process; call it without torchrun")
                     for name, permitted in ranges.items():
                         permitted.check(values[name])
-                    function(**values)
+                    try:
+                        function(**values)
+                    finally:
+                        remove_empty_folders()
             except DdpmctlError as error:
                 _tell(job, str(error))
                 raise typer.Exit(error.exit_code) from None

@@ -64,6 +64,7 @@ def train(
         ),
     ] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print every setting and its origin as TOML, and exit.")] = False,  # noqa: FBT002
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard event files, to RUN/tensorboard/.")] = False,  # noqa: FBT002
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and exit.")] = False,  # noqa: FBT002
 ) -> None:
     """Train a model; the default is exactly the lab report's recipe.
@@ -86,12 +87,17 @@ def train(
     if exist_ok is not None and (exist_ok != "resume" or resume):
         raise UsageError("--exist-ok: does not go with --resume" if resume else f"--exist-ok: {exist_ok!r} is not known; give --exist-ok resume")
     terminal, busy = Terminal(silent=not job.is_leader), others_are_busy()
+    resume = _named(resume, runs_dir, job) if resume else None
     resolved = _resumed(resume, given, config, override) if resume else resolve(given, config, preset)
     if print_config:
         terminal.result(dump_toml(resolved.config, resolved.origins).rstrip())
         return
 
     terminal.say("starting: torch, data and network are loaded")
+    if tensorboard:
+        from ddpmctl.training.tensorboard import require_tensorboard
+
+        require_tensorboard()
 
     from ddpmctl.training.session import TrainingRequest, plan_only
 
@@ -102,7 +108,14 @@ def train(
         terminal.plan(plan)
         terminal.result(dump_toml(plan.config, resolved.origins).rstrip())
     else:
-        _train(terminal, request, stop, busy=busy)
+        _train(terminal, request, stop, busy=busy, tensorboard=tensorboard)
+
+
+def _named(run: Path, runs_dir: Path, job: Job) -> Path:
+    """Return the folder of the run that is named."""
+    from ddpmctl.runs.named import located
+
+    return job.from_leader(lambda: located(run, runs_dir))
 
 
 def _resumed(folder: Path, given: dict[str, str], config_file: Path | None, override: str | None) -> Resolved:
@@ -115,19 +128,22 @@ def _resumed(folder: Path, given: dict[str, str], config_file: Path | None, over
     return Resolved(config, {key: "flag" if key in changed else f"run {folder}" for key in config.flat()})
 
 
-def _train(terminal: Terminal, request: TrainingRequest, stop: StopRequest, *, busy: bool) -> None:
+def _train(terminal: Terminal, request: TrainingRequest, stop: StopRequest, *, busy: bool, tensorboard: bool) -> None:
     """Train, showing events, until the end or until a signal asks for one."""
+    from ddpmctl.cli.beside import Beside
     from ddpmctl.runs.folder import Run
     from ddpmctl.training import events, session
 
     # Of several processes, all end at StopAgreed; rank 0 also while it makes images for a score, for which the others only wait.
     ends = (events.StopAgreed,) if not request.job.is_leader else (events.StopAgreed, Progress, events.Evaluated)
     last_scores: Evaluated | None = None
-    run, place = Run(request.folder), ""
+    run, place, beside = Run(request.folder), "", None
     with ExitStack() as stack:
         stream = session.run_training(request)
         try:
             for event in terminal.follow(stream):
+                if beside is not None:
+                    beside.read(event)
                 if isinstance(event, events.Ticked | events.EpochDone | events.StopAgreed):
                     place = f" in epoch {event.epoch}, after step {event.step:,}"
                 match event:
@@ -138,6 +154,9 @@ def _train(terminal: Terminal, request: TrainingRequest, stop: StopRequest, *, b
                         if busy and event.plan.device.startswith("cpu") and request.config.device.threads is None:
                             terminal.warn("other processes use this machine's cores; --threads 1 may train faster until they end")
                         stack.enter_context(stop_is_noted(stop))
+                        if request.job.is_leader:
+                            beside = Beside(terminal, run, tensorboard=tensorboard)
+                            stack.callback(beside.close)
                     case events.Evaluated():
                         last_scores = event
                     case events.StopAgreed():
@@ -157,15 +176,30 @@ def _train(terminal: Terminal, request: TrainingRequest, stop: StopRequest, *, b
 def _summary(terminal: Terminal, run: Run, config: Config, evaluated: Evaluated | None) -> None:
     """Print the final table, where the images are, and what can be done next."""
     if evaluated is None:
-        name, budget = ("epochs", config.training.epochs) if config.training.minutes is None else ("minutes", config.training.minutes)
-        on = f"ddpmctl train --resume {run.folder} --override {name} --{name} {2 * (budget or 0):g}"
-        terminal.say(f"{run.folder}: its {budget:g} {name} are used up; nothing to do. To train it for longer: {on}")
+        name, budget = _budget(config)
+        terminal.say(f"{run.folder}: its {budget:g} {name} are used up; nothing to do. To train it for longer: {longer(run.folder, config)}")
         return
     rows = [[name, f"{s.accuracy:.4f}", f"{s.hits}/{s.labels}", f"{s.exact_match:.4f}", f"{s.exact}/{s.images}"] for name, s in evaluated.scores.items()]
     terminal.table(f"epoch {evaluated.epoch}", ["conditions", "accuracy", "objects found", "exact match", "images right"], rows)
     terminal.result(f"checkpoint: {evaluated.checkpoint}")
     for name in evaluated.scores:
         terminal.result(f"image: {run.samples / f'epoch{evaluated.epoch}_{name}.png'}")
+    for text in next_commands(run.folder):
+        terminal.say(f"next: {text}")
+
+
+def next_commands(run: Path) -> list[str]:
+    """Return what can be done with the checkpoints of a run."""
     labels = '--labels "red cube,blue sphere"'
-    for text in (f"evaluate {run.folder} --repeats 8", f"sample {run.folder} {labels}", f"denoise-grid {run.folder} {labels}"):
-        terminal.say(f"next: ddpmctl {text}")
+    return [f"ddpmctl {text}" for text in (f"evaluate {run} --repeats 8", f"sample {run} {labels}", f"denoise-grid {run} {labels}")]
+
+
+def longer(run: Path, config: Config) -> str:
+    """Return the command that trains a finished run for as long again."""
+    name, budget = _budget(config)
+    return f"ddpmctl train --resume {run} --override {name} --{name} {2 * budget:g}"
+
+
+def _budget(config: Config) -> tuple[str, float]:
+    training = config.training
+    return ("epochs", training.epochs or 0) if training.minutes is None else ("minutes", training.minutes)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ddpmctl.checkpoints.format import recorded_in_name
+from ddpmctl.checkpoints.names import recorded_in_name
 from ddpmctl.config import Value, settings
 from ddpmctl.errors import DataError, UsageError
 from ddpmctl.runs.folder import Run, find_checkpoints
+from ddpmctl.runs.record import scored_in
+from ddpmctl.statistics.ranking import Standing
 
 FILES = ("test", "new_test")
 IGNORED = frozenset({"seed", "device", "threads", *(setting.name for setting in settings("run"))})  # shown separately, or no effect on the result
@@ -29,6 +31,7 @@ class Point:
     epoch: int
     loss: float
     accuracy: dict[str, float]
+    exact: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class RecordedRun:
         return before[-1] if before else None
 
     def best(self, file: str) -> Point:
-        """Return the evaluation with the highest accuracy on a condition file; ties: the earliest."""
-        return max(self.points, key=lambda point: (point.accuracy[file], -point.epoch))
+        """Return the evaluation with the best standing on a condition file."""
+        return max(self.points, key=lambda point: Standing.of(point.accuracy[file], point.exact.get(file, math.nan), point.epoch))
 
     def last_mean(self, file: str, count: int) -> tuple[float, float]:
         """Return mean and standard deviation over the last ``count`` evaluations; the latter is NaN for one evaluation."""
@@ -135,12 +138,10 @@ def load_recorded_run(path: Path, name: str) -> RecordedRun:
     """
     run = Run(path)
     if run.config_file.is_file():
-        rows = run.results()
-        points = [_point(path, row) for row in rows]
-        # A resumed run may have two rows for an epoch: use the later one.
-        unique = {point.epoch: point for point in points}
+        scored = scored_in(run)
+        unique = {one.epoch: Point(one.epoch, one.loss, one.accuracy, one.exact) for one in scored}
         settings: dict[str, Value] | None = run.config().flat()
-        evaluators = frozenset(row["evaluator"] for row in rows)
+        evaluators = frozenset(one.evaluator for one in scored)
     else:
         recorded = [recorded_in_name(file) for file in find_checkpoints(path)]
         named = [Point(int(r.pop("epoch")), math.nan, r) for r in recorded if r]
@@ -148,17 +149,6 @@ def load_recorded_run(path: Path, name: str) -> RecordedRun:
     if not unique:
         raise NothingRecorded(f"{path}: no evaluation is recorded (neither in results.csv nor in file names such as epoch315_0.625_0.619.pth)")
     return RecordedRun(name, settings, tuple(unique[epoch] for epoch in sorted(unique)), evaluators)
-
-
-def _point(path: Path, row: dict[str, str]) -> Point:
-    try:
-        accuracy = {name: float(row[name]) for name in FILES}
-        point = Point(int(row["epoch"]), float(row["loss"]), accuracy)
-        if point.epoch < 1 or not all(0 <= value <= 1 for value in accuracy.values()) or None in row or not row["evaluator"]:
-            raise ValueError
-        return point
-    except (KeyError, TypeError, ValueError):
-        raise DataError(f"{path / 'results.csv'}: a row is not in the form that train writes: {row}") from None
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

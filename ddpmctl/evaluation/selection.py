@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from ddpmctl.errors import DataError
 from ddpmctl.evaluation.evaluate import EvaluationSpec, evaluate_checkpoints
 from ddpmctl.evaluation.results import CheckpointResult, EvaluationEvent, pooled_tally
+from ddpmctl.evaluation.scores import pooled
 from ddpmctl.statistics.intervals import Interval, accuracy_interval
-from ddpmctl.statistics.tallies import Tally
+from ddpmctl.statistics.ranking import Standing, best_index
 
 OTHER_NOISE = 1_000_003  # added to the seed for the second evaluation
 
@@ -31,16 +32,9 @@ class Selection:
 
 
 def best_of(rows: Sequence[CheckpointResult]) -> int:
-    """Return the index of the checkpoint with the highest accuracy pooled over all condition files; ties: the first."""
-    return best_index([pooled_tally(row.answers, list(row.answers)) for row in rows])
-
-
-def best_index(tallies: Sequence[Tally]) -> int:
-    """Return the index of the highest accuracy; ties: the first.
-
-    The highest of several noisy scores is biased upwards (winner's curse), so ``confirm_best`` scores the choice on new noise.
-    """
-    return max(range(len(tallies)), key=lambda index: (tallies[index].accuracy, -index))
+    """Return the index of the checkpoint with the best standing, pooled over all condition files."""
+    together = [pooled(list(row.scores.values())) for row in rows]
+    return best_index([Standing.of(score.accuracy, score.exact_match, row.epoch) for score, row in zip(together, rows, strict=True)])
 
 
 def confirm_best(rows: Sequence[CheckpointResult], spec: EvaluationSpec) -> collections.abc.Generator[EvaluationEvent, None, Selection]:

@@ -19,8 +19,8 @@ from ddpmctl.evaluation.misses import confusion, recall
 from ddpmctl.evaluation.results import FileResults
 from ddpmctl.evaluation.sweep import SweepPoint
 from ddpmctl.labels import CLASSES, COLOURS, SHAPES
-from ddpmctl.report.figures import COLOURS as PALETTE
-from ddpmctl.report.figures import DASHES, MARKERS, save_figure
+from ddpmctl.report.style import COLOURS as PALETTE
+from ddpmctl.report.style import DASHES, MARKERS, save_figure
 from ddpmctl.report.tables import FOUND, SHOWN
 
 NEAR_ZERO = 1e-3  # largest terminal SNR of pure noise

@@ -1,4 +1,4 @@
-"""The figures of a comparison, recorded scores and verdict, and what all figures share."""
+"""The figures of a comparison: recorded scores and verdict."""
 
 from __future__ import annotations
 
@@ -14,14 +14,9 @@ from matplotlib.figure import Figure
 from ddpmctl.comparison.recorded import FILES, Comparison, RecordedRun
 from ddpmctl.comparison.verdict import HELDOUT, Verdict, arm_interval
 from ddpmctl.config import Value
-from ddpmctl.files import atomic_write
+from ddpmctl.report.style import COLOURS, DASHES, MARKERS, save_figure
 from ddpmctl.statistics.intervals import Interval
 
-# Okabe & Ito's colour-blind safe palette; markers and dashes also work without colour.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("-", "--", "-.", ":")
-MARKERS = "osD^vPX"
-DPI = 130
 ROW = 0.42  # inches per line of the verdict's figure
 
 
@@ -111,11 +106,3 @@ def _seeds(count: int) -> str:
 
 def _wrapped(text: str) -> str:
     return "\n".join(line for part in text.splitlines() for line in textwrap.wrap(part, 42))
-
-
-def save_figure(path: Path, figure: Figure) -> Path:
-    """Write a figure as PNG and, with the same name, as SVG; return the path of the PNG."""
-    for file, kind in ((path, "png"), (path.with_suffix(".svg"), "svg")):
-        with atomic_write(file) as temporary:
-            figure.savefig(temporary, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
-    return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import os
 import platform
@@ -18,13 +17,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ddpmctl.checkpoints.format import FILE_NAME, recorded_in_name
+from ddpmctl.checkpoints.names import FILE_NAME
 from ddpmctl.config import Config
 from ddpmctl.config_toml import dump_toml, load_toml
 from ddpmctl.errors import DataError, UsageError
 from ddpmctl.files import cannot_write, remove_temporary_files, write_text
 from ddpmctl.runs.sources import RunSources
 
+LOCK_SECONDS = 0.2  # for a lock that ``is_locked`` holds for a moment
 STALE_SECONDS = 3600  # a folder that is still unfinished after this time was left by a killed process
 
 
@@ -48,6 +48,7 @@ class Run:
     metrics_file = _Inside("metrics.jsonl")  # an object for every logged step, epoch and evaluation; nothing in it depends on a clock
     timing_file = _Inside("timing.jsonl")  # the seconds that each line of metrics.jsonl took
     results_file = _Inside("results.csv")  # a row for each evaluation
+    curves_file = _Inside("curves.png")  # loss and accuracy over epochs, drawn at each score
     state_file = _Inside("state.pt")  # all that is needed to resume: weights and their average, optimizers, counters
     diagnosis_file = _Inside("diagnosis.json")  # details of NaN or inf
     lock_file = _Inside(".lock")  # held by the process that trains here; the file itself stays
@@ -103,27 +104,6 @@ class Run:
         others = [file for file in find_checkpoints(self.folder) if file not in spared]
         for file in others[: max(0, len(others) - count)]:
             file.unlink(missing_ok=True)
-
-    def abandon(self, after: int) -> list[str]:
-        """Move checkpoints of later epochs than ``after`` to ``checkpoints/abandoned``, correct the pointers, and return the names.
-
-        They were written after the state from which the run resumes, and their steps will be trained again.
-        """
-        later = [file for file in _by_epoch(self.checkpoints) if epoch_in_name(file) > after]
-        if not later:
-            return []
-        folder = self.checkpoints / "abandoned"
-        folder.mkdir(exist_ok=True)
-        for file in later:
-            places = (folder / f"{'again-' * count}{file.name}" for count in itertools.count())
-            file.rename(next(place for place in places if not place.exists()))
-        kept = [(file, recorded_in_name(file)) for file in _by_epoch(self.checkpoints) if epoch_in_name(file) >= 0]
-        for name in ("best", "latest"):
-            if self.pointer(name) is None and kept:
-                self.point(name, kept[-1][0] if name == "latest" else max(kept, key=lambda one: one[1]["test"] + one[1]["new_test"])[0])
-            elif self.pointer(name) is None:
-                (self.folder / f"{name}.json").unlink(missing_ok=True)
-        return [file.name for file in later]
 
 
 def create_run(parent: Path, name: str | None, config: Config, sources: RunSources) -> Run:
@@ -188,7 +168,7 @@ def locked(run: Run) -> Iterator[None]:
     Raises:
         UsageError: another process is training there; names it.
     """
-    lock = FileLock(run.lock_file, timeout=0, mode=0o644)
+    lock = FileLock(run.lock_file, timeout=LOCK_SECONDS, poll_interval=0.02, mode=0o644)
     try:
         lock.acquire()
     except Timeout:
@@ -205,6 +185,19 @@ def locked(run: Run) -> Iterator[None]:
         with suppress(OSError):
             (run.folder / ".holder").unlink()
         lock.release()
+
+
+def is_locked(run: Run) -> bool:
+    """Return whether a process trains here now; nothing is written."""
+    if not (run.folder / ".holder").exists() or not run.lock_file.exists():
+        return False
+    try:
+        with FileLock(run.lock_file, timeout=0, mode=0o644):
+            return False
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):  # the folder of another user: the process that trains has written who it is
+        return True
 
 
 def _holder(run: Run) -> str:
@@ -262,12 +255,13 @@ def find_checkpoints(path: Path) -> list[Path]:
     if not path.is_dir():
         raise UsageError(f"{path}: there is no such file or folder")
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    if not (found := _by_epoch(folder)):
+    if not (found := by_epoch(folder)):
         raise UsageError(f"{path}: holds no .pth checkpoint")
     return found
 
 
-def _by_epoch(folder: Path) -> list[Path]:
+def by_epoch(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder by the epoch in their names; those without one come first."""
     return sorted(folder.glob("*.pth"), key=lambda file: (epoch_in_name(file), file.name))
 
 

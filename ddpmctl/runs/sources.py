@@ -28,6 +28,10 @@ class RunSources:
     evaluator: Path | None
     evaluator_sha256: str
 
+    def describe(self) -> str:
+        """Return the data in words."""
+        return f"benchmark, {self.scenes:,} scenes" if self.data is None else str(self.data)
+
     def save(self, file: Path) -> None:
         """Write the record as JSON."""
         write_text(file, json.dumps(asdict(self), indent=2, default=str) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 
 import torch
 
@@ -17,8 +18,11 @@ from ddpmctl.evaluation.scoring import score_conditions
 from ddpmctl.files import write_text
 from ddpmctl.grids import save_grid
 from ddpmctl.progress import Notice
+from ddpmctl.runs.abandoned import abandon
 from ddpmctl.runs.folder import Run, save_config
+from ddpmctl.runs.record import SCORED, mean, scored_in
 from ddpmctl.sampling.pipeline import SamplingPipeline, label_tensor
+from ddpmctl.statistics.ranking import Standing
 from ddpmctl.training.events import EpochDone, Evaluated, Event, Overridden, Resumed, RolledBack, Saved, StepDone, StopAgreed, Ticked
 from ddpmctl.training.gradients import Diverged
 from ddpmctl.training.log import RunLog
@@ -28,7 +32,6 @@ from ddpmctl.training.trainer import Trainer
 LOG_STEPS = 50
 TICK_SECONDS = 0.5
 MAX_ROLLBACKS = 3
-SCORED = ("test", "new_test")
 
 
 def training_events(
@@ -110,7 +113,7 @@ def _restore(trainer: Trainer, log: RunLog, run: Run, recorded: Config) -> Itera
     if short := log.cut(sizes):
         yield Notice(f"{run.folder}: {', '.join(short)} lost rows from before the saved state; these rows stay missing")
     differs = trainer.config.training.minutes is not None or _recipe_changes(recorded, trainer.config)  # otherwise the same files are written again
-    if differs and trainer.replicas.job.is_leader and (names := run.abandon(trainer.counters.scored_epoch)):
+    if differs and trainer.replicas.job.is_leader and (names := abandon(run, trainer.counters.scored_epoch)):
         yield Notice(f"{run.folder}: checkpoints written after the state were moved to checkpoints/abandoned: {', '.join(names)}")
 
 
@@ -215,9 +218,9 @@ def _score_and_save(trainer: Trainer, log: RunLog, run: Run, classifier: Classif
     for name, scored_images in scored.items():
         save_grid(run.samples / f"epoch{counters.epoch}_{name}.png", scored_images.images, [", ".join(r.labels) for r in scored_images.requests])
     run.point("latest", path)
-    mean = sum(value.accuracy for value in scores.values()) / len(scores)
-    if mean > counters.best:
-        counters.best = mean
+    accuracy = mean({name: value.accuracy for name, value in scores.items()})
+    if Standing(accuracy, mean({name: value.exact_match for name, value in scores.items()}), counters.epoch) > _best_so_far(run, counters.best):
+        counters.best = accuracy
         run.point("best", path)
     counters.scored_epoch = counters.epoch
     trainer.replicas.job.from_leader(lambda: None)  # ends ``_wait_for_score`` on the other ranks
@@ -229,6 +232,13 @@ def _score_and_save(trainer: Trainer, log: RunLog, run: Run, classifier: Classif
         run.retain(config.run.keep)
     yield Saved(path)
     yield Saved(run.state_file)
+
+
+def _best_so_far(run: Run, accuracy: float) -> Standing:
+    """Return the best standing among the scores with the accuracy of the best; the state holds this accuracy, and results.csv the rest."""
+    with suppress(DataError):  # a damaged file: the later epoch is the better one
+        return max((found for scored in scored_in(run) if (found := scored.standing).accuracy == accuracy), default=Standing(accuracy))
+    return Standing(accuracy)
 
 
 def _wait_for_score(trainer: Trainer) -> Iterator[Event]:

@@ -16,6 +16,7 @@ from ddpmctl.checkpoints.format import save_tensors
 from ddpmctl.config import Config
 from ddpmctl.data.dataset import Dataset, load_dataset
 from ddpmctl.device import make_compute_device
+from ddpmctl.runs.abandoned import abandon
 from ddpmctl.runs.folder import Run, create_run
 from ddpmctl.runs.sources import RunSources
 from ddpmctl.training.log import RunLog
@@ -171,10 +172,10 @@ def test_with_a_budget_in_epochs_checkpoints_after_the_state_are_abandoned_only_
 
 def test_a_run_without_scored_checkpoints_has_no_pointers(copy: Path) -> None:
     run = Run(copy)
-    assert len(run.abandon(0)) == 2
+    assert len(abandon(run, 0)) == 2
     assert not (copy / "best.json").exists()
     assert not (copy / "latest.json").exists()
-    assert run.abandon(0) == []
+    assert abandon(run, 0) == []
 
 
 @pytest.fixture
