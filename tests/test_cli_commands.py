@@ -92,6 +92,15 @@ class TestSample:
 
 
 class TestEvaluate:
+    def test_every_file_that_is_written_is_named_on_stderr(self, run: Path, tmp_path: Path) -> None:
+        files = {f"--{kind}": tmp_path / f"a.{kind}" for kind in ("json", "csv", "latex", "html")}
+        result = ddpmctl("evaluate", checkpoint_of(run), "--steps", 1, *(part for pair in files.items() for part in pair), "--figures", tmp_path / "figures")
+        assert result.exit_code == 0, result.output
+        named = result.stderr.replace("\n", " ")
+        for file in (*files.values(), *(tmp_path / "figures").glob("*.png"), *(tmp_path / "figures").glob("*.svg")):
+            assert file.name in named
+            assert file.is_file()
+
     def test_every_checkpoint_on_every_condition_file(self, run: Path, tmp_path: Path) -> None:
         result = ddpmctl("evaluate", run, "--json", tmp_path / "r.json", "--csv", tmp_path / "r.csv", "--repeats", 2, "--grid", tmp_path / "grids")
         assert result.exit_code == 0, result.output

@@ -107,6 +107,12 @@ class Outputs:
         """Return the files of results by flag."""
         return {f"--{name}": file for name in ("json", "csv", "latex", "html") if (file := getattr(self, name))}
 
+    def announce(self, terminal: Terminal) -> None:
+        """Say which files of results were written; figures and pages are announced where they are drawn."""
+        for flag, file in self.files().items():
+            if flag != "--html" and str(file) != "-" and file.exists():
+                terminal.say(f"{flag.removeprefix('--')}: {file}")
+
     def prepare(self) -> None:
         """Create the folders and check the files before any work is done for them.
 

@@ -74,6 +74,8 @@ def compare(
     for_verdict = (("--latex", latex), ("--html", html), ("--fidelity", fidelity))
     if recorded and (unmade := [flag for flag, value in for_verdict if value]):
         raise UsageError(f"{', '.join(unmade)}: only for the verdict, which --recorded leaves out")
+    if outputs.only_json:
+        raise UsageError("--json: compare prints tables on stdout; name a file")
     outputs.prepare()
 
     from ddpmctl.runs.named import located_all
@@ -155,6 +157,7 @@ def _tell_curves(terminal: Terminal, comparison: Comparison, outputs: Outputs) -
         write_json(outputs.json, result)
     if outputs.csv:
         write_curves_csv(outputs.csv, result)
+    outputs.announce(terminal)
 
 
 def _conclude(
@@ -199,3 +202,4 @@ def _conclude(
         settings = settings_table(found)
         shown = [*([settings] if settings else []), *tables]
         terminal.result(f"page: {write_comparison_page(outputs.html, found, shown, figures, warnings, spec)}")
+    outputs.announce(terminal)

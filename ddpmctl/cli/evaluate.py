@@ -117,6 +117,7 @@ def evaluate(
             _conclude(terminal, rows, failures, spec, known, outputs, beside, confirm=confirm, recorded=recorded, breakdown=breakdown)
         elif job.is_leader:
             _write_values(terminal, outputs, [], failures, spec, {}, None)
+    outputs.announce(terminal)
     if failures and job.is_leader:  # it alone: another process that ends with an error stops this one before its files are written
         count = len({failure.path for failure in failures})
         raise DataError(f"{count} of {len(checkpoints)} checkpoints could not be scored; see the reasons above")
@@ -174,7 +175,7 @@ def _conclude(
         from ddpmctl.report.page import evaluation_figures
 
         for figure in evaluation_figures(outputs.figures, rows[best], names[best], beside.fidelity[best] if beside else None):
-            terminal.say(f"figure: {figure.file}")
+            terminal.say(f"figure: {figure.file.with_suffix('.png')} and {figure.file.name}")
     if outputs.html:
         from ddpmctl.report.page import write_evaluation_page
 

@@ -94,6 +94,7 @@ def _conclude(
         write_latex(outputs.latex, [table, *(beside.tables if beside else ())])
     if outputs.figures:
         for figure in answer_figures(outputs.figures, answers, "images", beside.fidelity[0] if beside else None):
-            terminal.say(f"figure: {figure.file}")
+            terminal.say(f"figure: {figure.file.with_suffix('.png')} and {figure.file.name}")
     if outputs.html:
         terminal.say(f"page: {write_images_page(outputs.html, scored, table, [sentence], spec.classifier, beside)}")
+    outputs.announce(terminal)

@@ -93,7 +93,7 @@ def train(
         terminal.result(dump_toml(resolved.config, resolved.origins).rstrip())
         return
 
-    terminal.say("starting: torch, data and network are loaded")
+    terminal.say("starting: loading torch, the data and the network")
     if tensorboard:
         from ddpmctl.training.tensorboard import require_tensorboard
 

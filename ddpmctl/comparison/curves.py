@@ -15,6 +15,7 @@ from ddpmctl.statistics.blocks import FEWEST, BlockEstimate, block_change, block
 from ddpmctl.statistics.contrasts import holm
 
 POOLED = "pooled"
+SMALLEST_P = 1e-4  # in words
 FEWEST_SELECTED = 5  # evaluations that never fall by chance in 1 of 120 orders
 
 
@@ -135,7 +136,11 @@ def pair_sentence(pair: CurvePair) -> str:
 def _figures(finding: CurveFinding, sign: int) -> str:
     interval = finding.found.interval
     low, high = sorted((sign * interval.low, sign * interval.high))
-    return f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}, p = {finding.p_adjusted:.2g}"
+    return f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}, {_p_words(finding.p_adjusted)}"
+
+
+def _p_words(p: float) -> str:
+    return f"p = {p:.2g}" if p >= SMALLEST_P else f"p below {SMALLEST_P:g}"
 
 
 def _family(arms: Sequence[RecordedRun], conditions: str) -> list[CurvePair]:
