@@ -1,15 +1,18 @@
-"""Atomic and verified file writing, free disk space, and file hashes (standard library only)."""
+"""Atomic and verified file writing, JSON, free disk space, and file hashes (standard library only)."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
+import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ddpmctl.errors import DataError, UsageError
 
@@ -55,6 +58,19 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def json_text(value: Any) -> str:
+    """Return a value as indented JSON, which has no NaN and no infinity: they become null."""
+
+    def finite(part: Any) -> Any:
+        if isinstance(part, Mapping):
+            return {key: finite(inner) for key, inner in part.items()}
+        if isinstance(part, list | tuple):
+            return [finite(inner) for inner in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    return json.dumps(finite(value), indent=2)
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -205,6 +205,7 @@ def test_a_file_that_is_not_an_image_is_named(kind: str, folder: Path) -> None:
         (("--conditions", "test", "--pattern", "a/{index}.png"), "--pattern"),
         (("--conditions", "test", "--pattern", "{index}{copy}.png"), "--pattern"),
         (("--conditions", "test", "--seed", 1, "--steps", 3), "--steps, --seed: cannot be combined with --images"),
+        (("--conditions", "test", "--no-confirm"), "--no-confirm: cannot be combined with --images"),
         (("--conditions", "test", "some.pth"), "a checkpoint: cannot be combined with --images"),
         (("--conditions", "test", "--sweep", "steps=1"), "--sweep"),
     ],

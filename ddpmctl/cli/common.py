@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,11 +107,13 @@ class Outputs:
         """Return the files of results by flag."""
         return {f"--{name}": file for name in ("json", "csv", "latex", "html") if (file := getattr(self, name))}
 
-    def announce(self, terminal: Terminal) -> None:
-        """Say which files of results were written; figures and pages are announced where they are drawn."""
-        for flag, file in self.files().items():
-            if flag != "--html" and str(file) != "-" and file.exists():
-                terminal.say(f"{flag.removeprefix('--')}: {file}")
+    def write(self, terminal: Terminal, **writers: Callable[[Path], object]) -> None:
+        """Write the files that are asked for, each by the function that has its name here, and say so on stderr."""
+        for name, writer in writers.items():
+            file: Path | None = getattr(self, name)
+            if file is not None and str(file) != "-":
+                writer(file)
+                terminal.say(f"{name}: {file}")
 
     def prepare(self) -> None:
         """Create the folders and check the files before any work is done for them.
@@ -131,6 +133,11 @@ class Outputs:
             prepare_output(file, flag, folder=False, suffix=".png" if flag == "--out" else "")
 
 
+def figure_line(png: Path) -> str:
+    """Return how a figure that was written as PNG and SVG is announced."""
+    return f"figure: {png} and {png.with_suffix('.svg').name}"
+
+
 def named_conditions(files: Sequence[Path] | None, known: Conditions) -> Mapping[str, Sequence[LabelSet]]:
     """Return the conditions by the name of their file: those named, each a name of the data's or a JSON file, else all of the data.
 
@@ -144,7 +151,8 @@ def named_conditions(files: Sequence[Path] | None, known: Conditions) -> Mapping
     named: dict[str, Sequence[LabelSet]] = {}
     for file in files:
         if not file.exists() and str(file) not in known.conditions:
-            raise UsageError(f"--conditions: {str(file)!r} is neither a JSON file nor one of {', '.join(known.conditions)} ({known.name})")
+            names = ", ".join(known.conditions)
+            raise UsageError(f"--conditions: {str(file)!r} is neither a JSON file nor one of {names}, the condition files of the data ({known.name})")
         named[file.stem] = known.conditions[str(file)] if str(file) in known.conditions else read_conditions(file)
     if len(named) < len(files):
         raise UsageError("--conditions: two files have the same name; their columns could not be told apart")

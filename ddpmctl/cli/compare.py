@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, Outputs, evaluation_spec, named_conditions, only_one_source, reference_images
+from ddpmctl.cli.common import Given, Outputs, evaluation_spec, figure_line, named_conditions, only_one_source, reference_images
 from ddpmctl.cli.completion import checkpoints
 from ddpmctl.cli.options import OUTPUTS, RUNS, Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, RunsDir, SceneCount, command
 from ddpmctl.cli.terminal import Terminal
@@ -87,14 +87,23 @@ def compare(
         _tell_curves(terminal, comparison, outputs)
         return
 
-    from ddpmctl.comparison.recorded import short_names
-    from ddpmctl.comparison.verdict import checkpoint_of, score_arms
     from ddpmctl.data.dataset import load_conditions
 
     files = named_conditions(conditions, load_conditions(data, scenes=scenes))
     spec = replace(evaluation_spec(files, evaluator, data, chosen, seed=seed, repeats=repeats), every_image=fidelity)
-    names = {checkpoint_of(path, at_epoch): name for path, name in zip(paths, short_names(paths), strict=True)}
     against = terminal.finish(reference_images(spec, data, scenes)) if fidelity else None  # first, so that conditions are refused before sampling
+    _on_new_images(terminal, paths, at_epoch, comparison, spec, outputs, against, anyway=anyway)
+
+
+def _on_new_images(
+    terminal: Terminal, paths: list[Path], at_epoch: int | None, comparison: Comparison | None, spec: EvaluationSpec, outputs: Outputs,
+    against: tuple[Reference, str] | None, *, anyway: bool,
+) -> None:  # fmt: skip
+    """Score the runs' checkpoints on the same noise, and show the verdict, or why there is none."""
+    from ddpmctl.comparison.recorded import short_names
+    from ddpmctl.comparison.verdict import checkpoint_of, score_arms
+
+    names = {checkpoint_of(path, at_epoch): name for path, name in zip(paths, short_names(paths), strict=True)}
     arms = terminal.finish(score_arms(names, spec, anyway=anyway))
     if len(arms) > 1:
         contrasts = _fidelity(terminal, arms, against[0], spec) if against else ()
@@ -114,9 +123,10 @@ def _fidelity(terminal: Terminal, arms: list[Arm], reference: Reference, spec: E
 
 def _recorded(terminal: Terminal, paths: list[Path], at_epoch: int | None, last: int, out: Path, *, alone: bool, anyway: bool) -> Comparison | None:
     """Show the scores that the runs recorded and return them; they may be missing, unless they are ``alone`` asked for."""
-    from ddpmctl.comparison.recorded import FILES, NothingRecorded, compare_recorded, refuse_unlike
+    from ddpmctl.comparison.recorded import NothingRecorded, compare_recorded, refuse_unlike
     from ddpmctl.report.figures import save_comparison_figure
     from ddpmctl.report.tables import loss_table, recorded_table
+    from ddpmctl.runs.record import SCORED
 
     try:
         comparison = compare_recorded(paths, at_epoch=at_epoch, last=last)
@@ -134,10 +144,10 @@ def _recorded(terminal: Terminal, paths: list[Path], at_epoch: int | None, last:
         terminal.table("settings that differ", ["setting", *(arm.name for arm in comparison.arms)], rows)
     else:
         terminal.result("settings that differ: none that are known")
-    for table in [*(recorded_table(comparison, file) for file in FILES), loss_table(comparison)]:
+    for table in [*(recorded_table(comparison, file) for file in SCORED), loss_table(comparison)]:
         if table is not None:
             terminal.table(table.title, table.columns, table.rows)
-    terminal.result(f"figure: {save_comparison_figure(out, comparison)}")
+    terminal.result(figure_line(save_comparison_figure(out, comparison)))
     return comparison
 
 
@@ -145,7 +155,7 @@ def _tell_curves(terminal: Terminal, comparison: Comparison, outputs: Outputs) -
     """Show what the recorded curves tell, and write it in the forms asked for."""
     from ddpmctl.comparison.curves import curve_verdict
     from ddpmctl.report.curves import curve_tables, curves_as_dict, write_curves_csv
-    from ddpmctl.report.tables import write_json
+    from ddpmctl.report.json_csv import write_json
 
     found = curve_verdict(comparison)
     for table in curve_tables(found):
@@ -153,11 +163,7 @@ def _tell_curves(terminal: Terminal, comparison: Comparison, outputs: Outputs) -
     for sentence in found.sentences():
         terminal.sentence(sentence)
     result = curves_as_dict(comparison, found)
-    if outputs.json:
-        write_json(outputs.json, result)
-    if outputs.csv:
-        write_curves_csv(outputs.csv, result)
-    outputs.announce(terminal)
+    outputs.write(terminal, json=lambda file: write_json(file, result), csv=lambda file: write_curves_csv(file, result))
 
 
 def _conclude(
@@ -166,17 +172,10 @@ def _conclude(
     """Show the verdict, and write it in the forms asked for."""
     from ddpmctl.comparison.verdict import pooled_files, verdict
     from ddpmctl.report.figures import save_verdict_figure
+    from ddpmctl.report.json_csv import verdict_as_dict, write_json, write_table_csv
     from ddpmctl.report.latex import write_latex
     from ddpmctl.report.page import PageFigure, write_comparison_page
-    from ddpmctl.report.tables import (
-        fidelity_contrast_table,
-        images_per_condition,
-        settings_table,
-        verdict_as_dict,
-        verdict_tables,
-        write_json,
-        write_table_csv,
-    )
+    from ddpmctl.report.tables import fidelity_contrast_table, images_per_condition, settings_table, verdict_tables
 
     found, compute = verdict(arms, pooled_files(spec.conditions)), spec.compute
     title = f"classifier {spec.classifier.describe()}; {images_per_condition(spec.repeats)}; {compute.device.type}, {compute.precision}"
@@ -187,13 +186,13 @@ def _conclude(
         terminal.sentence(sentence)
     assert outputs.out is not None
     figure = save_verdict_figure(outputs.out.with_name(f"{outputs.out.stem}-verdict.png"), found)
-    terminal.result(f"figure: {figure}")
-    if outputs.json:
-        write_json(outputs.json, verdict_as_dict(found, spec, contrasts))
-    if outputs.csv:
-        write_table_csv(outputs.csv, tables[1])
-    if outputs.latex:
-        write_latex(outputs.latex, tables)
+    terminal.result(figure_line(figure))
+    outputs.write(
+        terminal,
+        json=lambda file: write_json(file, verdict_as_dict(found, spec, contrasts)),
+        csv=lambda file: write_table_csv(file, tables[1]),
+        latex=lambda file: write_latex(file, tables),
+    )
     if outputs.html:
         figures = [PageFigure(figure.with_suffix(".svg"), "Accuracy of each arm, and their differences")]
         if comparison is not None:
@@ -202,4 +201,3 @@ def _conclude(
         settings = settings_table(found)
         shown = [*([settings] if settings else []), *tables]
         terminal.result(f"page: {write_comparison_page(outputs.html, found, shown, figures, warnings, spec)}")
-    outputs.announce(terminal)

@@ -48,7 +48,7 @@ def denoise_grid(
     config: ConfigFile = None,
     assume: Assume = None,
 ) -> None:
-    """Visualise denoising: rows are label sets, columns are frames, most of them where objects appear.
+    """Draw how images are denoised: a row for each label set, a column for each frame, most of them from the steps where objects appear.
 
     ddpmctl denoise-grid --labels "red cube,blue sphere"
     ddpmctl denoise-grid runs/NAME -l "red sphere" -l "cyan cube" --x0
@@ -70,18 +70,10 @@ def denoise_grid(
     from ddpmctl.evaluation.classifiers import load_classifier
     from ddpmctl.report.denoising import save_denoise_gif, save_denoise_grid
     from ddpmctl.sampling.pipeline import requests_for
-    from ddpmctl.sampling.trajectory import record, spread
+    from ddpmctl.sampling.trajectory import spread
 
-    recorded: list[list[RecordedFrame]] = []
-    requests: Sequence[ImageRequest] = requests_for("sample", label_sets, seed=seed)
-    for one in named:
-        pipeline = ready_pipeline(one, runs_dir, chosen, terminal)
-        if not recorded:  # the first checkpoint chooses between particles, so that all have the same noise
-            requests = terminal.finish(pipeline.choose(requests))
-        recorded.append(terminal.finish(record(pipeline, requests)))
+    recorded = _recorded(terminal, named, runs_dir, chosen, requests_for("sample", label_sets, seed=seed))
     times = [frame.t for frame in recorded[0]]
-    if any([frame.t for frame in frames] != times for frames in recorded):
-        raise UsageError("--checkpoints: they are sampled at different times; give --sampler and --steps for all")
     classifier = load_classifier(evaluator) if confidence and x0 else None  # its answers are about x0_hat
     trajectories = [
         _trajectory(", ".join([*names, *([one.name] if one and len(named) > 1 else [])]), names, row, frames, classifier)
@@ -92,6 +84,25 @@ def denoise_grid(
     if gif:
         titles = [", ".join(names) for names in label_sets]
         terminal.result(str(save_denoise_gif(gif, recorded[0], titles, with_x0=x0)))
+
+
+def _recorded(terminal: Terminal, named: list[Path | None], runs_dir: Path, chosen: Given, requests: Sequence[ImageRequest]) -> list[list[RecordedFrame]]:
+    """Return the frames of each checkpoint, all from the same noise.
+
+    Raises:
+        UsageError: they are sampled at different times, or a checkpoint cannot be used.
+    """
+    from ddpmctl.sampling.trajectory import record
+
+    recorded: list[list[RecordedFrame]] = []
+    for one in named:
+        pipeline = ready_pipeline(one, runs_dir, chosen, terminal)
+        if not recorded:  # the first checkpoint chooses between particles, so that all have the same noise
+            requests = terminal.finish(pipeline.choose(requests))
+        recorded.append(terminal.finish(record(pipeline, requests)))
+    if any([frame.t for frame in frames] != [frame.t for frame in recorded[0]] for frames in recorded):
+        raise UsageError("--checkpoints: they are sampled at different times; give --sampler and --steps for all")
+    return recorded
 
 
 def _trajectory(title: str, labels: tuple[str, ...], row: int, frames: list[RecordedFrame], classifier: Classifier | None) -> Trajectory:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, Outputs, beside_real, evaluation_spec, named_conditions, only_one_source, prepare_output, reference_images
+from ddpmctl.cli.common import Given, Outputs, beside_real, evaluation_spec, figure_line, named_conditions, only_one_source, prepare_output, reference_images
 from ddpmctl.cli.completion import checkpoints as complete_checkpoints
 from ddpmctl.cli.evaluate_images import refuse_sampling, score_images
 from ddpmctl.cli.options import OUTPUTS, RUNS, Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, RunsDir, SceneCount, command
@@ -23,6 +22,7 @@ from ddpmctl.errors import DataError, UsageError
 if TYPE_CHECKING:
     from ddpmctl.data.dataset import Conditions
     from ddpmctl.evaluation.evaluate import EvaluationSpec
+    from ddpmctl.evaluation.fidelity import Reference
     from ddpmctl.evaluation.results import CheckpointResult, Failed
     from ddpmctl.evaluation.selection import Selection
     from ddpmctl.report.page import BesideReal
@@ -87,7 +87,8 @@ def evaluate(
     chosen = Given.of(given, config, assume)
     outputs = Outputs(json_file, csv_file, latex, html, figures=figures, grid=grid)
     if images or pattern:
-        refuse_sampling(given, images, paths=paths, repeats=repeats != 1, seed=seed, sweep=sweep, grid=grid, assume=assume, recorded=recorded)
+        refused = {"paths": paths, "repeats": repeats != 1, "seed": seed, "sweep": sweep, "grid": grid, "assume": assume, "recorded": recorded}
+        refuse_sampling(given, images, **refused, no_confirm=not confirm)
         if job.is_leader:
             score_images(terminal, images or [], pattern, conditions, data, scenes, evaluator, chosen.device, outputs, breakdown=breakdown, fidelity=fidelity)
         return
@@ -106,21 +107,29 @@ def evaluate(
     if varied is not None:
         failures = _sweep(terminal, checkpoints, spec, *varied, outputs)
     else:
-        from ddpmctl.evaluation.evaluate import evaluate_checkpoints
-        from ddpmctl.report.names import checkpoint_names
-
-        with when_stopped("checkpoints that were scored completely are kept in the cache, and the same command continues after them"):
-            rows, failures = terminal.finish(evaluate_checkpoints(checkpoints, spec))
-        if rows:
-            names = checkpoint_names([row.path for row in rows], spec.titles)
-            beside = beside_real(terminal, names, [row.answers for row in rows], spec, *against) if against else None
-            _conclude(terminal, rows, failures, spec, known, outputs, beside, confirm=confirm, recorded=recorded, breakdown=breakdown)
-        elif job.is_leader:
-            _write_values(terminal, outputs, [], failures, spec, {}, None)
-    outputs.announce(terminal)
+        failures = _score(terminal, checkpoints, spec, known, outputs, against, confirm=confirm, recorded=recorded, breakdown=breakdown)
     if failures and job.is_leader:  # it alone: another process that ends with an error stops this one before its files are written
         count = len({failure.path for failure in failures})
         raise DataError(f"{count} of {len(checkpoints)} checkpoints could not be scored; see the reasons above")
+
+
+def _score(
+    terminal: Terminal, checkpoints: list[Path], spec: EvaluationSpec, known: Conditions, outputs: Outputs, against: tuple[Reference, str] | None,
+    *, confirm: bool, recorded: bool, breakdown: bool,
+) -> list[Failed]:  # fmt: skip
+    """Score the checkpoints, print the results and write the requested files; return the failures."""
+    from ddpmctl.evaluation.evaluate import evaluate_checkpoints
+    from ddpmctl.report.names import checkpoint_names
+
+    with when_stopped("checkpoints that were scored completely are kept in the cache, and the same command continues after them"):
+        rows, failures = terminal.finish(evaluate_checkpoints(checkpoints, spec))
+    if rows:
+        names = checkpoint_names([row.path for row in rows], spec.titles)
+        beside = beside_real(terminal, names, [row.answers for row in rows], spec, *against) if against else None
+        _conclude(terminal, rows, names, failures, spec, known, outputs, beside, confirm=confirm, recorded=recorded, breakdown=breakdown)
+    elif spec.job.is_leader:
+        _write_values(terminal, outputs, [], failures, spec, {}, None)
+    return failures
 
 
 def _write_values(
@@ -131,32 +140,28 @@ def _write_values(
     if not outputs.json and not outputs.csv:
         return
 
-    from ddpmctl.report.tables import as_dict, write_csv, write_json
+    from ddpmctl.files import json_text
+    from ddpmctl.report.json_csv import as_dict, write_csv, write_json
 
     result = as_dict(rows, failures, spec, trained, selection, beside.fidelity if beside else ())
     if outputs.only_json:
-        terminal.result(json.dumps(result, indent=2))
-    elif outputs.json:
-        write_json(outputs.json, result)
-    if outputs.csv:
-        write_csv(outputs.csv, result)
+        terminal.result(json_text(result))
+    outputs.write(terminal, json=lambda file: write_json(file, result), csv=lambda file: write_csv(file, result))
 
 
 def _conclude(
-    terminal: Terminal, rows: list[CheckpointResult], failures: list[Failed], spec: EvaluationSpec, known: Conditions, outputs: Outputs,
-    beside: BesideReal | None, *, confirm: bool, recorded: bool, breakdown: bool,
+    terminal: Terminal, rows: list[CheckpointResult], names: list[str], failures: list[Failed], spec: EvaluationSpec, known: Conditions,
+    outputs: Outputs, beside: BesideReal | None, *, confirm: bool, recorded: bool, breakdown: bool,
 ) -> None:  # fmt: skip
     """Print the results and write the requested files."""
     from ddpmctl.evaluation.selection import best_of, confirm_best
     from ddpmctl.report.latex import write_latex
-    from ddpmctl.report.names import checkpoint_names
     from ddpmctl.report.tables import breakdown_tables, evaluation_table, selection_sentence, training_table
 
     best = best_of(rows)
     selection = terminal.finish(confirm_best(rows, spec)) if confirm and len(rows) > 1 else None
     if not spec.job.is_leader:
         return
-    names = checkpoint_names([row.path for row in rows], spec.titles)
     table, trained = evaluation_table(rows, names, spec, best), known.trained(spec.conditions)
     further = [*([training_table(rows, names, spec)] if recorded else []), *(beside.tables if beside else ())]
     sentences = [known.shares(spec.conditions), *([selection_sentence(selection, names[best])] if selection else [])]
@@ -169,13 +174,12 @@ def _conclude(
         for part in [*parts, *further]:
             terminal.table(part.title, part.columns, part.rows, caption=part.note)
     _write_values(terminal, outputs, rows, failures, spec, trained, selection, beside)
-    if outputs.latex:
-        write_latex(outputs.latex, [table, *further])
+    outputs.write(terminal, latex=lambda file: write_latex(file, [table, *further]))
     if outputs.figures:
         from ddpmctl.report.page import evaluation_figures
 
         for figure in evaluation_figures(outputs.figures, rows[best], names[best], beside.fidelity[best] if beside else None):
-            terminal.say(f"figure: {figure.file.with_suffix('.png')} and {figure.file.name}")
+            terminal.say(figure_line(figure.file.with_suffix(".png")))
     if outputs.html:
         from ddpmctl.report.page import write_evaluation_page
 
@@ -219,9 +223,10 @@ def _sweep(terminal: Terminal, checkpoints: list[Path], spec: EvaluationSpec, na
     """Print and plot accuracy over the values of one setting; return the failures."""
     from ddpmctl.evaluation.sweep import evaluate_sweep
     from ddpmctl.report.evaluation_figures import save_sweep
+    from ddpmctl.report.json_csv import write_table_csv
     from ddpmctl.report.latex import write_latex
     from ddpmctl.report.names import checkpoint_names
-    from ddpmctl.report.tables import Table, images_per_condition, in_brackets, write_table_csv
+    from ddpmctl.report.tables import Table, images_per_condition, in_brackets
 
     figure = (outputs.figures or Path()) / f"sweep-{name}.png"
     if spec.job.is_leader:
@@ -242,9 +247,7 @@ def _sweep(terminal: Terminal, checkpoints: list[Path], spec: EvaluationSpec, na
 
     table = named(found)
     terminal.table(table.title, table.columns, table.rows)
-    if outputs.csv:
-        write_table_csv(outputs.csv, named(spec.titles.get(path, path.name) for path in points))  # other programs know a checkpoint by its file
-    if outputs.latex:
-        write_latex(outputs.latex, [table])
-    terminal.result(f"figure: {save_sweep(figure, name, found)}")
+    by_file = named(spec.titles.get(path, path.name) for path in points)  # other programs know a checkpoint by its file
+    outputs.write(terminal, csv=lambda file: write_table_csv(file, by_file), latex=lambda file: write_latex(file, [table]))
+    terminal.result(figure_line(save_sweep(figure, name, found)))
     return failures

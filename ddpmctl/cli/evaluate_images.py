@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpmctl.cli.common import Outputs, agreed_device, beside_real, named_conditions, reference_images
+from ddpmctl.cli.common import Outputs, agreed_device, beside_real, figure_line, named_conditions, reference_images
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Value, settings
 from ddpmctl.distributed.job import SINGLE
@@ -28,7 +27,7 @@ def refuse_sampling(given: Mapping[str, str], images: Sequence[Path] | None, **o
     if not images:
         raise UsageError("--pattern: names the files of --images; give both")
     flags = [setting.flag for setting in settings("sampling") if setting.name in given]
-    flags += ["a checkpoint" if name == "paths" else f"--{name}" for name, value in others.items() if value]
+    flags += ["a checkpoint" if name == "paths" else f"--{name.replace('_', '-')}" for name, value in others.items() if value]
     if flags:
         raise UsageError(f"{', '.join(flags)}: cannot be combined with --images, which samples nothing")
 
@@ -73,28 +72,29 @@ def _conclude(
     beside: BesideReal | None, *, breakdown: bool,
 ) -> None:  # fmt: skip
     """Print the results and write the requested files."""
+    from ddpmctl.files import json_text
+    from ddpmctl.report.json_csv import write_json
     from ddpmctl.report.latex import write_latex
     from ddpmctl.report.page import answer_figures
     from ddpmctl.report.scored_images import answers_of, images_as_dict, images_table, write_images_csv, write_images_page
-    from ddpmctl.report.tables import breakdown_tables, write_json
+    from ddpmctl.report.tables import breakdown_tables
 
     table, answers = images_table(scored, spec.classifier), answers_of(scored)
     result = images_as_dict(scored, spec.classifier, trained, beside)
     if outputs.only_json:
-        terminal.result(json.dumps(result, indent=2))
+        terminal.result(json_text(result))
     else:
         terminal.sentence(sentence)
         for part in (table, *(breakdown_tables(answers) if breakdown else ()), *(beside.tables if beside else ())):
             terminal.table(part.title, part.columns, part.rows, caption=part.note)
-        if outputs.json:
-            write_json(outputs.json, result)
-    if outputs.csv:
-        write_images_csv(outputs.csv, result)
-    if outputs.latex:
-        write_latex(outputs.latex, [table, *(beside.tables if beside else ())])
+    outputs.write(
+        terminal,
+        json=lambda file: write_json(file, result),
+        csv=lambda file: write_images_csv(file, result),
+        latex=lambda file: write_latex(file, [table, *(beside.tables if beside else ())]),
+    )
     if outputs.figures:
         for figure in answer_figures(outputs.figures, answers, "images", beside.fidelity[0] if beside else None):
-            terminal.say(f"figure: {figure.file.with_suffix('.png')} and {figure.file.name}")
+            terminal.say(figure_line(figure.file.with_suffix(".png")))
     if outputs.html:
         terminal.say(f"page: {write_images_page(outputs.html, scored, table, [sentence], spec.classifier, beside)}")
-    outputs.announce(terminal)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict
@@ -51,7 +49,7 @@ def runs(context: typer.Context, runs_dir: RunsFolder = RUNS, json_file: JsonFil
 
 @command()
 def _list(runs_dir: RunsFolder, json_file: JsonFile) -> None:
-    from ddpmctl.files import in_bytes, write_text
+    from ddpmctl.files import in_bytes, json_text, write_text
     from ddpmctl.runs.record import run_folders
 
     terminal, outputs = Terminal(), Outputs(json=json_file)
@@ -60,7 +58,7 @@ def _list(runs_dir: RunsFolder, json_file: JsonFile) -> None:
         raise UsageError(f"--runs-dir: there is no folder {runs_dir}; train first, or name another folder")
     records, broken = _read(run_folders(runs_dir))
     if json_file:
-        text = json.dumps(_as_dict(runs_dir, records, broken), indent=2)
+        text = json_text(_as_dict(runs_dir, records, broken))
         if outputs.only_json:
             terminal.result(text)
             return
@@ -166,22 +164,12 @@ def _as_dict(runs_dir: Path, records: Mapping[str, Record], broken: Mapping[str,
     found = [
         {
             "name": name, "path": str(record.run.folder), "state": record.state, "data": record.data, "settings": differing[name],
-            "epochs": record.epochs, "seconds": record.seconds, "last": _scored_as_dict(record.last), "best": _scored_as_dict(record.best),
+            "epochs": record.epochs, "seconds": record.seconds, "last": record.last and asdict(record.last), "best": record.best and asdict(record.best),
             "bytes": record.size,
         }
         for name, record in records.items()
     ]  # fmt: skip
     return {"runs": found, "broken": [{"name": name, "path": str(runs_dir / name), "reason": reason} for name, reason in broken.items()]}
-
-
-def _scored_as_dict(scored: Scored | None) -> dict[str, Any] | None:
-    return None if scored is None else _without_nan(asdict(scored))
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no NaN
 
 
 def _score(scored: Scored | None) -> str:

@@ -78,14 +78,7 @@ def train(
     Defaults are shown for --preset report. A setting can also stand in the file of --config, or in an environment variable: DDPMCTL_LR for --lr.
     """
     only_one_source(data, scenes)
-    if resume and scenes is not None:
-        raise UsageError("--scenes: a resumed run keeps its data")
-    if resume and name is not None:
-        raise UsageError("--name: a resumed run keeps its folder")
-    if override is not None and not resume:
-        raise UsageError("--override: goes with --resume; a new run takes any setting")
-    if exist_ok is not None and (exist_ok != "resume" or resume):
-        raise UsageError("--exist-ok: does not go with --resume" if resume else f"--exist-ok: {exist_ok!r} is not known; give --exist-ok resume")
+    _refuse_conflicts(resume, scenes=scenes, name=name, override=override, exist_ok=exist_ok)
     terminal, busy = Terminal(silent=not job.is_leader), others_are_busy()
     resume = _named(resume, runs_dir, job) if resume else None
     resolved = _resumed(resume, given, config, override) if resume else resolve(given, config, preset)
@@ -111,6 +104,22 @@ def train(
         _train(terminal, request, stop, busy=busy, tensorboard=tensorboard)
 
 
+def _refuse_conflicts(resume: Path | None, *, scenes: int | None, name: str | None, override: str | None, exist_ok: str | None) -> None:
+    """Refuse options that a resumed run, or a new one, would ignore.
+
+    Raises:
+        UsageError: one was given.
+    """
+    if resume and scenes is not None:
+        raise UsageError("--scenes: a resumed run keeps its data")
+    if resume and name is not None:
+        raise UsageError("--name: a resumed run keeps its folder")
+    if override is not None and not resume:
+        raise UsageError("--override: goes with --resume; a new run takes any setting")
+    if exist_ok is not None and (exist_ok != "resume" or resume):
+        raise UsageError("--exist-ok: does not go with --resume" if resume else f"--exist-ok: {exist_ok!r} is not known; give --exist-ok resume")
+
+
 def _named(run: Path, runs_dir: Path, job: Job) -> Path:
     """Return the folder of the run that is named."""
     from ddpmctl.runs.named import located
@@ -130,20 +139,20 @@ def _resumed(folder: Path, given: dict[str, str], config_file: Path | None, over
 
 def _train(terminal: Terminal, request: TrainingRequest, stop: StopRequest, *, busy: bool, tensorboard: bool) -> None:
     """Train, showing events, until the end or until a signal asks for one."""
-    from ddpmctl.cli.beside import Beside
+    from ddpmctl.cli.monitor import Monitor
     from ddpmctl.runs.folder import Run
     from ddpmctl.training import events, session
 
     # Of several processes, all end at StopAgreed; rank 0 also while it makes images for a score, for which the others only wait.
     ends = (events.StopAgreed,) if not request.job.is_leader else (events.StopAgreed, Progress, events.Evaluated)
     last_scores: Evaluated | None = None
-    run, place, beside = Run(request.folder), "", None
+    run, place, monitor = Run(request.folder), "", None
     with ExitStack() as stack:
         stream = session.run_training(request)
         try:
             for event in terminal.follow(stream):
-                if beside is not None:
-                    beside.read(event)
+                if monitor is not None:
+                    monitor.read(event)
                 if isinstance(event, events.Ticked | events.EpochDone | events.StopAgreed):
                     place = f" in epoch {event.epoch}, after step {event.step:,}"
                 match event:
@@ -155,8 +164,8 @@ def _train(terminal: Terminal, request: TrainingRequest, stop: StopRequest, *, b
                             terminal.warn("other processes use this machine's cores; --threads 1 may train faster until they end")
                         stack.enter_context(stop_is_noted(stop))
                         if request.job.is_leader:
-                            beside = Beside(terminal, run, tensorboard=tensorboard)
-                            stack.callback(beside.close)
+                            monitor = Monitor(terminal, run, tensorboard=tensorboard)
+                            stack.callback(monitor.close)
                     case events.Evaluated():
                         last_scores = event
                     case events.StopAgreed():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -23,7 +22,6 @@ from ddpmctl.distributed.job import is_single_process
 from ddpmctl.errors import UsageError
 
 PARSER_ERROR: Any = typer.BadParameter.__base__  # click's UsageError
-WORDS = "ddpmctl.words"  # key of a command's words in the context
 VALUES = {"labels": '"red cube"'}  # examples, where the metavar does not say enough
 KINDS = {"INT": "a whole number", "NUMBER": "a number"}
 
@@ -59,7 +57,6 @@ def check_words(command: Any, ctx: Any, words: Sequence[str]) -> None:
     Raises:
         UsageError: says what to write.
     """
-    ctx.meta[WORDS] = list(words)
     options = [parameter for parameter in command.get_params(ctx) if parameter.param_type_name == "option"]
     flags = {flag: option for option in options for flag in (*option.opts, *option.secondary_opts)}
     rest = list(words)
@@ -94,7 +91,7 @@ def _value(option: Any) -> str:
 
 
 def _in_words(error: Any) -> str:
-    """Return a parser's error in the tool's style."""
+    """Return the parser's error as one line that says what to write instead."""
     if (ctx := error.ctx) is None:
         return str(error.message)
     path, example = ctx.command_path, "".join(f"; for example: {line}" for line in examples(ctx.command)[:1])
@@ -109,13 +106,11 @@ def _in_words(error: Any) -> str:
 
 
 def _of_parameter(error: Any, example: str) -> str:
-    ctx, parameter = error.ctx, error.param
+    parameter = error.param
     name = parameter.metavar if parameter.param_type_name == "argument" else parameter.opts[0]
     if type(error).__name__ == "BadParameter":
-        return f"{name}: {f'give {KINDS[parameter.metavar]}' if parameter.metavar in KINDS else error.message}"
-    if name == parameter.metavar:
-        return f"{name} is missing{example}"
-    return f"{name} is missing; for example: {shlex.join([*ctx.command_path.split(), *ctx.meta[WORDS]])} {name} {_value(parameter)}"
+        return f"{name}: {f'give {KINDS[parameter.metavar]}' if parameter.metavar in KINDS else error.message.removeprefix('Value error, ')}"
+    return f"{name} is missing{example}"  # an argument: no option is required
 
 
 def _instead(name: str, ctx: Any) -> str:

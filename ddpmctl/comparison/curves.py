@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddpmctl.comparison.recorded import FILES, Comparison, RecordedRun
+from ddpmctl.comparison.recorded import Comparison, RecordedRun
 from ddpmctl.comparison.verdict import SIGNIFICANT
+from ddpmctl.runs.record import SCORED
 from ddpmctl.statistics.blocks import FEWEST, BlockEstimate, block_change, block_mean
 from ddpmctl.statistics.contrasts import holm
 
@@ -37,7 +38,7 @@ class CurvePair:
     """Two runs on one condition file, or on the mean accuracy of both files.
 
     Attributes:
-        conditions: a name of ``FILES``, or ``POOLED``.
+        conditions: a name of ``SCORED``, or ``POOLED``.
         epochs: at which both were scored, by increasing number.
         gaps: accuracy of the first minus that of the second at these epochs.
         difference: the mean gap; None if there are fewer than ``FEWEST`` epochs.
@@ -103,7 +104,7 @@ class CurveVerdict:
 
 def curve_verdict(comparison: Comparison) -> CurveVerdict:
     """Return the difference of every pair of runs over the epochs that both recorded, and its change."""
-    families = [_family(comparison.arms, conditions) for conditions in (*FILES, POOLED)]
+    families = [_family(comparison.arms, conditions) for conditions in (*SCORED, POOLED)]
     selected = {arm.name: file for arm in comparison.arms if (file := _selected_by(arm))}
     named = any(arm.settings is None for arm in comparison.arms)
     return CurveVerdict(tuple(itertools.chain(*zip(*families, strict=True))), selected, named)
@@ -117,7 +118,7 @@ def pair_sentence(pair: CurvePair) -> str:
     better, worse = (pair.first, pair.second) if estimate >= 0 else (pair.second, pair.first)
     points = f"{abs(100 * estimate):.1f} points"
     ahead = f"{better} is ahead by {points}" if estimate else "they are level"
-    where = " and ".join(FILES) if pair.conditions == POOLED else pair.conditions
+    where = " and ".join(SCORED) if pair.conditions == POOLED else pair.conditions
     if pair.difference is None or pair.change is None:
         return f"No verdict on {pair.first} and {pair.second}: on {where} {ahead}, but {pair.refusal}."
     figures = _figures(pair.difference, 1 if estimate >= 0 else -1)
@@ -157,7 +158,7 @@ def _family(arms: Sequence[RecordedRun], conditions: str) -> list[CurvePair]:
 
 def _accuracy(accuracy: Mapping[str, float], conditions: str) -> float:
     """Return an accuracy; of both files it is the mean, because names do not say how many labels each file has."""
-    return statistics.fmean(accuracy[file] for file in FILES) if conditions == POOLED else accuracy[conditions]
+    return statistics.fmean(accuracy[file] for file in SCORED) if conditions == POOLED else accuracy[conditions]
 
 
 def _adjusted(found: Sequence[BlockEstimate | None]) -> list[CurveFinding | None]:
@@ -170,5 +171,5 @@ def _selected_by(arm: RecordedRun) -> str | None:
     epochs = [point.epoch for point in arm.points]
     if arm.settings is not None or len(epochs) < FEWEST_SELECTED or len({b - a for a, b in itertools.pairwise(epochs)}) == 1:
         return None
-    rising = (file for file in FILES if all(a.accuracy[file] <= b.accuracy[file] for a, b in itertools.pairwise(arm.points)))
+    rising = (file for file in SCORED if all(a.accuracy[file] <= b.accuracy[file] for a, b in itertools.pairwise(arm.points)))
     return next(rising, None)

@@ -15,7 +15,6 @@ from ddpmctl.runs.folder import Run, find_checkpoints
 from ddpmctl.runs.record import scored_in
 from ddpmctl.statistics.ranking import Standing
 
-FILES = ("test", "new_test")
 IGNORED = frozenset({"seed", "device", "threads", *(setting.name for setting in settings("run"))})  # shown separately, or no effect on the result
 SAMPLING = tuple(setting.name for setting in settings("sampling"))
 

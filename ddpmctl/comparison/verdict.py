@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from ddpmctl.checkpoints.format import load_checkpoint
-from ddpmctl.comparison.recorded import FILES, IGNORED
+from ddpmctl.comparison.recorded import IGNORED
 from ddpmctl.config import Value
 from ddpmctl.errors import DataError, UsageError
 from ddpmctl.evaluation.evaluate import EvaluationSpec, evaluate_checkpoints, used_config
 from ddpmctl.evaluation.results import CheckpointResult, EvaluationEvent, pooled_tally
 from ddpmctl.runs.folder import Run, epoch_in_name, find_checkpoints
+from ddpmctl.runs.record import SCORED
 from ddpmctl.statistics.contrasts import Contrast, contrast, holm
 from ddpmctl.statistics.intervals import Interval, accuracy_interval
 from ddpmctl.statistics.tallies import Tally
@@ -114,7 +115,7 @@ def score_arms(names: Mapping[Path, str], spec: EvaluationSpec, *, anyway: bool 
 
 def pooled_files(conditions: Mapping[str, object]) -> tuple[str, ...]:
     """Return the condition files that a verdict pools: the lab's two where both are there, else all."""
-    return FILES if set(FILES) <= set(conditions) else tuple(conditions)
+    return SCORED if set(SCORED) <= set(conditions) else tuple(conditions)
 
 
 def verdict(arms: Sequence[Arm], files: Sequence[str]) -> Verdict:

@@ -39,7 +39,7 @@ def save_denoise_grid(path: Path, times: Sequence[int], shown: Sequence[int], tr
 
 
 def save_denoise_gif(path: Path, frames: Sequence[RecordedFrame], titles: Sequence[str], *, with_x0: bool = False) -> Path:
-    """Write frames as a GIF, one column per label set, with t above."""
+    """Write frames as a GIF: one column per label set, and the time t of each frame above them."""
     sheets = []
     for index in spread(frames, LONGEST_GIF):
         frame = frames[index]

@@ -6,7 +6,7 @@ import base64
 import io
 import itertools
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -35,7 +35,7 @@ MOST_VIEWS = 6  # arms with images: about 300 KB each per condition file
 
 @dataclass(frozen=True)
 class PageFigure:
-    """An SVG figure with its caption, which is also the alternative text."""
+    """An SVG figure or a PNG image with its caption, which is also the alternative text."""
 
     file: Path
     caption: str
@@ -43,12 +43,12 @@ class PageFigure:
     @property
     def light(self) -> str:
         """The figure as a data URI."""
-        return _svg_uri(self.file.read_text(encoding="utf-8"))
+        return _file_uri(self.file)
 
     @property
     def dark(self) -> str:
-        """The figure for a dark page, as a data URI."""
-        return _svg_uri(dark_svg(self.file.read_text(encoding="utf-8")))
+        """The figure for a dark page, as a data URI; an image is the same."""
+        return _file_uri(self.file, dark_svg)
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def _side_by_side(file: str, arms: Sequence[Arm]) -> Gallery:
 
 
 def _views(answers: FileResults, caption: str) -> list[View]:
-    """Return the first image of each condition."""
+    """Return the first image of each condition, with the labels that it shows and those that it lacks."""
     found = zip(answers.images[:, 0], answers.conditions, answers.probabilities[:, 0], strict=True)
     return [View(_data_uri(image), caption, _marks(labels, outputs)) for image, labels, outputs in found]
 
@@ -244,11 +244,18 @@ def write_page(path: Path, page: Page) -> Path:
     return write_text(path, text)
 
 
-def _svg_uri(svg: str) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+def _file_uri(file: Path, recolour: Callable[[str], str] = str) -> str:
+    """Return an SVG, with its text changed by ``recolour``, or a PNG as it is."""
+    if file.suffix == ".png":
+        return _uri("png", file.read_bytes())
+    return _uri("svg+xml", recolour(file.read_text(encoding="utf-8")).encode())
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _data_uri(image: npt.NDArray[np.uint8]) -> str:
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(buffer, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return _uri("png", buffer.getvalue())

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
-from ddpmctl.files import write_text
 from ddpmctl.report.page import Page, PageFigure, write_page
 from ddpmctl.report.run_figures import last_samples, save_curves_for_page
 from ddpmctl.report.tables import Table
@@ -22,18 +18,6 @@ def write_run_page(path: Path, record: Record, sentences: Sequence[str], columns
     settings = {section: {key: str(value) for key, value in values.items()} for section, values in record.config.to_dict().items()}
     with tempfile.TemporaryDirectory() as folder:
         curves = save_curves_for_page(Path(folder) / "curves.png", record).with_suffix(".svg")
-        figures = [
-            PageFigure(curves, f"Accuracy and training loss of {name}"),
-            *(PageFigure(_as_svg(file, Path(folder)), f"{name}: {title}") for title, file in last_samples(record)),
-        ]
+        figures = [PageFigure(curves, f"Accuracy and training loss of {name}"), *(PageFigure(file, f"{name}: {title}") for title, file in last_samples(record))]
         tables = [Table("Scores", columns, rows)] if rows else []
         return write_page(path, Page(f"Run {name}", sentences, tables, figures, (), settings))
-
-
-def _as_svg(image: Path, folder: Path) -> Path:
-    """Write a PNG within an SVG, the form of a page's figures; return its path."""
-    with Image.open(image) as opened:
-        width, height = opened.size
-    content = base64.b64encode(image.read_bytes()).decode()
-    inside = f'<image width="{width}" height="{height}" href="data:image/png;base64,{content}"/>'
-    return write_text(folder / f"{image.stem}.svg", f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{inside}</svg>\n')

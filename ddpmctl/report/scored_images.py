@@ -12,8 +12,9 @@ from ddpmctl.evaluation.classifiers import Classifier
 from ddpmctl.evaluation.image_files import ScoredFolder
 from ddpmctl.evaluation.results import FileResults, pooled_tally
 from ddpmctl.evaluation.scores import pooled
+from ddpmctl.report.json_csv import fidelity_as_dict, file_as_dict, write_table_csv
 from ddpmctl.report.page import BesideReal, Page, answer_figures, galleries, write_page
-from ddpmctl.report.tables import Table, breakdown_tables, fidelity_as_dict, file_as_dict, images_per_condition, in_brackets, write_table_csv
+from ddpmctl.report.tables import Table, breakdown_tables, images_per_condition, in_brackets
 from ddpmctl.statistics.intervals import accuracy_interval
 
 Scored = Mapping[str, ScoredFolder]

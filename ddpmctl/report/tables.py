@@ -1,30 +1,26 @@
-"""Results as tables, JSON, CSV and LaTeX."""
+"""Results as tables."""
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from ddpmctl.comparison.fidelity import FidelityContrast
 from ddpmctl.comparison.recorded import Comparison, Point
-from ddpmctl.comparison.verdict import HELDOUT, Finding, Verdict, arm_interval
-from ddpmctl.evaluation.misses import Misses, account_for, breakdown, recall
+from ddpmctl.comparison.verdict import HELDOUT, Verdict, arm_interval
+from ddpmctl.evaluation.misses import account_for, breakdown, recall
 from ddpmctl.evaluation.scores import THRESHOLD
-from ddpmctl.files import atomic_write, write_text
 from ddpmctl.sampling.pipeline import describe_sampling
 from ddpmctl.statistics.intervals import Interval, accuracy_interval
 
 if TYPE_CHECKING:
     from ddpmctl.evaluation.evaluate import EvaluationSpec
     from ddpmctl.evaluation.fidelity import Fidelity
-    from ddpmctl.evaluation.results import CheckpointResult, Failed, FileResults
+    from ddpmctl.evaluation.results import CheckpointResult, FileResults
     from ddpmctl.evaluation.selection import Selection
 
 MISS_WORDS = {
@@ -94,14 +90,8 @@ def settings_table(verdict: Verdict) -> Table | None:
 
 
 def in_points(interval: Interval) -> list[str]:
-    """Return an estimate and its limits, in points of accuracy."""
+    """Return an estimate and the limits of its interval as texts, in percentage points."""
     return [f"{100 * value:+.1f}" for value in (interval.estimate, interval.low, interval.high)]
-
-
-def write_table_csv(path: Path, table: Table) -> None:
-    """Write one table as CSV."""
-    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([table.columns, *table.rows])
 
 
 def images_per_condition(repeats: int) -> str:
@@ -172,12 +162,7 @@ def breakdown_tables(answers: Mapping[str, FileResults]) -> Iterator[Table]:
     flat, requested = torch.cat([a.flat for a in answers.values()]), [labels for a in answers.values() for labels in a.requested]
     for aspect, parts in breakdown(flat, requested).items():
         lines = [[name, str(s.images), f"{s.accuracy:.4f}", f"{s.exact_match:.4f}"] for name, s in parts.items()]
-        yield Table(
-            f"by {aspect}",
-            [aspect, "images", "accuracy", "exact"],
-            lines,
-            "accuracy: share of the requested objects that are found; exact: share of images that show exactly these",
-        )
+        yield Table(f"by {aspect}", [aspect, "images", "accuracy", "exact"], lines, PARTS)
     for aspect, counts in recall(flat, requested).items():
         lines = [[name, str(n), f"{hits / n:.4f}"] for name, (hits, n) in counts.items()]
         yield Table(f"by {aspect}", [aspect, "requested", "found"], lines, FOUND)
@@ -186,96 +171,6 @@ def breakdown_tables(answers: Mapping[str, FileResults]) -> Iterator[Table]:
     lines = [[MISS_WORDS[name], str(count), f"{count / labels:.4f}"] for name, count in asdict(account).items()]
     title = f"the {account.missed} requested objects that are not shown, and extra objects"
     yield Table(title, ["what is shown instead", "objects", "of those requested"], lines, SHOWN)
-
-
-def as_dict(
-    rows: Sequence[CheckpointResult], failures: Sequence[Failed], spec: EvaluationSpec, trained: Mapping[str, int], selection: Selection | None,
-    fidelity: Sequence[Fidelity] = (),
-) -> dict[str, Any]:  # fmt: skip
-    """Return an evaluation in the form of ``--json``; with ``fidelity`` of all rows or of none."""
-    return {
-        "evaluator": {"name": spec.classifier.name, "sha256": spec.classifier.sha256},
-        "device": spec.compute.device.type,
-        "precision": spec.compute.precision,
-        "seed": spec.seed,
-        "repeats": spec.repeats,
-        "conditions": {name: {"count": len(sets), "in_training": trained.get(name)} for name, sets in spec.conditions.items()},
-        "checkpoints": [
-            {
-                "path": str(row.path), "sha256": row.sha256, "epoch": row.epoch, "loss": row.loss, "recorded": row.recorded,
-                "sampling": asdict(row.sampling),
-                "scores": {name: file_as_dict(answers) for name, answers in row.answers.items()},
-                **({"fidelity": fidelity_as_dict(fidelity[number])} if fidelity else {}),
-            }
-            for number, row in enumerate(rows)
-        ],
-        "selection": None if selection is None else {
-            "path": str(selection.best.path), "chosen_by": selection.choosing, "confirmed": asdict(selection.confirming),
-            "difference": selection.confirming.estimate - selection.choosing,
-        },
-        "failed": [{"path": str(failure.path), "reason": failure.reason} for failure in failures],
-    }  # fmt: skip
-
-
-def fidelity_as_dict(fidelity: Fidelity) -> dict[str, Any]:
-    """Return the measures with their intervals and floors in the form of ``--json``."""
-    return {"images": fidelity.images, **{m.key: {"samples": _limits(m.samples), "floor": _limits(m.floor)} for m in fidelity.measures}}
-
-
-def _contrast_as_dict(contrast: FidelityContrast) -> dict[str, Any]:
-    return {
-        "first": contrast.first, "second": contrast.second,
-        **{d.key: {"first": d.first, "second": d.second, "difference": _limits(d.difference), "floor": d.floor} for d in contrast.differences},
-    }  # fmt: skip
-
-
-def _limits(interval: Interval) -> dict[str, float | None]:
-    return {key: value if math.isfinite(value) else None for key, value in asdict(interval).items()}  # JSON has no infinity or NaN
-
-
-def file_as_dict(answers: FileResults) -> dict[str, Any]:
-    """Return the scores on one condition file in the form of ``--json``."""
-    interval, flat, requested = accuracy_interval(answers.tally), answers.flat, answers.requested
-    misses: Misses = answers.misses
-    by = {aspect: {name: s.to_dict() for name, s in parts.items()} for aspect, parts in breakdown(flat, requested).items()}
-    by |= {
-        aspect: {name: {"hits": hits, "labels": n, "accuracy": hits / n} for name, (hits, n) in counts.items()}
-        for aspect, counts in recall(flat, requested).items()
-    }
-    return {**answers.score.to_dict(), "interval": [interval.low, interval.high], "by": by, "misses": asdict(misses)}
-
-
-def verdict_as_dict(verdict: Verdict, spec: EvaluationSpec, fidelity: Sequence[FidelityContrast] = ()) -> dict[str, Any]:
-    """Return a comparison in the form of ``--json``."""
-
-    def finding(found: Finding) -> dict[str, Any]:
-        interval, spread = (
-            {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in asdict(part).items()}  # JSON has no NaN
-            for part in (found.contrast.interval, found.contrast.spread)
-        )
-        return {
-            "name": found.name, **interval, "p": found.contrast.p, "p_adjusted": found.p_adjusted, "told": found.significant,
-            "detectable": found.contrast.spread.detectable(), "spread": spread,
-        }  # fmt: skip
-
-    return {
-        "evaluator": {"name": spec.classifier.name, "sha256": spec.classifier.sha256},
-        "seed": spec.seed,
-        "repeats": spec.repeats,
-        "files": list(verdict.files),
-        "arms": [
-            {
-                "name": arm.name, "settings": dict(arm.settings), "checkpoints": [{"path": str(row.path), "sha256": row.sha256} for row in arm.rows],
-                "scores": {name: asdict(arm_interval(arm, [name])) for name in arm.rows[0].answers}, "pooled": asdict(arm_interval(arm, verdict.files)),
-            }
-            for arm in verdict.arms
-        ],
-        "pairs": [finding(found) for _, _, found in verdict.pairs],
-        "heldout": [finding(found) for found in verdict.heldout],
-        "effects": [finding(found) for found in verdict.effects],
-        "sentences": list(verdict.sentences()),
-        **({"fidelity": [_contrast_as_dict(contrast) for contrast in fidelity]} if fidelity else {}),
-    }  # fmt: skip
 
 
 def recorded_table(comparison: Comparison, file: str) -> Table:
@@ -309,27 +204,3 @@ def _accuracy(point: Point, file: str, expected: int | None) -> str:
 
 def _number(value: float, digits: int) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def write_json(path: Path, result: Mapping[str, Any]) -> None:
-    """Write results as JSON."""
-    write_text(path, json.dumps(result, indent=2) + "\n")
-
-
-def write_csv(path: Path, result: Mapping[str, Any]) -> None:
-    """Write an evaluation as CSV, one row per checkpoint and condition file."""
-    rows = [
-        {
-            "path": row["path"], "epoch": row["epoch"], "loss": row["loss"], "conditions": name,
-            **{key: value for key, value in score.items() if key not in ("interval", "by", "misses")},
-            "low": score["interval"][0], "high": score["interval"][1], **score["misses"], "recorded": row["recorded"].get(name),
-            **row["sampling"], "seed": result["seed"], "repeats": result["repeats"], "precision": result["precision"],
-            "evaluator": result["evaluator"]["sha256"],
-        }
-        for row in result["checkpoints"]
-        for name, score in row["scores"].items()
-    ]  # fmt: skip
-    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else ["path"])
-        writer.writeheader()
-        writer.writerows(rows)

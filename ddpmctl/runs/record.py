@@ -60,7 +60,6 @@ class Record:
         losses: one for each epoch, by epoch.
         scored: one for each score, by epoch.
         running: whether a process trains it now.
-        size: bytes of all its files.
     """
 
     run: Run
@@ -69,7 +68,6 @@ class Record:
     losses: tuple[Loss, ...]
     scored: tuple[Scored, ...]
     running: bool
-    size: int
 
     @property
     def state(self) -> str:
@@ -93,8 +91,13 @@ class Record:
         return max(filter(math.isfinite, [*(point.seconds for point in self.losses), *(one.seconds for one in self.scored)]), default=0.0)
 
     @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return size_of(self.run.folder)
+
+    @property
     def last(self) -> Scored | None:
-        """The last score."""
+        """The latest score; None before the first."""
         return self.scored[-1] if self.scored else None
 
     @property
@@ -117,7 +120,7 @@ def read_record(folder: Path) -> Record:
     """
     run = open_run(folder)
     sources = RunSources.load(run.data_file)
-    return Record(run, run.config(), sources.describe(), _losses(run), scored_in(run), is_locked(run), size_of(folder))
+    return Record(run, run.config(), sources.describe(), _losses(run), scored_in(run), is_locked(run))
 
 
 def scored_in(run: Run) -> tuple[Scored, ...]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ddpmctl.training.events import Event
 
 
-class Beside:
+class Monitor:
     """Reads the events of a run. What cannot be written is said once, and never stops training."""
 
     def __init__(self, terminal: Terminal, run: Run, *, tensorboard: bool) -> None:
