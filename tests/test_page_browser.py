@@ -91,7 +91,9 @@ def test_the_checkbox_hides_correct_images(page: Any) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [375, 768, 1280])
 @pytest.mark.parametrize(("command", "images", "figures"), [("evaluate", 99, 3), ("compare", 99, 3), ("show", 3, 1)])
-def test_nothing_is_cut_or_scrolls_sideways(command: str, images: int, figures: int, width: int, scheme: str, browser: Any, page_files: dict[str, Path]) -> None:
+def test_nothing_is_cut_or_scrolls_sideways(
+    command: str, images: int, figures: int, width: int, scheme: str, browser: Any, page_files: dict[str, Path]
+) -> None:
     with opened(browser, page_files[command], width, scheme) as page:
         page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
         assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
