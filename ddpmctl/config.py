@@ -321,7 +321,8 @@ MODERN: dict[str, Value] = {
     "spacing": "karras",
     "steps": 28,
     "guidance": 1.5,
-    "guidance_to": 0.4,
+    "guidance_from": 0.1,  # below, guidance makes edges jagged
+    "guidance_to": 0.5,
     "particles": 4,
 }
 

@@ -91,7 +91,7 @@ class FineUNet(nn.Module):
         w32, w16, w8 = config.width // 2, config.width, 2 * config.width
         self.time = nn.Sequential(TimeEmbedding(64), nn.Linear(64, w8), act(), nn.Linear(w8, w8))
         self.label_set = nn.Linear(CLASSES, w8)
-        self.tokens = nn.Parameter(torch.randn(1 + CLASSES, w8))  # the first token means "no object"
+        self.tokens = nn.Parameter(torch.randn(1 + CLASSES, w8, device="cpu"))  # the first token means "no object"
         self.where = nn.Parameter(torch.zeros(1, w8, 8, 8))  # position embedding
         self.mean = nn.Parameter(torch.zeros(1, 3, 64, 64))  # of the training images at first; see ``centre``
         self.act = act()

@@ -30,7 +30,8 @@ class TimeEmbedding(nn.Module):
     def __init__(self, features: int) -> None:
         """Use ``features / 2`` frequencies between 1 and 1000 radians."""
         super().__init__()
-        self.register_buffer("frequencies", torch.logspace(0, 3, features // 2), persistent=False)
+        # On the CPU also where shapes are checked on the device "meta": there, such functions import sympy and torch.compile, over a second.
+        self.register_buffer("frequencies", torch.logspace(0, 3, features // 2, device="cpu"), persistent=False)
 
     def forward(self, time: Tensor) -> Tensor:
         """Map (B,) to (B, features)."""
@@ -149,7 +150,7 @@ class Detail(nn.Module):
     def __init__(self) -> None:
         """Create the binomial kernel (1, 2, 1) in both directions, for each colour channel."""
         super().__init__()
-        line = torch.tensor([1.0, 2.0, 1.0]) / 4
+        line = torch.tensor([1.0, 2.0, 1.0], device="cpu") / 4  # see ``TimeEmbedding``
         self.register_buffer("kernel", torch.outer(line, line).expand(3, 1, 3, 3).clone(), persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -184,7 +185,7 @@ class UNet(nn.Module):
         condition = w2
         self.time = nn.Sequential(TimeEmbedding(64), nn.Linear(64, condition), act(), nn.Linear(condition, condition))
         self.label_set = nn.Linear(CLASSES, condition)
-        self.tokens = nn.Parameter(torch.randn(1 + CLASSES, w2))  # the first token means "no object"
+        self.tokens = nn.Parameter(torch.randn(1 + CLASSES, w2, device="cpu"))  # the first token means "no object"
         self.where = nn.Parameter(torch.zeros(1, w2, 8, 8))  # position embedding
         self.act = act()
         self.stem = nn.Conv2d(3 * PATCH**2, w1, 3, padding=1)

@@ -99,8 +99,8 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 def blur_matrix(size: int, spread: int) -> Tensor:
     """Return the matrix (size, size) that averages a line of pixels with weights 1/4, 1/2, 1/4 at distances -spread, 0, spread; edges are repeated."""
-    place = torch.arange(size)
-    matrix = torch.eye(size) / 2
+    place = torch.arange(size, device="cpu")  # see ``TimeEmbedding``
+    matrix = torch.eye(size, device="cpu") / 2
     for neighbour in (place - spread, place + spread):
         matrix[place, neighbour.clamp(0, size - 1)] += 0.25
     return matrix
