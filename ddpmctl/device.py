@@ -24,6 +24,11 @@ class ComputeDevice:
     precision: str
     compile_mode: str = "none"
 
+    @property
+    def kind(self) -> str:
+        """The type of device: cpu, cuda or mps."""
+        return self.device.type
+
     def compiled(self, net: nn.Module) -> Callable[..., Tensor]:
         """Return the network for training, compiled if the settings ask for it."""
         if self.compile_mode == "none":

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from ddpmctl.device import ComputeDevice
 from ddpmctl.errors import DataError, UsageError
+from ddpmctl.evaluation.classifier_file import BUILT_IN
 from ddpmctl.evaluation.classifier_training import NETWORKS, ClassifierStep, ClassifierTrained, augment, check_classifier, train_classifier
-from ddpmctl.evaluation.classifiers import BUILT_IN, Classifier, CompactClassifier, classifier_from, load_classifier
+from ddpmctl.evaluation.classifiers import Classifier, CompactClassifier, classifier_from, load_classifier
 from ddpmctl.evaluation.half_right import check_half_right
 from ddpmctl.evaluation.scores import Score, pooled, score, top_k_hits
 from ddpmctl.progress import Progress

@@ -17,17 +17,8 @@ from ddpmctl.errors import UsageError
 from ddpmctl.evaluation.evaluate import pipeline_for
 from ddpmctl.labels import CLASSES
 from ddpmctl.registry import NETWORKS, SAMPLERS
-from ddpmctl.sampling.pipeline import (
-    CHOICE_TIME,
-    ImageRequest,
-    Progressing,
-    SamplingPipeline,
-    names_objects,
-    requests_for,
-    require_recogniser,
-    sample_images,
-    to_uint8,
-)
+from ddpmctl.sampling.pipeline import CHOICE_TIME, Progressing, SamplingPipeline, names_objects, require_recogniser, sample_images, to_uint8
+from ddpmctl.sampling.requests import ImageRequest, requests_for
 from ddpmctl.sampling.trajectory import record
 from tests.conftest import ddpmctl, train
 

@@ -15,7 +15,8 @@ from ddpmctl.diffusion.randomness import ImageNoise, derived_seed, generator
 from ddpmctl.diffusion.samplers import Frame
 from ddpmctl.labels import CLASSES
 from ddpmctl.registry import NETWORKS, SAMPLERS
-from ddpmctl.sampling.pipeline import ImageRequest, SamplingPipeline, requests_for, sample_images, to_uint8
+from ddpmctl.sampling.pipeline import SamplingPipeline, sample_images, to_uint8
+from ddpmctl.sampling.requests import ImageRequest, requests_for
 from ddpmctl.training.trainer import make_network
 
 CPU = torch.device("cpu")

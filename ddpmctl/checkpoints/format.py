@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +12,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddpmctl.checkpoints.names import recorded_in_name
-from ddpmctl.checkpoints.untrusted import Declared, TensorFile, checked, mismatches, open_tensors
+from ddpmctl.checkpoints.outline import FORMAT, CheckpointOutline, assuming, foreign_outline, has_settings, own_outline
+from ddpmctl.checkpoints.untrusted import TensorFile, checked, mismatches, open_tensors
 from ddpmctl.config import Config, Value
 from ddpmctl.diffusion.schedules import make_schedule
-from ddpmctl.errors import DataError, UsageError, show
+from ddpmctl.errors import DataError, show
 from ddpmctl.files import write_verified
 from ddpmctl.registry import NETWORKS
 
-FORMAT = "ddpmctl checkpoint 1"
 SCHEDULE_BUFFERS = ("alphabar_t", "alpha_bar_t", "alphas_cumprod")
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(CheckpointOutline):
     """Weights and metadata.
 
     Attributes:
         weights: the network's state dict; the EMA weights if the run has an EMA.
-        sha256: hash of the file.
-        foreign: the file has no settings; ``config`` has the report's and the assumed ones.
-        recorded: accuracies by condition file, from the metadata or the file name.
     """
 
-    path: Path
-    config: Config
     weights: dict[str, Tensor]
-    sha256: str
-    foreign: bool
-    epoch: int | None = None
-    loss: float | None = None
-    recorded: dict[str, float] = field(default_factory=dict)
+
+    def outline(self) -> CheckpointOutline:
+        """Return the metadata alone, so that the weights can be freed."""
+        return CheckpointOutline(**{name: value for name, value in vars(self).items() if name != "weights"})
 
     def network(self) -> nn.Module:
         """Return the network with these weights, on the CPU, in evaluation mode."""
@@ -98,81 +91,29 @@ def load_checkpoint(path: Path, assume: Mapping[str, Value] | None = None) -> Ch
         DataError: the file is damaged, or is not a checkpoint of a known network.
     """
     with open_tensors(path) as file:
-        if isinstance(file.outline, dict) and file.outline.get("format") == FORMAT:
-            return _own(path, file)
-        return _foreign(path, file, assume or {})
+        return _own(path, file) if has_settings(file) else _foreign(path, file, assume or {})
 
 
 def _own(path: Path, file: TensorFile) -> Checkpoint:
-    content = file.outline
-    try:
-        config = Config.from_dict(content["config"])
-        known = content["known"]
-        recorded = {str(name): float(value["accuracy"]) for name, value in known.get("scores", {}).items()}
-        epoch, loss = known.get("epoch"), known.get("loss")
-        if not isinstance(epoch, int | None) or not isinstance(loss, float | None):
-            raise TypeError("epoch or loss")
-        _check_shapes(path, config, content["weights"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(f"{path}: a part of the checkpoint is missing or invalid ({show(repr(error))})") from None
-    except UsageError as error:
-        raise DataError(f"{path}: its settings are invalid: {error}") from None
-    weights = file.load()["weights"]
-    _check_finite(path, weights)
-    return Checkpoint(path, config, weights, file.sha256, foreign=False, epoch=epoch, loss=loss, recorded=recorded)
+    outline = own_outline(path, file)
+    _check_shapes(path, outline.config, file.outline["weights"])
+    return _with_weights(outline, file.load()["weights"])
 
 
 def _foreign(path: Path, file: TensorFile, assume: Mapping[str, Value]) -> Checkpoint:
-    keys = _state_dict_keys(path, file.outline)
-    shapes = _at(file.outline, keys)
-    prefixed = any(name.removeprefix("module.").startswith("nn_model.") for name in shapes)
-    own = _own_names(shapes, prefixed=prefixed)
-    first = own.get("init_conv.conv1.0.weight")
-    if not isinstance(first, Declared) or len(first.shape) != 4:
-        raise DataError(f"{path}: is neither a ddpmctl checkpoint nor a state dict of the report's network (init_conv, down1, ...)")
-    try:
-        config = Config.from_flat({"width": first.shape[0]})
-    except UsageError as error:
-        raise DataError(f"{path}: no known network has these weights ({error})") from None
-    _check_shapes(path, _assuming(path, config, assume), own)
-    tensors = _at(file.load(), keys)
-    weights = _own_names(tensors, prefixed=prefixed)
-    _check_finite(path, weights)
-    config = _assuming(path, config.replace(**_schedule_of(path, tensors)) if prefixed else config, assume)
-    known = recorded_in_name(path)
-    epoch = known.pop("epoch", None)
-    return Checkpoint(path, config, weights, file.sha256, foreign=True, epoch=None if epoch is None else int(epoch), recorded=known)
+    outline, where = foreign_outline(path, file, assume)
+    _check_shapes(path, outline.config, where.weights_in(file.outline))
+    content = file.load()
+    if where.prefixed:
+        config = outline.config.replace(**_schedule_of(path, where.all_in(content)))
+        outline = replace(outline, config=assuming(path, config, assume))
+    return _with_weights(outline, where.weights_in(content))
 
 
-def _assuming(path: Path, config: Config, assume: Mapping[str, Value]) -> Config:
-    try:
-        return config.replace(**assume)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
-
-
-def _state_dict_keys(path: Path, outline: Any) -> list[str]:
-    """Return the nested keys of the state dict, outermost first; an empty list for a bare state dict."""
-    keys = []
-    for key in ("model", "state_dict", "model_state_dict"):
-        if isinstance(outline, dict) and isinstance(outline.get(key), dict):
-            keys.append(key)
-            outline = outline[key]
-    if not isinstance(outline, dict) or not all(isinstance(name, str) for name in outline):
-        raise DataError(f"{path}: has no state dict")
-    return keys
-
-
-def _at(content: Any, keys: Sequence[str]) -> Any:
-    for key in keys:
-        content = content[key]
-    return content
-
-
-def _own_names(content: Mapping[str, Any], *, prefixed: bool) -> dict[str, Any]:
-    """Return a state dict without the prefixes of wrappers; if ``prefixed``, keep only names with ``nn_model.``."""
-    names = {name.removeprefix("module."): value for name, value in content.items()}
-    return {name.removeprefix("nn_model."): value for name, value in names.items() if name.startswith("nn_model.") or not prefixed}
+def _with_weights(outline: CheckpointOutline, weights: dict[str, Tensor]) -> Checkpoint:
+    if (bad := not_finite(weights)) is not None:
+        raise DataError(f"{outline.path}: the weights {bad!r} are not finite")
+    return Checkpoint(**vars(outline), weights=weights)
 
 
 def _schedule_of(path: Path, tensors: Mapping[str, Any]) -> dict[str, Value]:
@@ -198,11 +139,6 @@ def _check_shapes(path: Path, config: Config, declared: Any) -> None:
     if wrong:
         count, kind = f"{len(wrong)} of {len(net.state_dict())} differ", f"a {config.model.net} of width {config.model.width}"
         raise DataError(f"{path}: the weights are not those of {kind} ({count}, the first is {show(wrong[0])})")
-
-
-def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
-    if (bad := not_finite(weights)) is not None:
-        raise DataError(f"{path}: the weights {bad!r} are not finite")
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:

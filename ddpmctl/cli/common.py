@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from ddpmctl.checkpoints.format import Checkpoint
     from ddpmctl.data.dataset import Conditions
     from ddpmctl.device import ComputeDevice
+    from ddpmctl.evaluation.classifier_file import KnownClassifier
     from ddpmctl.evaluation.evaluate import EvaluationSpec
     from ddpmctl.evaluation.fidelity import Reference
+    from ddpmctl.evaluation.remembered_device import RememberedDevice
     from ddpmctl.evaluation.results import FileResults
     from ddpmctl.labels import LabelSet
     from ddpmctl.progress import Notice, Progress
@@ -162,16 +164,23 @@ def named_conditions(files: Sequence[Path] | None, known: Conditions) -> Mapping
 def evaluation_spec(
     conditions: Mapping[str, Sequence[LabelSet]], evaluator: Path | None, data: Path | None, given: Given, *, seed: int, repeats: int, job: Job = SINGLE
 ) -> EvaluationSpec:
-    """Return the settings of an evaluation, with the classifier loaded and the device chosen.
+    """Return the settings of an evaluation, with the classifier found and the device chosen: nothing is loaded before an image is missing in the cache.
 
     Raises:
         UsageError, DataError: the classifier or a device setting cannot be used.
     """
-    from ddpmctl.evaluation.classifiers import load_classifier
+    from ddpmctl.evaluation.classifier_file import find_classifier
     from ddpmctl.evaluation.evaluate import EvaluationSpec
+    from ddpmctl.evaluation.remembered_device import remember_device, remembered_device
 
-    compute = agreed_device(given.device, job)
-    classifier = load_classifier(evaluator, data, compute.device)
+    settings = Config().replace(**given.device).device
+    file = find_classifier(evaluator, data)
+    classifier: KnownClassifier = file
+    compute: ComputeDevice | RememberedDevice | None = remembered_device(settings) if job.is_single else None
+    if compute is None:
+        compute = agreed_device(given.device, job)
+        remember_device(settings, compute)
+        classifier = file.load(str(compute.device))
     job.require_same("task", {"conditions": {name: list(sets) for name, sets in conditions.items()}, "evaluator": classifier.sha256[:12], **given.__dict__})
     return EvaluationSpec(conditions, classifier, compute, seed, repeats, given.sampling, given.assumed, job=job)
 
@@ -200,7 +209,7 @@ def beside_real(
     from ddpmctl.report.page import BesideReal
     from ddpmctl.report.tables import fidelity_table
 
-    prepared = PreparedReference(reference, spec.classifier)
+    prepared = PreparedReference(reference, spec.tools().classifier)
     found = [terminal.finish(measure_fidelity(all_images(answers), prepared)) for answers in rows]
     tables = [fidelity_table(name, fidelity, source) for name, fidelity in zip(names, found, strict=True)]
     return BesideReal(found, tables, reference.first[:, 0])

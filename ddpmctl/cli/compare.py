@@ -118,7 +118,7 @@ def _fidelity(terminal: Terminal, arms: list[Arm], reference: Reference, spec: E
     from ddpmctl.comparison.fidelity import fidelity_contrasts
     from ddpmctl.evaluation.fidelity import PreparedReference
 
-    return terminal.finish(fidelity_contrasts(arms, PreparedReference(reference, spec.classifier)))
+    return terminal.finish(fidelity_contrasts(arms, PreparedReference(reference, spec.tools().classifier)))
 
 
 def _recorded(terminal: Terminal, paths: list[Path], at_epoch: int | None, last: int, out: Path, *, alone: bool, anyway: bool) -> Comparison | None:
@@ -178,7 +178,7 @@ def _conclude(
     from ddpmctl.report.tables import fidelity_contrast_table, images_per_condition, settings_table, verdict_tables
 
     found, compute = verdict(arms, pooled_files(spec.conditions)), spec.compute
-    title = f"classifier {spec.classifier.describe()}; {images_per_condition(spec.repeats)}; {compute.device.type}, {compute.precision}"
+    title = f"classifier {spec.classifier.describe()}; {images_per_condition(spec.repeats)}; {compute.kind}, {compute.precision}"
     tables = [*verdict_tables(found, title), *map(fidelity_contrast_table, contrasts)]
     for table in tables:
         terminal.table(table.title, table.columns, table.rows, caption=table.note)

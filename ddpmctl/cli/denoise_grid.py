@@ -17,7 +17,7 @@ from ddpmctl.errors import UsageError
 
 if TYPE_CHECKING:
     from ddpmctl.evaluation.classifiers import Classifier
-    from ddpmctl.sampling.pipeline import ImageRequest
+    from ddpmctl.sampling.requests import ImageRequest
     from ddpmctl.sampling.trajectory import RecordedFrame, Trajectory
 
 OUT = Path("denoise-grid.png")
@@ -69,7 +69,7 @@ def denoise_grid(
 
     from ddpmctl.evaluation.classifiers import load_classifier
     from ddpmctl.report.denoising import save_denoise_gif, save_denoise_grid
-    from ddpmctl.sampling.pipeline import requests_for
+    from ddpmctl.sampling.requests import requests_for
     from ddpmctl.sampling.trajectory import spread
 
     recorded = _recorded(terminal, named, runs_dir, chosen, requests_for("sample", label_sets, seed=seed))

@@ -62,7 +62,7 @@ def score_images(
     compute = agreed_device({"precision": "fp32", **device}, SINGLE)  # classifiers work in float32
     spec = EvaluationSpec(named, load_classifier(evaluator, data, compute.device), compute, repeats=counts.pop())
     against = terminal.finish(reference_images(spec, data, scenes)) if fidelity else None
-    scored = {name: terminal.finish(score_folder(source, spec.classifier)) for name, source in sources.items()}
+    scored = {name: terminal.finish(score_folder(source, spec.tools().classifier)) for name, source in sources.items()}
     beside = beside_real(terminal, ["images"], [answers_of(scored)], spec, *against) if against else None
     _conclude(terminal, scored, spec, known.trained(named), known.shares(named), outputs, beside, breakdown=breakdown)
 

@@ -73,7 +73,8 @@ def sample(
 
     from ddpmctl.evaluation.image_files import GRID
     from ddpmctl.grids import save_grid, save_images
-    from ddpmctl.sampling.pipeline import requests_for, sample_images
+    from ddpmctl.sampling.pipeline import sample_images
+    from ddpmctl.sampling.requests import requests_for
 
     pipeline = ready_pipeline(checkpoint, runs_dir, chosen, terminal, job)
     requests = requests_for(name, label_sets, seed=seed, repeats=count)

@@ -26,7 +26,7 @@ from ddpmctl.files import atomic_write, write_text
 from ddpmctl.progress import Notice, Progress
 
 UNUSED_DAYS = 30
-PATTERNS = ("*.npy", "*.json", "results/*.npz", "crashes/*.txt")
+PATTERNS = ("*.npy", "*.json", "results/*.npz", "devices/*.json", "crashes/*.txt")
 OURS = re.compile(r"[0-9a-f]{64}|crash-[0-9-]+")  # DDPMCTL_CACHE_DIR may name a folder with other files
 DECODER = 1  # increase it when decoding or rendering changes the pixels, so that old entries are not used
 
@@ -56,7 +56,7 @@ def cache_folder() -> Path:
 
 
 def cache_files() -> list[Path]:
-    """Return the files in the cache: decoded images, results of evaluations, and tracebacks of crashes."""
+    """Return the files in the cache: decoded images, results of evaluations and the devices they used, and tracebacks of crashes."""
     folder = cache_folder()
     return sorted(file for pattern in PATTERNS for file in folder.glob(pattern) if OURS.fullmatch(file.stem) and file.is_file())
 

@@ -125,8 +125,8 @@ def check_classifier(classifier: Classifier, scenes: int = CHECK_SCENES, *, seed
     For every seed, the scenes are not in the embedded benchmark or in the data of :func:`train_classifier`.
     """
     drawn = draw_scenes(scenes, seed=CHECK_SEEDS + seed % SEEN_SEEDS, triples="any")
-    outputs = torch.cat([classifier(_centred(torch.from_numpy(part).flatten(0, 1).permute(0, 3, 1, 2))) for part in render(drawn)])
-    labels = _labels(drawn)
+    outputs = torch.cat([classifier(_centred(torch.from_numpy(part).flatten(0, 1).permute(0, 3, 1, 2))) for part in render(drawn)]).numpy()
+    labels = _labels(drawn).numpy()
     return {count: score(outputs[count - 1 :: OBJECTS], labels[count - 1 :: OBJECTS]) for count in range(1, OBJECTS + 1)}
 
 

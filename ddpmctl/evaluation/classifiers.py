@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.resources
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,30 +14,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpmctl.checkpoints.format import not_finite
-from ddpmctl.checkpoints.untrusted import TensorFile, checked, mismatches, open_tensors
+from ddpmctl.checkpoints.untrusted import mismatches
 from ddpmctl.errors import DataError
+from ddpmctl.evaluation.classifier_file import KnownClassifier, open_classifier
 from ddpmctl.labels import CLASSES
 
-BUILT_IN = "built-in"
 FORMAT = "ddpmctl evaluator 1"
-LAB_FILE = "checkpoint.pth"  # the file name of the lab's classifier
 BATCH = 32  # images per network call; a fixed shape, so that outputs do not depend on the batch
 STEM, MIDDLE, TOP = 48, 80, 192  # channels at 32x32, 16x16 and 8x8
 PRIOR = -4.0  # initial logit of a grid cell: most classes are absent
 
 
 @dataclass(frozen=True)
-class Classifier:
+class Classifier(KnownClassifier):
     """A classifier for evaluation.
 
     Attributes:
-        name: "built-in" or the file's path.
-        sha256: hash of the weight file.
         net: images (B, 3, 64, 64) in [-1, 1] to probabilities (B, 24); in evaluation mode.
     """
 
-    name: str
-    sha256: str
     net: nn.Module
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -91,10 +84,6 @@ class Classifier:
                 filled = F.pad(part, (0, 0, 0, 0, 0, 0, 0, BATCH - len(part))).contiguous(memory_format=torch.channels_last)
                 out[first : first + BATCH] = net(filled)[: len(part)].float().cpu()
         return out
-
-    def describe(self) -> str:
-        """Return the name with the beginning of the hash."""
-        return f"{self.name} ({self.sha256[:12]})"
 
 
 class CompactClassifier(nn.Module):
@@ -157,10 +146,8 @@ def load_classifier(path: Path | None = None, root: Path | None = None, device: 
         UsageError: there is no such file.
         DataError: the file is damaged, or is not a classifier of the 24 classes.
     """
-    if path is None and root is not None and (root / LAB_FILE).is_file():
-        path = root / LAB_FILE
-    name = BUILT_IN if path is None else str(path)
-    with contextlib.nullcontext(_built_in()) if path is None else open_tensors(path) as file:
+    with open_classifier(path, root) as file:
+        name = file.name
         with torch.random.fork_rng(devices=[]):  # initialisation draws random weights
             net, key = _network(name, file.outline)
         _check_shapes(net, file.outline.get(key), name)
@@ -177,11 +164,6 @@ def load_classifier(path: Path | None = None, root: Path | None = None, device: 
 def classifier_from(net: CompactClassifier) -> Classifier:
     """Return a classifier with a copy of a network that is in training."""
     return Classifier("in training", "", nn.Sequential(copy.deepcopy(net), nn.Sigmoid()).eval().requires_grad_(requires_grad=False))
-
-
-def _built_in() -> TensorFile:
-    data = (importlib.resources.files("ddpmctl.evaluation") / "assets" / "compact.pt").read_bytes()
-    return checked(io.BytesIO(data), BUILT_IN)
 
 
 def _network(name: str, outline: Any) -> tuple[nn.Module, str]:

@@ -1,4 +1,7 @@
-"""Score checkpoints on condition files; results are cached."""
+"""Score checkpoints on condition files; results are cached.
+
+What the cache has is found without loading torch, which takes longer than all the rest.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,35 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ddpmctl import __version__
-from ddpmctl.checkpoints.format import Checkpoint, load_checkpoint
+from ddpmctl.checkpoints.outline import CheckpointOutline, read_outline
 from ddpmctl.config import Config, Value
-from ddpmctl.device import ComputeDevice
-from ddpmctl.diffusion.denoiser import Diffusion
 from ddpmctl.diffusion.schedules import make_schedule
 from ddpmctl.distributed.job import SINGLE, Job
 from ddpmctl.errors import DataError, DdpmctlError
-from ddpmctl.evaluation.classifiers import Classifier
+from ddpmctl.evaluation.classifier_file import ClassifierFile, KnownClassifier
+from ddpmctl.evaluation.remembered_device import RememberedDevice
 from ddpmctl.evaluation.result_cache import load_results, result_key, save_results, with_more_repeats
 from ddpmctl.evaluation.results import CheckpointResult, EvaluationEvent, Failed, FileResults
-from ddpmctl.evaluation.scoring import ScoredBatch, by_condition_file, score_batch
 from ddpmctl.grids import save_grid
 from ddpmctl.progress import Progress
-from ddpmctl.sampling.pipeline import Batch, ImageRequest, SamplingPipeline, in_batches, requests_for, require_recogniser, with_actual_steps
+from ddpmctl.sampling.requests import Batch, ImageRequest, in_batches, requests_for, with_actual_steps
+
+if TYPE_CHECKING:
+    from ddpmctl.checkpoints.format import Checkpoint
+    from ddpmctl.device import ComputeDevice
+    from ddpmctl.evaluation.classifiers import Classifier
+    from ddpmctl.evaluation.scoring import ScoredBatch, ScoredImages
+    from ddpmctl.sampling.pipeline import SamplingPipeline
+
+
+class Tools(NamedTuple):
+    """What scores images."""
+
+    classifier: Classifier
+    compute: ComputeDevice
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,7 @@ class EvaluationSpec:
 
     Attributes:
         conditions: label sets by condition file.
+        classifier, compute: what scores the images, or what is known of it before it is loaded.
         repeats: images per condition.
         sampling: flat settings that replace the checkpoint's.
         assume: flat settings for checkpoints without settings.
@@ -44,8 +58,8 @@ class EvaluationSpec:
     """
 
     conditions: Mapping[str, Sequence[tuple[str, ...]]]
-    classifier: Classifier
-    compute: ComputeDevice
+    classifier: KnownClassifier
+    compute: ComputeDevice | RememberedDevice
     seed: int = 0
     repeats: int = 1
     sampling: Mapping[str, Value] = field(default_factory=dict)
@@ -59,8 +73,18 @@ class EvaluationSpec:
         """Return everything that the results depend on, except the condition file and the number of repeats."""
         return [
             __version__, sha256, asdict(config.model), asdict(config.diffusion), asdict(config.sampling),
-            self.classifier.sha256, self.compute.precision, self.compute.device.type, self.seed,
+            self.classifier.sha256, self.compute.precision, self.compute.kind, self.seed,
         ]  # fmt: skip
+
+    def tools(self) -> Tools:
+        """Return classifier and device, loaded.
+
+        Raises:
+            UsageError, DataError: one of them cannot be used.
+        """
+        compute = self.compute.load() if isinstance(self.compute, RememberedDevice) else self.compute
+        classifier = self.classifier.load(str(compute.device)) if isinstance(self.classifier, ClassifierFile) else self.classifier
+        return Tools(cast("Classifier", classifier), compute)
 
 
 def evaluate_checkpoints(paths: Sequence[Path], spec: EvaluationSpec) -> Generator[EvaluationEvent, None, tuple[list[CheckpointResult], list[Failed]]]:
@@ -103,32 +127,59 @@ def pipeline_for(checkpoint: Checkpoint, sampling: Mapping[str, Value], compute:
     Raises:
         UsageError: a sampling setting does not fit the model, such as more steps than T.
     """
-    config = _sampling_config(checkpoint, sampling)
+    import torch
+
+    from ddpmctl.diffusion.denoiser import Diffusion
+    from ddpmctl.sampling.pipeline import SamplingPipeline, require_recogniser
+
+    config = checkpoint.config.replace(**sampling)
+    require_recogniser(config)
     net = checkpoint.network().to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return SamplingPipeline(net, Diffusion.of(config.diffusion), config.sampling, compute)
 
 
-def used_config(checkpoint: Checkpoint, spec: EvaluationSpec) -> Config:
+def used_config(checkpoint: CheckpointOutline, spec: EvaluationSpec) -> Config:
     """Return the settings for sampling from a checkpoint, with the actual number of steps instead of auto.
 
     Raises:
         UsageError: a sampling setting does not fit the model.
     """
-    config = _sampling_config(checkpoint, spec.sampling)
+    config = checkpoint.config.replace(**spec.sampling)
+    if spec.sampling or spec.assume:  # a checkpoint's own settings were checked when it was trained
+        from ddpmctl.sampling.pipeline import require_recogniser
+
+        require_recogniser(config)
     return replace(config, sampling=with_actual_steps(config.sampling, make_schedule(config.diffusion)))
 
 
-def _sampling_config(checkpoint: Checkpoint, sampling: Mapping[str, Value]) -> Config:
-    config = checkpoint.config.replace(**sampling)
-    require_recogniser(config)
-    return config
+def outline_of(path: Path, assume: Mapping[str, Value]) -> CheckpointOutline:
+    """Return a checkpoint's outline.
+
+    Raises:
+        UsageError, DataError: the file cannot be used.
+    """
+    return _read(path, assume)[0]
+
+
+def _read(path: Path, assume: Mapping[str, Value]) -> tuple[CheckpointOutline, Checkpoint | None]:
+    """Return a checkpoint's outline, and the checkpoint itself if its settings are in its tensors."""
+    if (outline := read_outline(path, assume)) is not None:
+        return outline, None
+    checkpoint = _load(path, assume)
+    return checkpoint.outline(), checkpoint
+
+
+def _load(path: Path, assume: Mapping[str, Value]) -> Checkpoint:
+    from ddpmctl.checkpoints.format import load_checkpoint
+
+    return load_checkpoint(path, assume)
 
 
 @dataclass(frozen=True)
 class _Due:
     """A checkpoint with its cached results and the missing images, by condition file."""
 
-    checkpoint: Checkpoint
+    outline: CheckpointOutline
     config: Config
     keys: dict[str, str]
     answers: dict[str, FileResults]
@@ -140,9 +191,9 @@ class _Due:
         return sum(map(len, self.missing.values()))
 
 
-def _due(checkpoint: Checkpoint, spec: EvaluationSpec) -> _Due:
-    config = used_config(checkpoint, spec)
-    content = spec.content(checkpoint.sha256, config)
+def _due(outline: CheckpointOutline, spec: EvaluationSpec) -> _Due:
+    config = used_config(outline, spec)
+    content = spec.content(outline.sha256, config)
     keys = {name: result_key(content, name, sets) for name, sets in spec.conditions.items()}
     # A grid shows every image, but the cache has only the first image of each condition.
     answers = {} if spec.grids else {name: found for name, key in keys.items() if (found := load_results(key, spec.conditions[name]))}
@@ -152,45 +203,61 @@ def _due(checkpoint: Checkpoint, spec: EvaluationSpec) -> _Due:
         name: requests_for(name, sets, seed=spec.seed, repeats=spec.repeats, first=answers[name].repeats if name in answers else 0)
         for name, sets in spec.conditions.items()
     }
-    return _Due(checkpoint, config, keys, answers, {name: requests for name, requests in missing.items() if requests})
+    return _Due(outline, config, keys, answers, {name: requests for name, requests in missing.items() if requests})
 
 
 def _concluded(due: _Due, parts: Sequence[ScoredBatch], spec: EvaluationSpec) -> CheckpointResult:
     """Cache the results of a checkpoint, write its grids, and return its result."""
-    checkpoint, answers = due.checkpoint, dict(due.answers)
-    scored = by_condition_file(due.missing, parts) if parts else {}
-    for name, scored_images in scored.items():
+    outline, answers = due.outline, dict(due.answers)
+    for name, scored_images in _by_file(due, parts).items():
         answers[name] = with_more_repeats(answers.get(name), spec.conditions[name], scored_images, every_image=spec.every_image)
         save_results(due.keys[name], answers[name])
         if spec.grids:
             captions = [", ".join(r.labels) for r in scored_images.requests]
-            title = spec.titles.get(checkpoint.path, checkpoint.path.stem)
+            title = spec.titles.get(outline.path, outline.path.stem)
             save_grid(spec.grids / f"{title}_{name}.png", scored_images.images, captions, columns=max(8, spec.repeats))
     asked = {name: answers[name].first(spec.repeats) for name in spec.conditions}
-    return CheckpointResult(
-        checkpoint.path, checkpoint.sha256, checkpoint.epoch, checkpoint.loss, checkpoint.recorded, asked, due.config, checkpoint.foreign, not due.missing
-    )
+    return CheckpointResult(outline.path, outline.sha256, outline.epoch, outline.loss, outline.recorded, asked, due.config, outline.foreign, not due.missing)
+
+
+def _by_file(due: _Due, parts: Sequence[ScoredBatch]) -> dict[str, ScoredImages]:
+    if not parts:
+        return {}
+    from ddpmctl.evaluation.scoring import by_condition_file
+
+    return by_condition_file(due.missing, parts)
 
 
 def _missing_batches(paths: Sequence[Path], spec: EvaluationSpec, worker: _Worker, queue: deque[_Due | Failed]) -> Iterator[_CheckpointBatch]:
     """Yield the missing batches, checkpoint by checkpoint; append each checkpoint to ``queue`` before its first batch."""
     with ThreadPoolExecutor(1, "load") as ahead:  # load the next file while sampling from this one
-        loading = [ahead.submit(load_checkpoint, path, spec.assume) for path in paths[:1]]
+        loading = [ahead.submit(_prepared, path, spec) for path in paths[:1]]
         for path, following in itertools.zip_longest(paths, paths[1:]):
             current = loading.pop()
             if following is not None:
-                loading.append(ahead.submit(load_checkpoint, following, spec.assume))
+                loading.append(ahead.submit(_prepared, following, spec))
             try:
-                checkpoint = current.result()
-                due = _due(checkpoint, spec)
+                due, checkpoint = current.result()
             except DdpmctlError as error:
                 queue.append(Failed(path, str(error).removeprefix(f"{path}: ")))
                 continue
-            if due.missing:
+            if checkpoint is not None:
                 worker.offer(checkpoint)
-            queue.append(replace(due, checkpoint=replace(checkpoint, weights={})))  # weights of many checkpoints do not fit in memory
+            queue.append(due)
             for batch in in_batches([request for group in due.missing.values() for request in group]):
-                yield _CheckpointBatch(path, checkpoint.sha256, batch)
+                yield _CheckpointBatch(path, due.outline.sha256, batch)
+
+
+def _prepared(path: Path, spec: EvaluationSpec) -> tuple[_Due, Checkpoint | None]:
+    """Return what is missing of a checkpoint's results, and the checkpoint if anything is."""
+    outline, checkpoint = _read(path, spec.assume)
+    due = _due(outline, spec)
+    if not due.missing:
+        return due, None
+    checkpoint = checkpoint or _load(path, spec.assume)
+    if checkpoint.sha256 != outline.sha256:
+        raise DataError(f"{path}: was changed while it was read")
+    return due, checkpoint
 
 
 class _CheckpointBatch(NamedTuple):
@@ -219,11 +286,14 @@ class _Worker:
         Raises:
             DataError: the file differs from the file on rank 0.
         """
+        from ddpmctl.evaluation.scoring import score_batch
+
+        classifier, compute = self._spec.tools()
         if self._last is None or self._last[0] != work.sha256:
             offered = self._offered
-            checkpoint = offered if offered and offered.sha256 == work.sha256 else load_checkpoint(work.path, self._spec.assume)
+            checkpoint = offered if offered and offered.sha256 == work.sha256 else _load(work.path, self._spec.assume)
             if checkpoint.sha256 != work.sha256:
                 raise DataError(f"{work.path}: is not the same file as on rank 0")
-            self._last = work.sha256, pipeline_for(checkpoint, self._spec.sampling, self._spec.compute)
+            self._last = work.sha256, pipeline_for(checkpoint, self._spec.sampling, compute)
         self._offered = None
-        return (yield from score_batch(self._last[1], self._spec.classifier, work.batch))
+        return (yield from score_batch(self._last[1], classifier, work.batch))

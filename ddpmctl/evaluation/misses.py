@@ -11,10 +11,9 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from ddpmctl.evaluation.scores import THRESHOLD, Score, score
+from ddpmctl.evaluation.scores import THRESHOLD, Outputs, Score, highest, score
 from ddpmctl.labels import CLASSES, multi_hot
 
 
@@ -78,28 +77,27 @@ def _matched(missing: Sequence[str], others: Sequence[str]) -> tuple[int, int]:
     return max((taken.bit_count(), colours) for taken, colours in best.items())
 
 
-def account_for(probabilities: Tensor, requests: Sequence[Sequence[str]]) -> Misses:
+def account_for(probabilities: Outputs, requests: Sequence[Sequence[str]]) -> Misses:
     """Return the counts of a batch of images, from the classifier's outputs (B, 24) and the requested labels."""
-    shown = [[CLASSES[index] for index in present.nonzero().flatten().tolist()] for present in probabilities.cpu() > THRESHOLD]
-    return sum((account(labels, seen) for labels, seen in zip(requests, shown, strict=True)), Misses())
+    return sum((account(labels, seen) for labels, seen in zip(requests, _shown(probabilities), strict=True)), Misses())
 
 
-def breakdown(probabilities: Tensor, requests: Sequence[Sequence[str]]) -> dict[str, dict[str, Score]]:
+def breakdown(probabilities: Outputs, requests: Sequence[Sequence[str]]) -> dict[str, dict[str, Score]]:
     """Return scores by number of objects and by whether two objects share a colour: {aspect: {value: score}}."""
     groups: dict[str, dict[str, list[int]]] = {"objects": {}, "colours": {}}
     for index, labels in enumerate(requests):
         groups["objects"].setdefault(str(len(labels)), []).append(index)
         shared = len({_colour(label) for label in labels}) < len(labels)
         groups["colours"].setdefault("one shared" if shared else "all differ", []).append(index)
-    wanted = torch.from_numpy(multi_hot(list(map(tuple, requests)))).float()
+    wanted = multi_hot(list(map(tuple, requests)))
     return {aspect: {value: score(probabilities[chosen], wanted[chosen]) for value, chosen in sorted(parts.items())} for aspect, parts in groups.items()}
 
 
-def recall(probabilities: Tensor, requests: Sequence[Sequence[str]]) -> dict[str, dict[str, tuple[int, int]]]:
+def recall(probabilities: Outputs, requests: Sequence[Sequence[str]]) -> dict[str, dict[str, tuple[int, int]]]:
     """Return (hits, requested) by class, colour and shape: {aspect: {value: counts}}; hits are among the k highest outputs."""
     counts: dict[str, dict[str, tuple[int, int]]] = {"class": {}, "colour": {}, "shape": {}}
-    for outputs, labels in zip(probabilities.cpu(), requests, strict=True):
-        top = {CLASSES[index] for index in outputs.topk(len(labels)).indices.tolist()}
+    for outputs, labels in zip(np.asarray(probabilities), requests, strict=True):
+        top = {CLASSES[index] for index in highest(outputs, len(labels))}
         for label in labels:
             for aspect, value in (("class", label), ("colour", _colour(label)), ("shape", _shape(label))):
                 hits, requested = counts[aspect].get(value, (0, 0))
@@ -107,14 +105,13 @@ def recall(probabilities: Tensor, requests: Sequence[Sequence[str]]) -> dict[str
     return {aspect: dict(sorted(parts.items())) for aspect, parts in counts.items()}
 
 
-def confusion(probabilities: Tensor, requests: Sequence[Sequence[str]]) -> list[list[float]]:
+def confusion(probabilities: Outputs, requests: Sequence[Sequence[str]]) -> list[list[float]]:
     """Return a 24 x 24 table: the fraction of images with a requested class (row) that show a class (column).
 
     Other requested classes of the image do not count.
     """
     shown, asked = [[0] * len(CLASSES) for _ in CLASSES], [0] * len(CLASSES)
-    for present, labels in zip(probabilities.cpu() > THRESHOLD, requests, strict=True):
-        seen = [CLASSES[index] for index in present.nonzero().flatten().tolist()]
+    for seen, labels in zip(_shown(probabilities), requests, strict=True):
         for label in labels:
             row = CLASSES.index(label)
             asked[row] += 1
@@ -122,6 +119,11 @@ def confusion(probabilities: Tensor, requests: Sequence[Sequence[str]]) -> list[
                 if other == label or other not in labels:
                     shown[row][CLASSES.index(other)] += 1
     return [[value / max(count, 1) for value in row] for row, count in zip(shown, asked, strict=True)]
+
+
+def _shown(probabilities: Outputs) -> list[list[str]]:
+    """Return the classes that each image shows."""
+    return [[CLASSES[index] for index in np.flatnonzero(present)] for present in np.asarray(probabilities) > THRESHOLD]
 
 
 def _exchanges(missing: Sequence[str], others: Sequence[str]) -> Iterator[frozenset[str]]:

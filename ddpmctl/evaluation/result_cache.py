@@ -17,7 +17,7 @@ from ddpmctl.errors import DdpmctlError
 from ddpmctl.evaluation.results import FileResults
 from ddpmctl.files import atomic_write
 from ddpmctl.labels import CLASSES, LabelSet
-from ddpmctl.sampling.pipeline import IMAGE_SHAPE
+from ddpmctl.sampling.requests import IMAGE_SHAPE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from ddpmctl.config import Config, SamplingConfig
 from ddpmctl.evaluation.misses import Misses, account_for
@@ -20,7 +19,6 @@ from ddpmctl.statistics.tallies import Tally, concatenated
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,9 @@ class FileResults:
         return int(self.images.shape[1]) == self.repeats
 
     @property
-    def flat(self) -> Tensor:
+    def flat(self) -> NDArray[np.float32]:
         """The probabilities image by image: (conditions * repeats, 24)."""
-        return torch.from_numpy(self.probabilities.reshape(-1, len(CLASSES)))
+        return self.probabilities.reshape(-1, len(CLASSES))
 
     @property
     def requested(self) -> list[LabelSet]:
@@ -77,8 +75,8 @@ class FileResults:
         """Return the results of the first images of each condition."""
         return FileResults(self.conditions, self.probabilities[:, :repeats], self.images[:, :repeats])
 
-    def _wanted(self) -> Tensor:
-        return torch.from_numpy(multi_hot(self.requested)).float()
+    def _wanted(self) -> NDArray[np.uint8]:
+        return multi_hot(self.requested)
 
 
 @dataclass(frozen=True)

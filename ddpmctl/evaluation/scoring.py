@@ -14,7 +14,8 @@ from ddpmctl.evaluation.classifiers import Classifier
 from ddpmctl.evaluation.scores import Score, score
 from ddpmctl.labels import LabelSet
 from ddpmctl.progress import Progress
-from ddpmctl.sampling.pipeline import BATCH, Batch, ImageRequest, SamplingPipeline, in_batches, label_tensor, requests_for, sample_batch, to_uint8
+from ddpmctl.sampling.pipeline import SamplingPipeline, label_tensor, sample_batch, to_uint8
+from ddpmctl.sampling.requests import BATCH, Batch, ImageRequest, in_batches, requests_for
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class ScoredImages:
     @property
     def score(self) -> Score:
         """The pooled score of all images."""
-        return score(self.probabilities, label_tensor(self.requests))
+        return score(self.probabilities.numpy(), label_tensor(self.requests).numpy())
 
 
 def score_conditions(

@@ -7,14 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import nn
-
 from ddpmctl.config import Value
-from ddpmctl.diffusion.denoiser import Diffusion
 from ddpmctl.evaluation.evaluate import EvaluationSpec, evaluate_checkpoints
 from ddpmctl.evaluation.results import CheckpointResult, EvaluationEvent, Failed, pooled_tally
 from ddpmctl.evaluation.scores import pooled
-from ddpmctl.sampling.pipeline import SamplingPipeline
 from ddpmctl.statistics.intervals import Interval, accuracy_interval
 
 
@@ -49,5 +45,10 @@ def evaluate_sweep(
 
 
 def _point(row: CheckpointResult, value: Value, spec: EvaluationSpec) -> SweepPoint:
-    calls = SamplingPipeline(nn.Identity(), Diffusion.of(row.config.diffusion), row.sampling, spec.compute).nfe
+    from torch import nn
+
+    from ddpmctl.diffusion.denoiser import Diffusion
+    from ddpmctl.sampling.pipeline import SamplingPipeline
+
+    calls = SamplingPipeline(nn.Identity(), Diffusion.of(row.config.diffusion), row.sampling, spec.tools().compute).nfe
     return SweepPoint(value, calls, accuracy_interval(pooled_tally(row.answers, list(row.answers))), pooled(list(row.scores.values())).exact_match)

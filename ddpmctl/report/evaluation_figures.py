@@ -8,20 +8,22 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 from ddpmctl.diffusion.schedules import Schedule
 from ddpmctl.evaluation.misses import confusion, recall
 from ddpmctl.evaluation.results import FileResults
-from ddpmctl.evaluation.sweep import SweepPoint
+from ddpmctl.evaluation.scores import Outputs
 from ddpmctl.labels import CLASSES, COLOURS, SHAPES
 from ddpmctl.report.style import COLOURS as PALETTE
 from ddpmctl.report.style import DASHES, MARKERS, save_figure
 from ddpmctl.report.tables import FOUND, SHOWN
+
+if TYPE_CHECKING:
+    from ddpmctl.evaluation.sweep import SweepPoint
 
 NEAR_ZERO = 1e-3  # largest terminal SNR of pure noise
 HATCHES = ("", "///", "...")
@@ -138,5 +140,5 @@ def save_sweep(path: Path, setting: str, series: Mapping[str, Sequence[SweepPoin
     return save_figure(path, figure)
 
 
-def _together(answers: Mapping[str, FileResults]) -> tuple[torch.Tensor, list[tuple[str, ...]]]:
-    return torch.cat([a.flat for a in answers.values()]), [labels for a in answers.values() for labels in a.requested]
+def _together(answers: Mapping[str, FileResults]) -> tuple[Outputs, list[tuple[str, ...]]]:
+    return np.concatenate([a.flat for a in answers.values()]), [labels for a in answers.values() for labels in a.requested]

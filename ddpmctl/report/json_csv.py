@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddpmctl.comparison.fidelity import FidelityContrast
 from ddpmctl.comparison.verdict import Finding, Verdict, arm_interval
 from ddpmctl.evaluation.misses import Misses, breakdown, recall
 from ddpmctl.files import atomic_write, json_text, write_text
@@ -16,6 +15,7 @@ from ddpmctl.report.tables import Table
 from ddpmctl.statistics.intervals import accuracy_interval
 
 if TYPE_CHECKING:
+    from ddpmctl.comparison.fidelity import FidelityContrast
     from ddpmctl.evaluation.evaluate import EvaluationSpec
     from ddpmctl.evaluation.fidelity import Fidelity
     from ddpmctl.evaluation.results import CheckpointResult, Failed, FileResults
@@ -29,7 +29,7 @@ def as_dict(
     """Return an evaluation in the form of ``--json``; with ``fidelity`` of all rows or of none."""
     return {
         "evaluator": {"name": spec.classifier.name, "sha256": spec.classifier.sha256},
-        "device": spec.compute.device.type,
+        "device": spec.compute.kind,
         "precision": spec.compute.precision,
         "seed": spec.seed,
         "repeats": spec.repeats,

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,6 @@ from ddpmctl import __version__
 from ddpmctl.comparison.verdict import Arm, Verdict
 from ddpmctl.diffusion.schedules import Schedule, make_schedule
 from ddpmctl.evaluation.evaluate import EvaluationSpec
-from ddpmctl.evaluation.fidelity import Fidelity
 from ddpmctl.evaluation.results import CheckpointResult, FileResults
 from ddpmctl.evaluation.scores import THRESHOLD
 from ddpmctl.files import write_text
@@ -29,6 +29,9 @@ from ddpmctl.report.dark import dark_svg
 from ddpmctl.report.evaluation_figures import save_class_bars, save_confusion, save_schedules, save_spectra
 from ddpmctl.report.names import checkpoint_names
 from ddpmctl.report.tables import FOUND, SHOWN, Table, breakdown_tables
+
+if TYPE_CHECKING:
+    from ddpmctl.evaluation.fidelity import Fidelity
 
 MOST_VIEWS = 6  # arms with images: about 300 KB each per condition file
 
@@ -182,7 +185,7 @@ def facts(rows: Sequence[CheckpointResult], names: Sequence[str], spec: Evaluati
             "conditions": ", ".join(f"{name} ({len(one.conditions)})" for name, one in answers.items()),
             "images per condition": str(spec.repeats),
             "seed": str(spec.seed),
-            "device": f"{spec.compute.device.type}, {spec.compute.precision}",
+            "device": f"{spec.compute.kind}, {spec.compute.precision}",
             "ddpmctl": __version__,
         }
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpmctl import __version__
-from ddpmctl.evaluation.classifiers import Classifier
+from ddpmctl.evaluation.classifier_file import KnownClassifier
 from ddpmctl.evaluation.image_files import ScoredFolder
 from ddpmctl.evaluation.results import FileResults, pooled_tally
 from ddpmctl.evaluation.scores import pooled
@@ -26,7 +26,7 @@ def answers_of(scored: Scored) -> dict[str, FileResults]:
     return {name: one.answers for name, one in scored.items()}
 
 
-def images_table(scored: Scored, classifier: Classifier) -> Table:
+def images_table(scored: Scored, classifier: KnownClassifier) -> Table:
     """Return a table with a row for each condition file, and one for all of them."""
     answers = answers_of(scored)
     rows = [(name, one.score, accuracy_interval(one.tally)) for name, one in answers.items()]
@@ -38,7 +38,7 @@ def images_table(scored: Scored, classifier: Classifier) -> Table:
     return Table(title, ["conditions", "images", "objects found", "accuracy", "exact"], lines, files)
 
 
-def images_as_dict(scored: Scored, classifier: Classifier, trained: Mapping[str, int], beside: BesideReal | None) -> dict[str, Any]:
+def images_as_dict(scored: Scored, classifier: KnownClassifier, trained: Mapping[str, int], beside: BesideReal | None) -> dict[str, Any]:
     """Return the scores in the form of ``--json``; "scores" has the form of a checkpoint's."""
     return {
         "evaluator": {"name": classifier.name, "sha256": classifier.sha256},
@@ -64,7 +64,9 @@ def write_images_csv(path: Path, result: Mapping[str, Any]) -> None:
     write_table_csv(path, Table("", list(rows[0]), [list(map(str, row.values())) for row in rows]))
 
 
-def write_images_page(path: Path, scored: Scored, table: Table, sentences: Sequence[str], classifier: Classifier, beside: BesideReal | None = None) -> Path:
+def write_images_page(
+    path: Path, scored: Scored, table: Table, sentences: Sequence[str], classifier: KnownClassifier, beside: BesideReal | None = None
+) -> Path:
     """Write the page: tables, figures, and the first image of each condition with hits and misses."""
     answers = answers_of(scored)
     facts = {

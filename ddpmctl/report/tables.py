@@ -7,17 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
-from ddpmctl.comparison.fidelity import FidelityContrast
 from ddpmctl.comparison.recorded import Comparison, Point
 from ddpmctl.comparison.verdict import HELDOUT, Verdict, arm_interval
 from ddpmctl.evaluation.misses import account_for, breakdown, recall
 from ddpmctl.evaluation.scores import THRESHOLD
-from ddpmctl.sampling.pipeline import describe_sampling
+from ddpmctl.sampling.requests import describe_sampling
 from ddpmctl.statistics.intervals import Interval, accuracy_interval
 
 if TYPE_CHECKING:
+    from ddpmctl.comparison.fidelity import FidelityContrast
     from ddpmctl.evaluation.evaluate import EvaluationSpec
     from ddpmctl.evaluation.fidelity import Fidelity
     from ddpmctl.evaluation.results import CheckpointResult, FileResults
@@ -109,7 +109,7 @@ def evaluation_table(rows: Sequence[CheckpointResult], names: Sequence[str], spe
     used = "; ".join(sorted({describe_sampling(row.sampling) for row in rows}))
     kept = sum(row.kept for row in rows)
     marked = f"best by pooled accuracy: {names[best]}; {used}; {kept} of {len(rows)} from cached results"
-    compute = f"{spec.compute.device.type}, {spec.compute.precision}"
+    compute = f"{spec.compute.kind}, {spec.compute.precision}"
     title = f"classifier {spec.classifier.describe()}; {images_per_condition(spec.repeats)}; {compute}; 95 % intervals in brackets"
     columns, groups = ["checkpoint", *["accuracy", "exact"] * len(files)], ["", *(file for file in files for _ in range(2))]
     return Table(title, columns, lines, marked, groups, [str(row.path) for row in rows])
@@ -159,7 +159,7 @@ def selection_sentence(selection: Selection, name: str) -> str:
 
 def breakdown_tables(answers: Mapping[str, FileResults]) -> Iterator[Table]:
     """Yield tables over all condition files: by number of objects, shared colours, class, colour and shape, and the misses; each says what it counts."""
-    flat, requested = torch.cat([a.flat for a in answers.values()]), [labels for a in answers.values() for labels in a.requested]
+    flat, requested = np.concatenate([a.flat for a in answers.values()]), [labels for a in answers.values() for labels in a.requested]
     for aspect, parts in breakdown(flat, requested).items():
         lines = [[name, str(s.images), f"{s.accuracy:.4f}", f"{s.exact_match:.4f}"] for name, s in parts.items()]
         yield Table(f"by {aspect}", [aspect, "images", "accuracy", "exact"], lines, PARTS)

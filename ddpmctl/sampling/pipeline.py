@@ -6,7 +6,7 @@ import collections.abc
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -15,19 +15,17 @@ from torch import Tensor, nn
 from ddpmctl.config import Config, SamplingConfig
 from ddpmctl.device import ComputeDevice, out_of_memory, release_memory
 from ddpmctl.diffusion.denoiser import Diffusion, Guidance
-from ddpmctl.diffusion.randomness import ImageNoise, Key
+from ddpmctl.diffusion.randomness import ImageNoise
 from ddpmctl.diffusion.samplers import Frame, own_options, sampler_times
-from ddpmctl.diffusion.schedules import Schedule
 from ddpmctl.distributed.job import SINGLE, Job
 from ddpmctl.errors import UsageError
 from ddpmctl.labels import multi_hot
 from ddpmctl.progress import Progress
 from ddpmctl.registry import NETWORKS, SAMPLERS
+from ddpmctl.sampling.requests import BATCH, IMAGE_SHAPE, Batch, ImageRequest, describe_sampling, in_batches, with_actual_steps
 
 R = TypeVar("R")
 Progressing: TypeAlias = collections.abc.Generator[Progress, None, R]
-IMAGE_SHAPE = (3, 64, 64)
-BATCH = 64
 CHOICE_TIME = 0.1  # t / T at which a particle is chosen: shapes are decided, and the recogniser was trained at this noise
 
 
@@ -37,19 +35,6 @@ class Recogniser(Protocol):
 
     def name_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
         """Return the logits (B, 24) of the objects that x_t (B, 3, 64, 64) shows at t / T (B,)."""
-
-
-@dataclass(frozen=True)
-class ImageRequest:
-    """One image to sample: its labels and its noise key; equal keys give equal noise."""
-
-    labels: tuple[str, ...]
-    key: Key
-
-
-def requests_for(name: str, conditions: Sequence[tuple[str, ...]], *, seed: int, repeats: int = 1, first: int = 0) -> list[ImageRequest]:
-    """Return requests for images ``first`` to ``repeats`` - 1 of each condition of a file, condition by condition."""
-    return [ImageRequest(labels, (seed, name, index, copy)) for index, labels in enumerate(conditions) for copy in range(first, repeats)]
 
 
 @dataclass(frozen=True)
@@ -213,34 +198,6 @@ def _offset(task: Progressing[R], before: int, total: int) -> Progressing[R]:
     except StopIteration as end:
         value: R = end.value
         return value
-
-
-def with_actual_steps(sampling: SamplingConfig, schedule: Schedule) -> SamplingConfig:
-    """Return the settings with the actual number of steps instead of auto."""
-    return replace(sampling, steps=len(sampler_times(sampling.sampler, sampling.spacing, schedule, sampling.steps)) - 1)
-
-
-def describe_sampling(sampling: SamplingConfig) -> str:
-    """Return sampling settings as text; spacing and guidance interval only if not the default."""
-    spacing = "" if sampling.spacing == SamplingConfig.spacing else f" spaced by {sampling.spacing}"
-    guided = (sampling.guidance_from, sampling.guidance_to)
-    where = f" for t / T from {guided[0]:g} to {guided[1]:g}" if sampling.guidance > 0 and guided != (0, 1) else ""
-    chosen = f", one of {sampling.particles} particles" if sampling.particles > 1 else ""
-    return f"{sampling.sampler}, {sampling.steps} steps{spacing}, guidance {sampling.guidance:g}{where}{chosen}"
-
-
-class Batch(NamedTuple):
-    """The requests of one batch, which starts at ``start`` of ``total``."""
-
-    requests: Sequence[ImageRequest]
-    start: int
-    total: int
-
-
-def in_batches(requests: Sequence[ImageRequest], batch_size: int = BATCH) -> Iterator[Batch]:
-    """Yield requests in batches; ranks take whole batches, so that the images do not depend on their number."""
-    for start in range(0, len(requests), batch_size):
-        yield Batch(requests[start : start + batch_size], start, len(requests))
 
 
 def sample_batch(pipeline: SamplingPipeline, batch: Batch) -> Progressing[list[Tensor]]:

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ddpmctl.progress import Progress
-from ddpmctl.sampling.pipeline import ImageRequest, Progressing, SamplingPipeline, to_uint8
+from ddpmctl.sampling.pipeline import Progressing, SamplingPipeline, to_uint8
+from ddpmctl.sampling.requests import ImageRequest
 
 # The log SNR between which images appear in x_t: below, objects are lost in the noise; above, the noise is less than 4 of 256 grey levels.
 APPEARING = (-3.0, 7.0)

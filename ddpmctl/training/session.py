@@ -17,7 +17,8 @@ from ddpmctl.device import ComputeDevice, make_compute_device
 from ddpmctl.distributed.job import SINGLE, Job
 from ddpmctl.distributed.replicas import replicas
 from ddpmctl.errors import UsageError
-from ddpmctl.evaluation.classifiers import BUILT_IN, Classifier, load_classifier
+from ddpmctl.evaluation.classifier_file import BUILT_IN
+from ddpmctl.evaluation.classifiers import Classifier, load_classifier
 from ddpmctl.files import prepare_folder
 from ddpmctl.progress import Notice, Progress
 from ddpmctl.runs.folder import Run, create_run, locked, name_for, open_run

@@ -23,7 +23,8 @@ from ddpmctl.device import make_compute_device
 from ddpmctl.evaluation.classifiers import Block, ConvNorm, load_classifier
 from ddpmctl.evaluation.evaluate import pipeline_for
 from ddpmctl.evaluation.fidelity import PreparedReference, Reference, measure_fidelity
-from ddpmctl.sampling.pipeline import requests_for, sample_images
+from ddpmctl.sampling.pipeline import sample_images
+from ddpmctl.sampling.requests import requests_for
 from tests.benchmarks.data import benchmark_data, finish
 
 TWO_SAMPLES_SEED = 5 * 2**32  # other scenes than those of training and of ``real_images``

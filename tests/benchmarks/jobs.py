@@ -29,7 +29,8 @@ from ddpmctl.evaluation.evaluate import EvaluationSpec, evaluate_checkpoints, pi
 from ddpmctl.evaluation.misses import breakdown
 from ddpmctl.evaluation.scores import Score, pooled, score
 from ddpmctl.evaluation.scoring import ScoredImages, score_conditions
-from ddpmctl.sampling.pipeline import SamplingPipeline, label_tensor, requests_for
+from ddpmctl.sampling.pipeline import SamplingPipeline, label_tensor
+from ddpmctl.sampling.requests import requests_for
 from ddpmctl.training.trainer import make_network
 from tests.benchmarks import startup
 from tests.benchmarks.appearance import fidelity, two_samples
@@ -151,7 +152,7 @@ def _by_colours(scored: Mapping[str, ScoredImages]) -> Figures:
     """Score the lab's files apart by whether two requested objects share a colour."""
     outputs = torch.cat([scored[kind].probabilities for kind in SCORED])
     requested = [request.labels for kind in SCORED for request in scored[kind].requests]
-    return {name: part.to_dict() for name, part in breakdown(outputs, requested)["colours"].items()}
+    return {name: part.to_dict() for name, part in breakdown(outputs.numpy(), requested)["colours"].items()}
 
 
 def _held_out_against_seen(scored: Mapping[str, ScoredImages], repeats: int) -> Figures:
@@ -160,7 +161,7 @@ def _held_out_against_seen(scored: Mapping[str, ScoredImages], repeats: int) -> 
     seen = [(request, output) for kind in SCORED for request, output in zip(scored[kind].requests, scored[kind].probabilities, strict=True)
             if len(request.labels) == 3 and frozenset(request.labels) in trained]  # fmt: skip
     requests, outputs = [request for request, _ in seen], [output for _, output in seen]
-    of_seen = score(torch.stack(outputs), label_tensor(requests)).accuracy if seen else math.nan
+    of_seen = score(torch.stack(outputs).numpy(), label_tensor(requests).numpy()).accuracy if seen else math.nan
     return {"seen_triples": of_seen, "heldout_triples": scored["heldout"].score.accuracy, "seen_conditions": len(seen) // repeats}
 
 
@@ -178,7 +179,7 @@ def _peer_accuracy(peer: Contender, data: Dataset, evaluator: Classifier, minute
         labels = label_tensor(requests_for(kind, data.conditions[kind], seed=seed))
         with compute.autocast():
             made = torch.cat([peer.sample(part, 1000 + seed, steps) for part in labels.split(16)]).float()
-        scores[kind] = score(evaluator(made), labels).to_dict()
+        scores[kind] = score(evaluator(made).numpy(), labels.numpy()).to_dict()
     count = sum(len(data.conditions[kind]) for kind in SCORED)
     return {
         "contender": peer.name + (", bf16" if precision == "bf16" else ""), "minutes": minutes, "seed": seed, "images_seen": images,
@@ -284,7 +285,7 @@ def second_opinion(classifier: str, images: Sequence[str]) -> Figures:
                 images = torch.from_numpy(content[kind]).float() / 127.5 - 1
                 wanted = label_tensor(requests_for(kind, conditions[kind], seed=0, repeats=len(images) // len(conditions[kind])))
                 for classifier_name, classifier_ in (("built-in", load_classifier()), ("second", second)):
-                    both.setdefault(kind, {}).setdefault(classifier_name, []).append(score(classifier_(images), wanted))
+                    both.setdefault(kind, {}).setdefault(classifier_name, []).append(score(classifier_(images).numpy(), wanted.numpy()))
     return {kind: {name: [s.to_dict() for s in scores] for name, scores in by_classifier.items()} for kind, by_classifier in both.items()}
 
 

@@ -32,7 +32,8 @@ from ddpmctl.data.dataset import Dataset
 from ddpmctl.device import make_compute_device
 from ddpmctl.distributed.job import join, without_teardown
 from ddpmctl.distributed.replicas import replicas
-from ddpmctl.sampling.pipeline import SamplingPipeline, requests_for
+from ddpmctl.sampling.pipeline import SamplingPipeline
+from ddpmctl.sampling.requests import requests_for
 from ddpmctl.training.trainer import Trainer, make_network
 from tests.benchmarks.data import benchmark_data
 

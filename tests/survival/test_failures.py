@@ -22,7 +22,8 @@ from ddpmctl.config import Config
 from ddpmctl.device import make_compute_device
 from ddpmctl.errors import UsageError
 from ddpmctl.runs.folder import Run
-from ddpmctl.sampling.pipeline import SamplingPipeline, requests_for, sample_images
+from ddpmctl.sampling.pipeline import SamplingPipeline, sample_images
+from ddpmctl.sampling.requests import requests_for
 from ddpmctl.training.state import training_state
 from ddpmctl.training.trainer import Trainer
 

@@ -1,0 +1,150 @@
+"""What a checkpoint says of itself: settings, epoch and recorded scores, read without its tensors and without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ddpmctl.checkpoints.names import recorded_in_name
+from ddpmctl.checkpoints.untrusted import Declared, TensorFile, open_tensors
+from ddpmctl.config import Config, Value
+from ddpmctl.errors import DataError, UsageError, show
+
+FORMAT = "ddpmctl checkpoint 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOutline:
+    """A checkpoint without its weights.
+
+    Attributes:
+        sha256: hash of the file.
+        foreign: the file has no settings; ``config`` has the report's and the assumed ones.
+        recorded: accuracies by condition file, from the metadata or the file name.
+    """
+
+    path: Path
+    config: Config
+    sha256: str
+    foreign: bool
+    epoch: int | None = None
+    loss: float | None = None
+    recorded: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """Where the weights of a file without settings are.
+
+    Attributes:
+        keys: nested keys that lead to them, outermost first; none for a bare state dict.
+        prefixed: they are among others, with names that begin with ``nn_model.``; the noise schedule is then stored beside them.
+    """
+
+    keys: tuple[str, ...]
+    prefixed: bool
+
+    def all_in(self, content: Any) -> Any:
+        """Return everything beside the weights too, by its name in the file."""
+        for key in self.keys:
+            content = content[key]
+        return content
+
+    def weights_in(self, content: Any) -> dict[str, Any]:
+        """Return the weights without the prefixes of wrappers."""
+        names = {name.removeprefix("module."): value for name, value in self.all_in(content).items()}
+        return {name.removeprefix("nn_model."): value for name, value in names.items() if name.startswith("nn_model.") or not self.prefixed}
+
+
+def read_outline(path: Path, assume: Mapping[str, Value]) -> CheckpointOutline | None:
+    """Return the outline of a checkpoint, or None if tensors are needed to know its settings.
+
+    The weights may still be wrong or not finite. ``assume`` is as for ``load_checkpoint``.
+
+    Raises:
+        UsageError: there is no such file.
+        DataError: the file is damaged, or is not a checkpoint of a known network.
+    """
+    with open_tensors(path) as file:
+        if has_settings(file):
+            return own_outline(path, file)
+        outline, where = foreign_outline(path, file, assume)
+        return None if where.prefixed else outline
+
+
+def has_settings(file: TensorFile) -> bool:
+    """Return whether a file is a checkpoint in our format."""
+    return isinstance(file.outline, dict) and file.outline.get("format") == FORMAT
+
+
+def own_outline(path: Path, file: TensorFile) -> CheckpointOutline:
+    """Return the outline of a checkpoint in our format.
+
+    Raises:
+        DataError: a part is missing or invalid.
+    """
+    content = file.outline
+    try:
+        config = Config.from_dict(content["config"])
+        known = content["known"]
+        recorded = {str(name): float(value["accuracy"]) for name, value in known.get("scores", {}).items()}
+        epoch, loss = known.get("epoch"), known.get("loss")
+        if not isinstance(epoch, int | None) or not isinstance(loss, float | None):
+            raise TypeError("epoch or loss")
+        if not isinstance(content["weights"], dict):
+            raise TypeError("weights")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"{path}: a part of the checkpoint is missing or invalid ({show(repr(error))})") from None
+    except UsageError as error:
+        raise DataError(f"{path}: its settings are invalid: {error}") from None
+    return CheckpointOutline(path=path, config=config, sha256=file.sha256, foreign=False, epoch=epoch, loss=loss, recorded=recorded)
+
+
+def foreign_outline(path: Path, file: TensorFile, assume: Mapping[str, Value]) -> tuple[CheckpointOutline, StateDict]:
+    """Return the outline of a state dict of the report's network, with the report's and the assumed settings, and where its weights are.
+
+    Raises:
+        DataError: it is something else.
+        UsageError: an assumed setting is invalid.
+    """
+    keys = _state_dict_keys(path, file.outline)
+    names = StateDict(keys, prefixed=False).all_in(file.outline)
+    where = StateDict(keys, prefixed=any(name.removeprefix("module.").startswith("nn_model.") for name in names))
+    first = where.weights_in(file.outline).get("init_conv.conv1.0.weight")
+    if not isinstance(first, Declared) or len(first.shape) != 4:
+        raise DataError(f"{path}: is neither a ddpmctl checkpoint nor a state dict of the report's network (init_conv, down1, ...)")
+    try:
+        config = Config.from_flat({"width": first.shape[0]})
+    except UsageError as error:
+        raise DataError(f"{path}: no known network has these weights ({error})") from None
+    known = recorded_in_name(path)
+    epoch = known.pop("epoch", None)
+    config = assuming(path, config, assume)
+    outline = CheckpointOutline(path=path, config=config, sha256=file.sha256, foreign=True, epoch=None if epoch is None else int(epoch), recorded=known)
+    return outline, where
+
+
+def assuming(path: Path, config: Config, assume: Mapping[str, Value]) -> Config:
+    """Return the settings with the assumed ones.
+
+    Raises:
+        UsageError: one of them is invalid.
+    """
+    try:
+        return config.replace(**assume)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def _state_dict_keys(path: Path, outline: Any) -> tuple[str, ...]:
+    """Return the nested keys of the state dict, outermost first; none for a bare state dict."""
+    keys: Sequence[str] = ()
+    for key in ("model", "state_dict", "model_state_dict"):
+        if isinstance(outline, dict) and isinstance(outline.get(key), dict):
+            keys = (*keys, key)
+            outline = outline[key]
+    if not isinstance(outline, dict) or not all(isinstance(name, str) for name in outline):
+        raise DataError(f"{path}: has no state dict")
+    return tuple(keys)
