@@ -154,6 +154,21 @@ class TestEvaluate:
         torch.save(content, copy)
         assert "0 of 1 from cached results" in ddpmctl(*ask).stdout
 
+    def test_the_last_device_stays_the_choice_while_it_is_there(self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(tmp_path / "cache"))
+        ask = ("evaluate", run, "--device", "cpu", "--steps", 2)
+        assert ddpmctl(*ask).exit_code == 0
+        (remembered,) = (tmp_path / "cache" / "devices").iterdir()
+        remembered.write_text('["cuda", "bf16"]')
+        gone = ddpmctl(*ask)
+        assert gone.exit_code == 2
+        assert "cuda, which was used last, is not available now" in gone.output
+        assert "2 of 2 from cached results" in ddpmctl(*ask).stdout
+        remembered.write_text('["cpu", "fp64"]')  # no precision of ours: as if nothing were remembered
+        assert "2 of 2 from cached results" in ddpmctl(*ask).stdout
+        listed = ddpmctl("data", "cache", "list").stdout
+        assert "devices" in listed
+
     def test_more_repeats_are_added_to_cached_results(self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ask = ("evaluate", checkpoint_of(run), "--seed", 21, "--precision", "fp32", "--json")
         for count, kept in ((1, "0 of 1"), (3, "0 of 1"), (2, "1 of 1"), (3, "1 of 1")):

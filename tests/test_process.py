@@ -48,6 +48,20 @@ def test_help_of_train_names_every_registered_entry_without_loading_torch() -> N
                 assert name in out, name
 
 
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_cached_results_are_shown_without_loading_torch(command: str, run: Path, tmp_path: Path) -> None:
+    ask = [command, *sorted(map(str, run.glob("checkpoints/*.pth"))), "--repeats", "2", "--html", str(tmp_path / "a.html")]
+    ask += ["-o", str(tmp_path / "a.png")] if command == "compare" else ["--figures", str(tmp_path), "--breakdown", "--json", str(tmp_path / "a.json")]
+    first = subprocess.run([*PYTHON, *ask], capture_output=True, text=True, check=True)
+    files = {file.name for file in tmp_path.iterdir()}
+    lines = ["import sys", "sys.modules['torch'] = None  # importing it is now an error", f"sys.argv = ['ddpmctl', *{ask!r}]"]
+    program = "\n".join([*lines, "from ddpmctl.cli.app import main", "main()"])
+    again = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == re.sub(r"[0-2](\s+of 2\s+from)", r"2\1", first.stdout)
+    assert files == {file.name for file in tmp_path.iterdir()}
+
+
 def test_results_go_to_stdout_and_messages_to_stderr(run: Path, tmp_path: Path) -> None:
     done = subprocess.run([*PYTHON, "sample", run, "-l", "red cube", "-o", tmp_path], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(tmp_path / "000-red-cube-seed0-000.png"), str(tmp_path / "grid.png")]

@@ -145,7 +145,7 @@ def used_config(checkpoint: CheckpointOutline, spec: EvaluationSpec) -> Config:
         UsageError: a sampling setting does not fit the model.
     """
     config = checkpoint.config.replace(**spec.sampling)
-    if spec.sampling or spec.assume:  # a checkpoint's own settings were checked when it was trained
+    if config.sampling.particles > 1 and (spec.sampling or spec.assume):  # a checkpoint's own settings were checked when it was trained
         from ddpmctl.sampling.pipeline import require_recogniser
 
         require_recogniser(config)
