@@ -139,3 +139,14 @@ def test_text_has_enough_contrast(page: Any) -> None:
     for selector in ("body", ".note", ".card .miss", ".card .hit", ".card .extra"):
         if page.locator(selector).count():
             assert page.evaluate(script, selector) >= 4.5, selector
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [375, 1280])
+@pytest.mark.parametrize("command", ["evaluate", "compare", "show"])
+def test_nothing_hinders_a_reader_with_a_disability(command: str, width: int, scheme: str, browser: Any, page_files: dict[str, Path]) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    with opened(browser, page_files[command], width, scheme) as page:
+        page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+        found = axe.Axe().run(page).response["violations"]
+    assert [(fault["impact"], fault["id"], fault["nodes"][0]["html"][:200]) for fault in found] == []

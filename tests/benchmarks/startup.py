@@ -1,4 +1,4 @@
-"""Start-up times: --help, rendering, a cached start, the built-in evaluator.
+"""Start-up times: --help, rendering, a cached start, an evaluation whose results are cached, the built-in evaluator.
 
     python tests/benchmarks/startup.py
 
@@ -35,6 +35,16 @@ classifier(images)
 print((time.perf_counter() - start) / 512 * 1000)
 """
 
+CHECKPOINT = """
+import sys
+from pathlib import Path
+from ddpmctl.checkpoints.format import save_checkpoint
+from ddpmctl.config import PRESETS, Config
+from ddpmctl.training.trainer import make_network
+config = Config().replace(**PRESETS["quick"])
+save_checkpoint(Path(sys.argv[1]), config, make_network(config).state_dict(), epoch=1)
+"""
+
 
 def wall(code: list[str], environment: dict[str, str], runs: int = 5) -> float:
     """Return the median wall time of a command in seconds, after one run that is not counted."""
@@ -55,11 +65,14 @@ def measure() -> dict[str, float]:
     """Return every figure, in seconds, and for the evaluator in milliseconds an image."""
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "DDPMCTL_CACHE_DIR": cache}
+        checkpoint = os.path.join(cache, "quick.pth")  # its weights are random, which does not matter here
+        subprocess.run([sys.executable, "-c", CHECKPOINT, checkpoint], env=environment, check=True)
         return {
             "bare interpreter, s": wall(["-c", "pass"], environment),
             "import torch, s": wall(["-c", "import torch"], environment, 3),
             "ddpmctl --help, s": wall(["-m", "ddpmctl", "--help"], environment),
             "ddpmctl train --help, s": wall(["-m", "ddpmctl", "train", "--help"], environment),
+            "evaluate, all from cache, s": wall(["-m", "ddpmctl", "evaluate", checkpoint, "--particles", "1", "--steps", "2"], environment),
             "18,009 images, rendered, s": printed(LOAD, environment),
             "18,009 images, from cache, s": statistics.median(printed(LOAD, environment) for _ in range(5)),
             "built-in evaluator, ms an image": printed(SCORE, environment),
