@@ -234,6 +234,11 @@ class TestNames:
 
 
 class TestOutputs:
+    def test_an_option_is_not_taken_for_the_name_of_a_file(self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert "looks like an option, and the value is missing; a file of that name is ./--csv" in refused(2, "evaluate", run, "--json", "--csv")
+        assert not list(tmp_path.iterdir())
+
     @pytest.mark.parametrize("name", ["a.png", "a.JPG"])
     def test_a_folder_of_images_is_not_named_like_an_image(self, name: str, run: Path, tmp_path: Path) -> None:
         assert "looks like a file" in refused(2, "sample", run, "--labels", "red cube", "-o", tmp_path / name)

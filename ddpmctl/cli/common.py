@@ -73,6 +73,8 @@ def prepare_output(path: Path, flag: str, *, folder: bool, suffix: str = "") -> 
     Raises:
         UsageError: it cannot be made or written to.
     """
+    if str(path).startswith("-"):
+        raise UsageError(f"{flag}: {path} looks like an option, and the value is missing; a file of that name is ./{path}")
     if not folder and path.is_dir():
         raise UsageError(f"{flag}: {path} is a folder; name a file in it")
     if folder and path.suffix.lower() in FILE_SUFFIXES and not path.is_dir():

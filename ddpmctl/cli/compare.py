@@ -110,7 +110,8 @@ def _on_new_images(
         _conclude(terminal, comparison, arms, spec, outputs, contrasts)
     else:
         reason = "the runs differ only in the seed" if arms and len(arms[0].rows) > 1 else "the weights of fewer than two arms load"
-        terminal.warn(f"no verdict: {reason}")
+        unmade = f"; not written: {', '.join(map(str, outputs.files().values()))}" if outputs.files() else ""
+        terminal.warn(f"no verdict: {reason}{unmade}")
 
 
 def _fidelity(terminal: Terminal, arms: list[Arm], reference: Reference, spec: EvaluationSpec) -> tuple[FidelityContrast, ...]:

@@ -62,7 +62,7 @@ def scan_lab(folder: Path) -> tuple[Lab, list[Problem]]:
         UsageError: ``folder`` is not a folder.
     """
     if not os.path.isdir(folder):
-        raise UsageError(f"--data {folder}: there is no such folder; {LAYOUT}")
+        raise UsageError(f"--data {folder}: there is no such folder; without --data, the embedded benchmark is used; {LAYOUT}")
     problems: list[Problem] = []
     values: dict[str, object] = {}
     digest = ""

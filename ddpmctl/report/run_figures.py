@@ -67,7 +67,7 @@ def last_samples(record: Record) -> list[tuple[str, Path]]:
 
 
 def draw_curves(figure: FigureBase, record: Record) -> None:
-    """Draw accuracy and exact match on the left and the loss on the right, over epochs and, where they are known, minutes."""
+    """Draw accuracy and exact match on the left and the loss on the right, over epochs and, where it is known, the time of training."""
     left, right = figure.subplots(1, 2, sharex=True)
     epochs = [one.epoch for one in record.scored]
     for number, name in enumerate(SCORED):
@@ -88,7 +88,7 @@ def draw_curves(figure: FigureBase, record: Record) -> None:
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        _add_minutes(axis, record)
+        _add_time(axis, record)
 
 
 def _mean_height(record: Record) -> float:
@@ -97,15 +97,17 @@ def _mean_height(record: Record) -> float:
     return sum(one.standing.accuracy for one in later) / len(later)
 
 
-def _add_minutes(axis: Axes, record: Record) -> None:
-    """Add minutes of training at the top, at some of the epochs."""
+def _add_time(axis: Axes, record: Record) -> None:
+    """Add the time of training at the top, at some of the epochs; seconds for a short run."""
     known = [(point.epoch, point.seconds) for point in record.losses if math.isfinite(point.seconds)]
     if not known:
         return
     step = -(-len(known) // TICKS)
     shown = known[::-1][::step]
     top = axis.secondary_xaxis("top")
-    digits = 1 if known[-1][1] < 600 else 0
-    top.set_xticks([epoch for epoch, _ in shown], [f"{seconds / 60:.{digits}f}" for _, seconds in shown])
-    top.set_xlabel("minutes of training", fontsize=9)
+    longest = known[-1][1]
+    unit, name = (1, "seconds") if longest < 120 else (60, "minutes")
+    digits = 1 if longest < 10 * unit else 0
+    top.set_xticks([epoch for epoch, _ in shown], [f"{seconds / unit:.{digits}f}" for _, seconds in shown])
+    top.set_xlabel(f"{name} of training", fontsize=9)
     top.tick_params(labelsize=8)
