@@ -183,7 +183,8 @@ class TestVerdict:
         assert "0.6000" in result.stdout
 
     def test_runs_that_differ_only_in_their_seed_are_one_arm(self, crossed: dict[tuple[str, str, int], Path], tmp_path: Path) -> None:
-        result = ddpmctl("compare", crossed["gelu", "linear", 0], crossed["gelu", "linear", 1], "--repeats", 1, "-o", tmp_path / "c.png", "--csv", tmp_path / "v.csv")
+        pair = (crossed["gelu", "linear", 0], crossed["gelu", "linear", 1])
+        result = ddpmctl("compare", *pair, "--repeats", 1, "-o", tmp_path / "c.png", "--csv", tmp_path / "v.csv")
         assert result.exit_code == 0, result.output
         assert f"no verdict: the runs differ only in the seed; not written: {tmp_path / 'v.csv'}" in result.stderr
         assert not (tmp_path / "v.csv").exists()

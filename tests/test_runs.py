@@ -236,7 +236,7 @@ class TestNames:
 class TestOutputs:
     def test_an_option_is_not_taken_for_the_name_of_a_file(self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        assert "looks like an option, and the value is missing; a file of that name is ./--csv" in refused(2, "evaluate", run, "--json", "--csv")
+        assert "looks like an option, and the value is missing; a file of that name is ./-x" in refused(2, "evaluate", run, "--json", "-x")
         assert not list(tmp_path.iterdir())
 
     @pytest.mark.parametrize("name", ["a.png", "a.JPG"])
