@@ -8,12 +8,14 @@ entry is rebuilt.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
 import time
-from collections.abc import Callable, Generator
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +55,18 @@ def cache_folder() -> Path:
         return user_cache_path("ddpmctl", appauthor=False)
     except RuntimeError as error:
         raise UsageError("no home folder is known; set DDPMCTL_CACHE_DIR") from error
+
+
+@contextmanager
+def any_error_is_damage() -> Iterator[None]:
+    """The body reads a cache entry: every exception ends it in silence, and its warnings are not shown.
+
+    A damaged file can lead a parser to any exception: numpy's reader of headers alone raises SyntaxError, tokenize.TokenError, AttributeError, MemoryError
+    and RecursionError. What the body was to find is then not found, so that the entry is made anew.
+    """
+    with warnings.catch_warnings(), suppress(Exception):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def cache_files() -> list[Path]:
@@ -149,28 +163,30 @@ def _read(entry: Path, key: str, count: int) -> CachedImages | None:
     about_path = entry.with_suffix(".json")
     if not os.path.lexists(about_path):  # written last: without it the entry is missing or incomplete
         return None
-    try:
-        about = read_json(about_path)
-    except DataError:
-        about = None
+    about: object = None
+    images: np.ndarray | None = None
     shape = (count, 3, SIZE, SIZE)
+    with any_error_is_damage():
+        about = read_json(about_path)
     if not isinstance(about, dict) or about.get("key") != key or about.get("shape") != list(shape):
         raise DataError(f"{about_path}: damaged; it is rebuilt")
-    images = _read_array(entry, shape)
+    with any_error_is_damage():
+        images = _read_array(entry, shape)
     if images is None or _sha256(images) != about.get("sha256"):
-        raise DataError(f"{entry}: damaged; it is rebuilt")
+        raise DataError(f"{entry}: {'damaged' if os.path.lexists(entry) else 'removed'}; it is rebuilt")
     return CachedImages(images, str(about["sha256"]))
 
 
 def _read_array(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Read an .npy file of known shape; the file's header is only compared, and never decides how much memory is allocated."""
-    with suppress(OSError, ValueError), open(path, "rb") as file:
-        if np.lib.format.read_magic(file) != (1, 0) or np.lib.format.read_array_header_1_0(file) != (shape, False, np.dtype(np.uint8)):
+    """Return the uint8 array of an .npy file if it has this shape; the file's header is only compared, and is never parsed."""
+    expected = io.BytesIO()
+    np.lib.format.write_array_header_1_0(expected, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with open(path, "rb") as file:
+        if file.read(len(expected.getvalue())) != expected.getvalue():
             return None
         images = np.empty(shape, dtype=np.uint8)
         whole = file.readinto(images.reshape(-1).data) == images.nbytes and not file.read(1)
         return images if whole else None
-    return None
 
 
 def _write(entry: Path, key: str, images: np.ndarray, digest: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpmctl.data.cache import cache_folder
+from ddpmctl.data.cache import cache_folder, cached_images
 from ddpmctl.data.dataset import load_dataset
 from ddpmctl.errors import UsageError
 from ddpmctl.files import atomic_write, sha256_file
@@ -61,6 +62,29 @@ def test_a_damaged_entry_is_rebuilt(folder: Path, cache: Path, damage: str) -> N
     np.testing.assert_array_equal(after.images, before.images)
     assert finish(load_dataset(folder))[0] == []
     assert {path.suffix for path in cache.glob("[!.]*")} == {".npy", ".json"}
+
+
+@pytest.mark.filterwarnings("default")  # a parser may also warn of what it reads
+def test_every_flipped_bit_of_a_header_is_damage_and_nothing_else(folder: Path, cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = load(folder)
+    kept = entry(cache)
+    sound = kept.read_bytes()
+
+    def decoded_again() -> Generator[Progress, None, np.ndarray]:
+        yield Progress("decoding", 0, 1)
+        return before.images
+
+    for place in range(8 * 128):  # the header's bits
+        damaged = bytearray(sound)
+        damaged[place // 8] ^= 1 << place % 8
+        kept.write_bytes(damaged)
+        notice, progress = itertools.islice(cached_images(kept.stem, 3, decoded_again), 2)
+        assert isinstance(notice, Notice), place
+        assert f"{kept}: damaged; it is rebuilt" in notice.text
+        assert progress == Progress("decoding", 0, 1)
+    assert capfd.readouterr().err == ""
+    finish(load_dataset(folder))
+    assert finish(load_dataset(folder))[0] == []
 
 
 def test_without_a_cache_the_data_load_and_a_notice_says_so(folder: Path, cache: Path) -> None:
