@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import stat
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
@@ -28,8 +29,9 @@ from ddpmctl.files import atomic_write, write_text
 from ddpmctl.progress import Notice, Progress
 
 UNUSED_DAYS = 30
-PATTERNS = ("*.npy", "*.json", "results/*.npz", "crashes/*.txt")
-OURS = re.compile(r"[0-9a-f]{64}|crash-[0-9-]+")  # DDPMCTL_CACHE_DIR may name a folder with other files
+PATTERNS = ("*.npy", "*.json", "results/*.npz", "crashes/*.txt", ".*.tmp", "results/.*.tmp")
+ENTRY = r"[0-9a-f]{64}\.(npy|json|npz)"
+OURS = re.compile(rf"{ENTRY}|\.{ENTRY}\..+\.tmp|crash-[0-9-]+\.txt")  # DDPMCTL_CACHE_DIR may name a folder with other files
 DECODER = 1  # increase it when decoding or rendering changes the pixels, so that old entries are not used
 
 
@@ -69,10 +71,24 @@ def any_error_is_damage() -> Iterator[None]:
         yield
 
 
-def cache_files() -> list[Path]:
-    """Return the files in the cache: decoded images, results of evaluations, and tracebacks of crashes."""
-    folder = cache_folder()
-    return sorted(file for pattern in PATTERNS for file in folder.glob(pattern) if OURS.fullmatch(file.stem) and file.is_file())
+@dataclass(frozen=True)
+class CacheFile:
+    """A file in the cache: its size in bytes, and the days since it was last used."""
+
+    path: Path
+    size: int
+    days: float
+
+
+def cache_files() -> list[CacheFile]:
+    """Return the files in the cache: decoded images, results of evaluations, and tracebacks of crashes; also what killed processes left of them."""
+    folder, found = cache_folder(), []
+    for file in sorted(file for pattern in PATTERNS for file in folder.glob(pattern) if OURS.fullmatch(file.name)):
+        with suppress(OSError):  # another process may have removed it
+            about = file.stat()
+            if stat.S_ISREG(about.st_mode):
+                found.append(CacheFile(file, about.st_size, (time.time() - about.st_mtime) / 86400))
+    return found
 
 
 def mark_used(*files: Path) -> None:
@@ -86,15 +102,14 @@ def mark_used(*files: Path) -> None:
             remove_unused()
 
 
-def remove_unused(days: float = UNUSED_DAYS) -> list[tuple[Path, int]]:
-    """Remove the files of the cache that were not used for some days; return them with their sizes in bytes."""
+def remove_unused(days: float = UNUSED_DAYS) -> list[CacheFile]:
+    """Remove the files of the cache that were not used for some days, temporary ones not before a day; return them."""
     removed = []
     for file in cache_files():
-        with suppress(OSError):  # another process may have removed it
-            about = file.stat()
-            if time.time() - about.st_mtime >= 86400 * days:
-                file.unlink()
-                removed.append((file, about.st_size))
+        if file.days >= (max(days, 1) if file.path.suffix == ".tmp" else days):  # a temporary file may be one that is being written
+            with suppress(OSError):  # another process may have removed it
+                file.path.unlink()
+                removed.append(file)
     return removed
 
 

@@ -213,6 +213,32 @@ def test_the_cache_is_listed_and_cleared_and_old_files_are_removed(tmp_path: Pat
     assert [file for file in tmp_path.rglob("[!.]*") if file.is_file()] == [other]
 
 
+def test_the_cache_may_be_cleared_while_it_is_read_and_listed(folder: Path, cache: Path) -> None:
+    before = load(folder)
+    clearing = subprocess.Popen([sys.executable, "-c", "import ddpmctl.data.cache as c\nwhile True:\n    c.remove_unused(0)"])
+    try:
+        for _ in range(30):
+            np.testing.assert_array_equal(load(folder).images, before.images)
+            assert ddpmctl("data", "cache", "list").exit_code == 0
+    finally:
+        clearing.kill()
+        clearing.wait()
+
+
+def test_files_of_killed_builders_are_removed_a_day_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(tmp_path))
+    (tmp_path / "results").mkdir()
+    names = [f".{'a' * 64}.npy.7-12345678.tmp", f".{'b' * 64}.npy.8-12345678.tmp", f"results/.{'c' * 64}.npz.9-12345678.tmp"]
+    written = [tmp_path / name for name in names]
+    for file in (*written, tmp_path / ".user.tmp"):
+        file.write_bytes(b"half")
+        os.utime(file, (0, 0))
+    os.utime(written[0])
+    assert "removed 2 files" in ddpmctl("data", "cache", "clear").stdout
+    assert [file for file in written if file.exists()] == written[:1]  # it may still be written
+    assert (tmp_path / ".user.tmp").exists()
+
+
 def test_old_files_are_removed_at_most_once_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(tmp_path))
     finish(load_dataset(None, scenes=1))
