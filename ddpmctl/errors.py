@@ -1,5 +1,7 @@
 """Errors caused by the user's input or environment, each with its exit code."""
 
+import math
+
 
 class DdpmctlError(Exception):
     """Base class; the message is one line: where, what is wrong, and what to do."""
@@ -31,9 +33,14 @@ class PeerError(DdpmctlError):
     exit_code = 5
 
 
+LONGEST = 300  # bits of a whole number that is shown with its digits; Python refuses to write one of over 4,300 digits
+
+
 def show(value: object) -> str:
     """Return a value for a one-line message: escaped, and shortened if long."""
-    text = repr(value[:80]) if isinstance(value, str) else repr(value) if isinstance(value, (int, float)) else json_kind(value)
+    if isinstance(value, int) and value.bit_length() > LONGEST:
+        return f"a number of about {round(value.bit_length() * math.log10(2)):,} digits"
+    text = json_kind(value) if isinstance(value, (dict, list, type(None))) else repr(value[:80] if isinstance(value, str) else value)
     return text if len(text) <= 100 else f"{text[:90]}..."
 
 

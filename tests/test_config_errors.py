@@ -124,6 +124,43 @@ def test_wrong_toml_is_refused_by_name(tmp_path: Path, toml: str, kind: type[Exc
         resolve({}, file, "report", {})
 
 
+ABSURD = {
+    "nested lists": ("lr = " + "[" * 5000 + "]" * 5000, "is nested too deeply"),
+    "nested tables": ("lr = " + "{a = " * 3000 + "1" + "}" * 3000, "is nested too deeply"),
+    "lists within lists": ("lr = " + "[" * 300 + "]" * 300, "lr: a list is not a number"),
+    "5,000 digits": ("epochs = " + "1" * 5000, "a number has thousands of digits"),
+    "4,000 digits": ("epochs = " + "1" * 4000, "epochs: a number of about 3,999 digits is not a whole number"),
+    "5,000 hexadecimal digits": ("act = 0x" + "f" * 5000, "act: a number of about 6,021 digits is not text"),
+    "a date": ("lr = 2024-01-01", "lr: datetime.date(2024, 1, 1) is not a number"),
+    "a long text": (f'act = "{"a" * 15_000}"', "act: unknown activation 'aaa"),
+    "a long name": (f"{'a' * 15_000} = 1", "unknown setting 'aaa"),
+}
+
+
+@pytest.mark.parametrize("kind", ABSURD)
+def test_absurd_values_in_toml_are_refused_in_one_short_line(kind: str, tmp_path: Path) -> None:
+    toml, words = ABSURD[kind]
+    file = written(tmp_path, toml)
+    result = CliRunner().invoke(app, ["train", "--print-config", "--config", str(file)])
+    assert result.exit_code == 2, result.output
+    assert f"error: {file}: {words}" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert len(result.stderr) < 700
+
+
+def test_toml_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    file = written(tmp_path, "# " + "x" * 20_000)
+    result = CliRunner().invoke(app, ["train", "--print-config", "--config", str(file)])
+    assert result.exit_code == 3
+    assert "settings.toml: has over 20,000 characters; this is not a file of settings" in result.stderr
+
+
+def test_toml_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "notepad.toml"
+    file.write_bytes(b"\xef\xbb\xbfwidth = 16\r\n")
+    assert resolve({}, file, "report", {}).config.model.width == 16
+
+
 @pytest.mark.parametrize("toml", ["lr = true", "lr = 2024-01-01", "width = 8.5", "act = 3", "[model]\nact = [1]", "epochs = -1"])
 def test_wrong_values_in_toml(tmp_path: Path, toml: str) -> None:
     with pytest.raises(UsageError, match=r"settings\.toml: "):

@@ -97,17 +97,15 @@ def list_cache() -> None:
     ddpmctl data cache list
     DDPMCTL_CACHE_DIR=cache ddpmctl data cache list
     """
-    import time
-
     from ddpmctl.data.cache import cache_files, cache_folder
     from ddpmctl.files import in_bytes
 
-    folder, files = cache_folder(), [(file, file.stat()) for file in cache_files()]
-    rows = [[str(file.relative_to(folder)), in_bytes(about.st_size), f"{(time.time() - about.st_mtime) / 86400:.1f}"] for file, about in files]
+    folder, files = cache_folder(), cache_files()
+    rows = [[str(file.path.relative_to(folder)), in_bytes(file.size), f"{file.days:.1f}"] for file in files]
     terminal = Terminal()
     if rows:
         terminal.table(str(folder), ["file", "size", "days unused"], rows)
-    terminal.result(f"{folder}: {len(rows)} files, {in_bytes(sum(about.st_size for _, about in files))}")
+    terminal.result(f"{folder}: {len(rows)} files, {in_bytes(sum(file.size for file in files))}")
 
 
 @cache.command("clear")
@@ -122,4 +120,4 @@ def clear_cache(older_than: Annotated[float, typer.Option("--older-than", min=0,
     from ddpmctl.files import in_bytes
 
     removed = remove_unused(older_than)
-    Terminal().result(f"{cache_folder()}: removed {len(removed)} files, {in_bytes(sum(size for _, size in removed))}")
+    Terminal().result(f"{cache_folder()}: removed {len(removed)} files, {in_bytes(sum(file.size for file in removed))}")

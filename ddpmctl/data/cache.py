@@ -8,12 +8,15 @@ entry is rebuilt.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
+import stat
 import time
-from collections.abc import Callable, Generator
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +29,9 @@ from ddpmctl.files import atomic_write, write_text
 from ddpmctl.progress import Notice, Progress
 
 UNUSED_DAYS = 30
-PATTERNS = ("*.npy", "*.json", "results/*.npz", "devices/*.json", "crashes/*.txt")
-OURS = re.compile(r"[0-9a-f]{64}|crash-[0-9-]+")  # DDPMCTL_CACHE_DIR may name a folder with other files
+PATTERNS = ("*.npy", "*.json", "results/*.npz", "devices/*.json", "crashes/*.txt", ".*.tmp", "results/.*.tmp")
+ENTRY = r"[0-9a-f]{64}\.(npy|json|npz)"
+OURS = re.compile(rf"{ENTRY}|\.{ENTRY}\..+\.tmp|crash-[0-9-]+\.txt")  # DDPMCTL_CACHE_DIR may name a folder with other files
 DECODER = 1  # increase it when decoding or rendering changes the pixels, so that old entries are not used
 
 
@@ -55,10 +59,36 @@ def cache_folder() -> Path:
         raise UsageError("no home folder is known; set DDPMCTL_CACHE_DIR") from error
 
 
-def cache_files() -> list[Path]:
-    """Return the files in the cache: decoded images, results of evaluations and the devices they used, and tracebacks of crashes."""
-    folder = cache_folder()
-    return sorted(file for pattern in PATTERNS for file in folder.glob(pattern) if OURS.fullmatch(file.stem) and file.is_file())
+@contextmanager
+def any_error_is_damage() -> Iterator[None]:
+    """The body reads a cache entry: every exception ends it in silence, and its warnings are not shown.
+
+    A damaged file can lead a parser to any exception: numpy's reader of headers alone raises SyntaxError, tokenize.TokenError, AttributeError, MemoryError
+    and RecursionError. What the body was to find is then not found, so that the entry is made anew.
+    """
+    with warnings.catch_warnings(), suppress(Exception):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@dataclass(frozen=True)
+class CacheFile:
+    """A file in the cache: its size in bytes, and the days since it was last used."""
+
+    path: Path
+    size: int
+    days: float
+
+
+def cache_files() -> list[CacheFile]:
+    """Return the files in the cache: decoded images, results of evaluations and the devices they used, and tracebacks of crashes; also what killed processes left of them."""
+    folder, found = cache_folder(), []
+    for file in sorted(file for pattern in PATTERNS for file in folder.glob(pattern) if OURS.fullmatch(file.name)):
+        with suppress(OSError):  # another process may have removed it
+            about = file.stat()
+            if stat.S_ISREG(about.st_mode):
+                found.append(CacheFile(file, about.st_size, (time.time() - about.st_mtime) / 86400))
+    return found
 
 
 def mark_used(*files: Path) -> None:
@@ -72,15 +102,14 @@ def mark_used(*files: Path) -> None:
             remove_unused()
 
 
-def remove_unused(days: float = UNUSED_DAYS) -> list[tuple[Path, int]]:
-    """Remove the files of the cache that were not used for some days; return them with their sizes in bytes."""
+def remove_unused(days: float = UNUSED_DAYS) -> list[CacheFile]:
+    """Remove the files of the cache that were not used for some days, temporary ones not before a day; return them."""
     removed = []
     for file in cache_files():
-        with suppress(OSError):  # another process may have removed it
-            about = file.stat()
-            if time.time() - about.st_mtime >= 86400 * days:
-                file.unlink()
-                removed.append((file, about.st_size))
+        if file.days >= (max(days, 1) if file.path.suffix == ".tmp" else days):  # a temporary file may be one that is being written
+            with suppress(OSError):  # another process may have removed it
+                file.path.unlink()
+                removed.append(file)
     return removed
 
 
@@ -149,28 +178,30 @@ def _read(entry: Path, key: str, count: int) -> CachedImages | None:
     about_path = entry.with_suffix(".json")
     if not os.path.lexists(about_path):  # written last: without it the entry is missing or incomplete
         return None
-    try:
-        about = read_json(about_path)
-    except DataError:
-        about = None
+    about: object = None
+    images: np.ndarray | None = None
     shape = (count, 3, SIZE, SIZE)
+    with any_error_is_damage():
+        about = read_json(about_path)
     if not isinstance(about, dict) or about.get("key") != key or about.get("shape") != list(shape):
         raise DataError(f"{about_path}: damaged; it is rebuilt")
-    images = _read_array(entry, shape)
+    with any_error_is_damage():
+        images = _read_array(entry, shape)
     if images is None or _sha256(images) != about.get("sha256"):
-        raise DataError(f"{entry}: damaged; it is rebuilt")
+        raise DataError(f"{entry}: {'damaged' if os.path.lexists(entry) else 'removed'}; it is rebuilt")
     return CachedImages(images, str(about["sha256"]))
 
 
 def _read_array(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Read an .npy file of known shape; the file's header is only compared, and never decides how much memory is allocated."""
-    with suppress(OSError, ValueError), open(path, "rb") as file:
-        if np.lib.format.read_magic(file) != (1, 0) or np.lib.format.read_array_header_1_0(file) != (shape, False, np.dtype(np.uint8)):
+    """Return the uint8 array of an .npy file if it has this shape; the file's header is only compared, and is never parsed."""
+    expected = io.BytesIO()
+    np.lib.format.write_array_header_1_0(expected, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with open(path, "rb") as file:
+        if file.read(len(expected.getvalue())) != expected.getvalue():
             return None
         images = np.empty(shape, dtype=np.uint8)
         whole = file.readinto(images.reshape(-1).data) == images.nbytes and not file.read(1)
         return images if whole else None
-    return None
 
 
 def _write(entry: Path, key: str, images: np.ndarray, digest: str) -> None:

@@ -6,8 +6,9 @@ import os
 import stat
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ddpmctl.data.folders import Problem
 from ddpmctl.errors import DataError, show
+from ddpmctl.files import in_bytes
 
 SIZE = 64  # pixels on a side of every training image
 PLACES = ("iclevr", "images", ".")  # the usual one first: if it has all images, the others are not searched
@@ -25,8 +27,39 @@ FORMATS = ("PNG", "JPEG")
 PNG_END = b"IEND\xaeB`\x82"
 TRAILER = 65536  # bytes that may follow the end of a PNG
 CHUNK = 256  # images between two progress events
+MOST_BYTES = 500_000_000  # for the pixels that all threads decode at the same time; docs/data.md states both limits
+MOST_FILE_BYTES = 60_000_000  # each thread may keep as many of a file, such as its metadata
+STRIP = 2**20  # pixels of a 16-bit image that are scaled at once
+RGB_BYTES = 4  # of a pixel; Pillow keeps all modes with more than one channel like this
+COEFFICIENT_BYTES = 2  # of a progressive JPEG, which is kept whole before it becomes pixels
+GRAY = ("1", "L")
+# malloc returns only blocks of more than 32 MiB at once to the system; of smaller ones, each thread keeps what it has freed.
+Image.core.set_block_size(2**26)  # type: ignore[attr-defined]
 T = TypeVar("T")
 _opening = threading.Lock()
+
+
+class _Memory:
+    """Bytes that threads share; a thread waits until there are enough of them."""
+
+    def __init__(self, free: int) -> None:
+        self.free = free
+        self.returned = threading.Condition()
+
+    @contextmanager
+    def held(self, size: int) -> Iterator[None]:
+        with self.returned:
+            self.returned.wait_for(lambda: self.free >= size)
+            self.free -= size
+        try:
+            yield
+        finally:
+            with self.returned:
+                self.free += size
+                self.returned.notify_all()
+
+
+_memory = _Memory(MOST_BYTES)
 
 
 @dataclass(frozen=True)
@@ -65,21 +98,34 @@ def find_images(folder: Path, names: Sequence[str]) -> tuple[list[FoundImage], l
 def decode_image(path: Path, *, resize: bool = True) -> np.ndarray:
     """Return an image file as uint8 RGB, (3, 64, 64); without ``resize``, an image of another size is refused.
 
-    The lab's own steps: ``convert("RGB")``, then Pillow's antialiased bilinear resize. 16-bit gray is scaled to 8 bits, where Pillow
-    would clip it.
+    The lab's own steps: ``convert("RGB")``, then Pillow's antialiased bilinear resize. So transparency, colour profiles and the orientation in EXIF
+    have no effect, and of an animated PNG the first image is taken. 16-bit gray is scaled to 8 bits, where Pillow would clip it.
 
     Raises:
-        DataError: missing, neither PNG nor JPEG, damaged, cut short, too large to be safe, or of another size.
+        DataError: missing, neither PNG nor JPEG, damaged, cut short, larger than ``MOST_BYTES`` or ``MOST_FILE_BYTES`` allow, or of another size.
     """
     try:
-        with _open(path) as image:
+        with _room_for(path) as image:
             if not resize and image.size != (SIZE, SIZE):
                 raise DataError(f"is {image.width}x{image.height} pixels; images to score must be {SIZE}x{SIZE}")
-            rgb = _to_rgb(image)
-        pixels = np.asarray(rgb.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+            small = _reduced(image).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        pixels = np.asarray(small.convert("RGB"))
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ... on bad bytes
         raise DataError(f"{path}: {_reason(error)}") from error
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """Return an image file in its own size as uint8 RGB, (H, W, 3).
+
+    Raises:
+        DataError: as ``decode_image``.
+    """
+    try:
+        with _room_for(path) as image:
+            return np.asarray(_reduced(image).convert("RGB"))
+    except Exception as error:
+        raise DataError(f"{path}: {_reason(error)}") from error
 
 
 def check_image(path: Path) -> None:
@@ -147,6 +193,8 @@ def _within(path: str | Path, roots: tuple[Path, ...]) -> bool:
 
 
 def _open(path: Path) -> Image.Image:
+    if (size := os.stat(path).st_size) > MOST_FILE_BYTES:
+        raise DataError(f"has {in_bytes(size)}; an image file may have at most {in_bytes(MOST_FILE_BYTES)}; make it smaller")
     # Pillow only warns of an image between one and two times its limit. The warnings filter is global to the process, hence the lock.
     with _opening, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -162,13 +210,63 @@ def _open(path: Path) -> Image.Image:
     return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+@contextmanager
+def _room_for(path: Path) -> Iterator[Image.Image]:
+    """Open an image; in the body there is memory to decode it, which no other thread uses."""
+    with _open(path) as image, _memory.held(_bytes_of(image)):
+        try:
+            yield image
+        finally:
+            image.close()  # frees the pixels, before another thread gets the memory
+
+
+def _bytes_of(image: Image.Image) -> int:
+    """Return the bytes that it takes to decode an image that is open: its pixels, times the channels and their depth in all copies.
+
+    Raises:
+        DataError: they are more than ``MOST_BYTES``.
+    """
+    if image.mode == "RGB":
+        pixel = RGB_BYTES
+    elif image.mode in GRAY:
+        pixel = 2
+    elif _is_wide(image):
+        pixel = 3 if image.mode.startswith("I;16") else RGB_BYTES + 1
+    else:
+        pixel = 2 * RGB_BYTES
+    if image.info.get("progressive"):
+        pixel += COEFFICIENT_BYTES * len(image.getbands())
+    size = image.width * image.height * pixel
+    if size > MOST_BYTES:
+        shape = f"{image.width}x{image.height} pixels"
+        raise DataError(f"is {shape} and takes {in_bytes(size)} to decode; at most {in_bytes(MOST_BYTES)} are used for that; make it smaller")
+    return size
+
+
+def _is_wide(image: Image.Image) -> bool:
+    """Return whether it is gray with 16 bits."""
+    return image.mode == "I" or image.mode.startswith("I;16")
+
+
+def _reduced(image: Image.Image) -> Image.Image:
+    """Return the image as 8-bit RGB, or as 8-bit gray, which is resized as its three equal channels would be."""
     image.load()
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
     image.info.pop("transparency", None)  # convert("RGB") drops it in any case, and would warn
-    return image.convert("RGB")
+    if _is_wide(image):
+        return _scaled(image)
+    if image.mode in GRAY:
+        return image.convert("L")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """Return a 16-bit gray image in 8 bits; in strips, so that the numbers between take little memory."""
+    gray = Image.new("L", image.size)
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        wide = np.clip(np.asarray(image.crop((0, top, image.width, min(top + rows, image.height)))).astype(np.int64), 0, 65535)
+        gray.paste(Image.fromarray(((wide + 128) // 257).astype(np.uint8)), (0, top))
+    return gray
 
 
 def _reason(error: Exception) -> str:
@@ -177,7 +275,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "missing"
     if isinstance(error, UnidentifiedImageError):
-        return "is neither a PNG nor a JPEG image"
+        return "is neither a PNG nor a JPEG image; convert it to PNG"
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"has more than {Image.MAX_IMAGE_PIXELS} pixels; it is not a training image"
     return f"cannot be decoded ({show(str(error))[1:-1] or type(error).__name__})"

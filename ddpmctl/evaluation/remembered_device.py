@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpmctl.config import DeviceConfig
-from ddpmctl.data.cache import cache_folder, mark_used
+from ddpmctl.data.cache import any_error_is_damage, cache_folder, mark_used
 from ddpmctl.errors import DdpmctlError, UsageError
 from ddpmctl.files import write_text
 
@@ -55,7 +55,7 @@ def _loaded(remembered: RememberedDevice) -> ComputeDevice:
 
 def remembered_device(settings: DeviceConfig) -> RememberedDevice | None:
     """Return the device of the last evaluation with these settings on this machine, or None if there was none."""
-    with suppress(OSError, ValueError, DdpmctlError):
+    with any_error_is_damage():
         file = _file(settings)
         kind, precision = json.loads(file.read_text(encoding="utf-8"))
         if kind in KINDS and precision in PRECISIONS:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddpmctl.data.cache import cache_folder, mark_used
+from ddpmctl.data.cache import any_error_is_damage, cache_folder, mark_used
 from ddpmctl.errors import DdpmctlError
 from ddpmctl.evaluation.results import FileResults
 from ddpmctl.files import atomic_write
@@ -32,18 +30,19 @@ def result_key(content: Sequence[object], name: str, conditions: Sequence[LabelS
 
 def load_results(key: str, conditions: Sequence[LabelSet]) -> FileResults | None:
     """Return cached results, or None if they are missing or damaged."""
-    try:
-        with _file(key).open("rb") as file, np.load(file, allow_pickle=False) as content:
-            probabilities, images = content["probabilities"], content["images"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, DdpmctlError):
-        return None  # numpy passes on all errors of zipfile
-    count = len(conditions)
-    fits = probabilities.ndim == 3 and probabilities.shape[::2] == (count, len(CLASSES)) and probabilities.shape[1] > 0
-    sound = fits and probabilities.dtype == np.float32 and bool(np.isfinite(probabilities).all())
-    if not sound or not _are_images(images, probabilities.shape[:2]):
-        return None
-    mark_used(_file(key))
-    return FileResults(tuple(conditions), probabilities, images)
+    found: FileResults | None = None
+    with any_error_is_damage(), _file(key).open("rb") as file, np.load(file, allow_pickle=False) as content:
+        if content.zip.testzip() is not None:  # first: numpy reads only as far as an array's header says, and the checksum is compared at the end
+            return None
+        probabilities, images = content["probabilities"], content["images"]
+        count = len(conditions)
+        fits = probabilities.ndim == 3 and probabilities.shape[::2] == (count, len(CLASSES)) and probabilities.shape[1] > 0
+        sound = fits and probabilities.dtype == np.float32 and bool(np.isfinite(probabilities).all())
+        if sound and _are_images(images, probabilities.shape[:2]):
+            found = FileResults(tuple(conditions), probabilities, images)
+    if found is not None:
+        mark_used(_file(key))
+    return found
 
 
 def save_results(key: str, answers: FileResults) -> None:

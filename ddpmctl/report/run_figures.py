@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
-from PIL import Image
 
+from ddpmctl.data.images import read_rgb
 from ddpmctl.files import atomic_write
 from ddpmctl.report.style import COLOURS, DASHES, DPI, MARKERS, save_figure
 from ddpmctl.runs.record import SCORED, Record
@@ -30,8 +29,12 @@ def save_curves(path: Path, record: Record) -> Path:
 
 
 def save_run_figure(path: Path, record: Record) -> Path:
-    """Write the curves of a run, and below them its last sample grids, as PNG."""
-    grids = {title: np.asarray(Image.open(file).convert("RGB")) for title, file in last_samples(record)}
+    """Write the curves of a run, and below them its last sample grids, as PNG.
+
+    Raises:
+        DataError: a sample grid is damaged.
+    """
+    grids = {title: read_rgb(file) for title, file in last_samples(record)}
     below = max((WIDTH / len(grids) * grid.shape[0] / grid.shape[1] + 0.4 for grid in grids.values()), default=0.0)
     figure = Figure(figsize=(WIDTH, HEIGHT + below), layout="constrained")
     parts = figure.subfigures(1 + bool(grids), 1, squeeze=False, height_ratios=[HEIGHT, below][: 1 + bool(grids)])[:, 0]

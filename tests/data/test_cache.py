@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpmctl.data.cache import cache_folder
+from ddpmctl.data.cache import cache_folder, cached_images
 from ddpmctl.data.dataset import load_dataset
 from ddpmctl.errors import UsageError
 from ddpmctl.files import atomic_write, sha256_file
@@ -61,6 +62,29 @@ def test_a_damaged_entry_is_rebuilt(folder: Path, cache: Path, damage: str) -> N
     np.testing.assert_array_equal(after.images, before.images)
     assert finish(load_dataset(folder))[0] == []
     assert {path.suffix for path in cache.glob("[!.]*")} == {".npy", ".json"}
+
+
+@pytest.mark.filterwarnings("default")  # a parser may also warn of what it reads
+def test_every_flipped_bit_of_a_header_is_damage_and_nothing_else(folder: Path, cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = load(folder)
+    kept = entry(cache)
+    sound = kept.read_bytes()
+
+    def decoded_again() -> Generator[Progress, None, np.ndarray]:
+        yield Progress("decoding", 0, 1)
+        return before.images
+
+    for place in range(8 * 128):  # the header's bits
+        damaged = bytearray(sound)
+        damaged[place // 8] ^= 1 << place % 8
+        kept.write_bytes(damaged)
+        notice, progress = itertools.islice(cached_images(kept.stem, 3, decoded_again), 2)
+        assert isinstance(notice, Notice), place
+        assert f"{kept}: damaged; it is rebuilt" in notice.text
+        assert progress == Progress("decoding", 0, 1)
+    assert capfd.readouterr().err == ""
+    finish(load_dataset(folder))
+    assert finish(load_dataset(folder))[0] == []
 
 
 def test_without_a_cache_the_data_load_and_a_notice_says_so(folder: Path, cache: Path) -> None:
@@ -187,6 +211,32 @@ def test_the_cache_is_listed_and_cleared_and_old_files_are_removed(tmp_path: Pat
     assert "removed 0 files" in ddpmctl("data", "cache", "clear", "--older-than", 1).stdout
     assert "removed 3 files" in ddpmctl("data", "cache", "clear").stdout
     assert [file for file in tmp_path.rglob("[!.]*") if file.is_file()] == [other]
+
+
+def test_the_cache_may_be_cleared_while_it_is_read_and_listed(folder: Path, cache: Path) -> None:
+    before = load(folder)
+    clearing = subprocess.Popen([sys.executable, "-c", "import ddpmctl.data.cache as c\nwhile True:\n    c.remove_unused(0)"])
+    try:
+        for _ in range(30):
+            np.testing.assert_array_equal(load(folder).images, before.images)
+            assert ddpmctl("data", "cache", "list").exit_code == 0
+    finally:
+        clearing.kill()
+        clearing.wait()
+
+
+def test_files_of_killed_builders_are_removed_a_day_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(tmp_path))
+    (tmp_path / "results").mkdir()
+    names = [f".{'a' * 64}.npy.7-12345678.tmp", f".{'b' * 64}.npy.8-12345678.tmp", f"results/.{'c' * 64}.npz.9-12345678.tmp"]
+    written = [tmp_path / name for name in names]
+    for file in (*written, tmp_path / ".user.tmp"):
+        file.write_bytes(b"half")
+        os.utime(file, (0, 0))
+    os.utime(written[0])
+    assert "removed 2 files" in ddpmctl("data", "cache", "clear").stdout
+    assert [file for file in written if file.exists()] == written[:1]  # it may still be written
+    assert (tmp_path / ".user.tmp").exists()
 
 
 def test_old_files_are_removed_at_most_once_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

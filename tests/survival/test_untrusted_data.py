@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from ddpmctl.data.images import decode_image
 
@@ -68,6 +68,13 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "a BMP": lambda: encoded(make_image(), "BMP"),
     "an EPS, for which Pillow would start another program": lambda: encoded(make_image(), "EPS"),
     "a WebP": lambda: encoded(make_image(), "WEBP"),
+    "a palette of 81 million pixels": lambda: encoded(Image.new("P", (9000, 9000))),
+    "61 MB": lambda: encoded(make_image()) + bytes(61 * 10**6),
+}
+REASONS = {
+    "a WebP": "is neither a PNG nor a JPEG image; convert it to PNG",
+    "a palette of 81 million pixels": "is 9000x9000 pixels and takes 648 MB to decode; at most 500 MB are used for that",
+    "61 MB": "an image file may have at most 60 MB",
 }
 
 
@@ -83,8 +90,50 @@ def test_a_file_that_is_not_an_image_is_refused_by_name(kind: str, folder: Path,
         result = ddpmctl(*command)
         assert result.exit_code == 3, (kind, result.output)
         assert STRANGE in result.output
+        assert REASONS.get(kind, "") in result.output
         assert "Traceback" not in result.output
     assert not list((tmp_path / "runs").glob("*"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the most memory that a process had from /proc")
+@pytest.mark.parametrize("kind", ["sixteen bits", "RGBA"])
+def test_large_images_take_little_memory_together(kind: str, folder: Path) -> None:
+    image = Image.new("RGBA", (7000, 7000)) if kind == "RGBA" else Image.fromarray(np.zeros((7000, 7000), np.uint16))
+    image.save(folder / "iclevr" / STRANGE, compress_level=1)
+    del image
+    for file in (folder / "iclevr").iterdir():
+        file.write_bytes((folder / "iclevr" / STRANGE).read_bytes())
+    assert (folder / "iclevr" / STRANGE).stat().st_size < 10**6
+    code = f"""
+import sys
+from ddpmctl.cli.app import main
+sys.argv = ["ddpmctl", "data", "verify", {str(folder)!r}]
+try:
+    main()
+except SystemExit as end:
+    print(end.code, *(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    exit_code, most = done.stdout.splitlines()[-1].split()
+    assert exit_code == "0"
+    assert int(most) * 1024 < 600 * 10**6
+
+
+def rgb_of_sixteen_bits() -> bytes:
+    rows = np.random.default_rng(0).integers(0, 65536, (24, 32 * 3)).astype(">u2")
+    whole = png(32, 24, zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)))
+    header = whole[12:24] + b"\x10" + whole[25:29]
+    return whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:]
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: to be shown turned by 90 degrees
+    return exif
+
+
+def profile() -> bytes:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
 
 
 TAKEN: dict[str, Callable[[], bytes]] = {
@@ -97,6 +146,12 @@ TAKEN: dict[str, Callable[[], bytes]] = {
     "a CMYK JPEG": lambda: encoded(make_image("CMYK"), "JPEG"),
     "a JPEG": lambda: encoded(make_image(), "JPEG"),
     "an animated PNG, its first frame": lambda: encoded(make_image(), save_all=True, append_images=[make_image(seed=1)]),
+    "sixteen bits a colour": rgb_of_sixteen_bits,
+    "a PNG with a colour profile": lambda: encoded(make_image(), icc_profile=profile()),
+    "a JPEG with a colour profile": lambda: encoded(make_image(), "JPEG", icc_profile=profile()),
+    "a PNG that EXIF turns": lambda: encoded(make_image(), exif=turned()),
+    "a JPEG that EXIF turns": lambda: encoded(make_image(), "JPEG", exif=turned()),
+    "a progressive JPEG": lambda: encoded(make_image(), "JPEG", progressive=True),
     "one pixel": lambda: encoded(make_image(size=(1, 1))),
     "a line": lambda: encoded(make_image(size=(3000, 1))),
 }
