@@ -20,7 +20,7 @@ from ddpmctl.errors import UsageError
 from ddpmctl.evaluation.classifiers import BUILT_IN, Classifier, load_classifier
 from ddpmctl.files import prepare_folder
 from ddpmctl.progress import Notice, Progress
-from ddpmctl.runs.folder import Run, create_run, locked, name_for, open_run
+from ddpmctl.runs.folder import Run, TakenError, create_run, locked, name_for, open_run
 from ddpmctl.runs.sources import RunSources
 from ddpmctl.training.events import Event, Prepared
 from ddpmctl.training.loop import training_events
@@ -74,9 +74,7 @@ def run_training(request: TrainingRequest) -> Generator[Event, None, None]:
     if request.resume:
         yield from _resume(request, compute)
     elif request.exist_ok and request.job.from_leader((request.folder / "config.toml").is_file):
-        _require_same_run(request)
-        yield Notice(f"{request.folder}: exists already; resuming it")
-        yield from _resume(replace(request, resume=request.folder), compute)
+        yield from _resume_existing(request, compute)
     else:
         yield from _begin(request, compute)
 
@@ -85,7 +83,7 @@ def plan_only(request: TrainingRequest) -> Plan:
     """Return the plan of ``run_training``, without creating a folder or loading images."""
     compute, request = _on_device(request)
     if request.resume or (request.name and Run(request.folder).config_file.is_file()):
-        sources = RunSources.load(Run(request.folder).data_file)
+        sources = RunSources.load(open_run(request.folder).data_file)
         request = replace(request, data=request.data or sources.data, scenes=sources.scenes, classifier=request.classifier or sources.evaluator)
     conditions = load_conditions(request.data, scenes=request.scenes)
     classifier = load_classifier(request.classifier, request.data)
@@ -158,9 +156,29 @@ def _begin(request: TrainingRequest, compute: ComputeDevice) -> Generator[Event,
         evaluator=None if classifier.name == BUILT_IN else Path(classifier.name).resolve(),
         evaluator_sha256=classifier.sha256,
     )
-    run = Run(job.from_leader(lambda: create_run(request.runs_dir, request.name, config, sources).folder))
+
+    def make() -> Path | None:
+        try:
+            return create_run(request.runs_dir, request.folder.name if request.exist_ok else request.name, config, sources).folder
+        except TakenError:
+            if not request.exist_ok:
+                raise
+            return None  # another process has just made it
+
+    made = job.from_leader(make)
+    if made is None:
+        yield from _resume_existing(request, compute)
+        return
+    run = Run(made)
     with locked(run) if job.is_leader else nullcontext():
         yield from _follow(request, run, dataset, classifier, compute, recorded=None)
+
+
+def _resume_existing(request: TrainingRequest, compute: ComputeDevice) -> Generator[Event, None, None]:
+    """Resume the run of the request's name."""
+    _require_same_run(request)
+    yield Notice(f"{request.folder}: exists already; resuming it")
+    yield from _resume(replace(request, resume=request.folder), compute)
 
 
 def _require_same_run(request: TrainingRequest) -> None:
