@@ -43,6 +43,7 @@ class TrainingRequest:
         exist_ok: resume the run of that name if it exists.
         job: the processes that train together.
         received: returns the number of a signal that this process received, 0 for none.
+        continued: returns how often this process went on after it was halted.
     """
 
     config: Config
@@ -55,6 +56,7 @@ class TrainingRequest:
     exist_ok: bool = False
     job: Job = SINGLE
     received: Callable[[], int] = int
+    continued: Callable[[], int] = int
 
     @property
     def folder(self) -> Path:
@@ -228,7 +230,7 @@ def _follow(
 ) -> Generator[Event, None, None]:
     """Train to the end; ``recorded``: the settings that a resumed run had before."""
     with replicas(request.job, compute.device) as together:
-        trainer = Trainer(request.config, compute, dataset, replicas=together, received=request.received)
+        trainer = Trainer(request.config, compute, dataset, replicas=together, received=request.received, continued=request.continued)
         yield Progress("measuring the speed", 0, 1)  # of one small batch, which takes long for a large network
         plan = make_plan(trainer, run.folder, classifier.describe())
         yield Progress("measuring the speed", 1, 1)

@@ -206,6 +206,66 @@ def test_of_two_that_begin_a_run_with_exist_ok_one_trains_and_the_other_says_so_
 
 @pytest.mark.slow
 @posix
+def test_a_halted_trainer_keeps_its_lock_and_its_half_written_file(tmp_path: Path) -> None:
+    """As by Ctrl-Z or a suspended machine, in the middle of a save."""
+    folder = tmp_path / "r"
+    small = [*TINY, "--minutes", "60", "--save-every", "100000", "--checkpoint-minutes", "0.0001", "--scenes", "16"]
+    with subprocess.Popen([*PYTHON, "train", *small, "--runs-dir", str(tmp_path), "--name", "r"], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("epoch 2 "):
+                break
+        for _ in range(200):
+            while not (halted := list(folder.glob(".state.pt.*.tmp"))):
+                time.sleep(0.0001)
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(0.05)
+            if halted := list(folder.glob(".state.pt.*.tmp")):
+                break
+            process.send_signal(signal.SIGCONT)
+        try:
+            assert halted
+            before = load_tensors(folder / "state.pt")[0]["counters"]["step"]
+            assert f"process {process.pid}" in refused(2, "train", "--resume", folder)
+            assert "running" in ddpmctl("show", folder, "-o", tmp_path / "s.png").stdout
+            assert list(folder.glob(".state.pt.*.tmp")) == halted
+        finally:
+            process.send_signal(signal.SIGCONT)
+            process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()
+        assert process.wait(60) == 143, rest
+    assert load_tensors(folder / "state.pt")[0]["counters"]["step"] > before
+    assert not list(folder.glob(".*.tmp"))
+
+
+@posix
+def test_a_step_within_which_the_process_was_halted_counts_as_long_as_the_others(dataset: object) -> None:
+    from ddpmctl.cli.signals import StopRequest, stop_is_noted
+
+    config = Config().replace(width=8, timesteps=6, batch_size=4, epochs=1, precision="fp32", device="cpu", threads=1)
+    signals = StopRequest()
+    trainer = Trainer(config, make_compute_device(config.device), dataset, continued=lambda: signals.continued)  # type: ignore[arg-type]
+    trainer.step()
+    others = trainer.counters.seconds
+
+    class Halting(nn.Module):
+        """The network, but a second passes in it, after which the process is told to go on."""
+
+        def forward(self, *inputs: Tensor) -> Tensor:
+            time.sleep(1)
+            os.kill(os.getpid(), signal.SIGCONT)
+            out: Tensor = trainer.net(*inputs)
+            return out
+
+    trainer.forward = Halting()
+    with stop_is_noted(signals):
+        trainer.step()
+    assert signals.continued == 1
+    assert trainer.counters.seconds == pytest.approx(2 * others)
+
+
+@pytest.mark.slow
+@posix
 def test_a_second_training_process_is_refused_and_the_lock_of_a_killed_one_is_released(tmp_path: Path) -> None:
     command = [*PYTHON, "train", *TINY, "--epochs", "100000", "--save-every", "100000", "--scenes", "16", "--runs-dir", str(tmp_path), "--name", "r"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
