@@ -9,7 +9,8 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,8 @@ def prepare_folder(folder: Path, flag: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _made.extend(reversed(missing))
-        probe = folder / ".ddpmctl-probe.tmp"
-        probe.touch()
+        probe = folder / f".ddpmctl-{secrets.token_hex(8)}.tmp"
+        open(probe, "xb").close()  # a link of this name is not followed
         probe.unlink()
     except OSError as error:
         raise UsageError(f"{flag}: {cannot_write(folder, error)}") from None
@@ -152,6 +153,44 @@ def remove_temporary_files(folder: Path) -> None:
     for left in folder.glob(".*.tmp"):
         with suppress(OSError):
             left.unlink()
+
+
+def not_plain(path: Path, kind: Callable[[int], bool] = stat.S_ISREG) -> str | None:
+    """Return why a path is not a file of its folder (with ``stat.S_ISDIR``: not a folder in it), or None; also None where there is nothing.
+
+    A link may lead anywhere, and opening a pipe blocks. Paths in folders from unknown sources are checked before they are opened.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        return f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    if stat.S_ISLNK(mode):
+        return "is a symbolic link"
+    return None if kind(mode) else "is not a folder" if kind is stat.S_ISDIR else "is not a regular file"
+
+
+def read_plain(path: Path, limit: int) -> bytes:
+    """Return the content of a regular file of at most ``limit`` bytes; links are not followed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is a link, not a regular file, larger, or cannot be read.
+    """
+    if problem := not_plain(path):
+        raise DataError(f"{path}: {problem}")
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
+            content = file.read(limit + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if len(content) > limit:
+        raise DataError(f"{path}: is over {in_bytes(limit)}, which no file of this name is")
+    return content
 
 
 def _sync_folder(folder: Path) -> None:

@@ -187,14 +187,6 @@ class TestShow:
         assert result.exit_code == 0, result.output
         assert "stopped; 0 of 2 epochs" in result.stdout
 
-    @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"text"])
-    def test_a_damaged_sample_grid_is_named(self, content: bytes, runs: Path, tmp_path: Path) -> None:
-        grid = runs / "q30" / "samples" / "epoch2_test.png"
-        assert grid.is_file()
-        grid.write_bytes(content)
-        assert f"error: {grid}: " in refused(3, "show", runs / "q30", "-o", tmp_path / "s.png")
-        assert not (tmp_path / "s.png").exists()
-
     def test_the_page(self, runs: Path, tmp_path: Path) -> None:
         result = ddpmctl("show", runs / "q30", "-o", tmp_path / "s.png", "--html", tmp_path / "s.html")
         assert result.exit_code == 0, result.output

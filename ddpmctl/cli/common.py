@@ -246,18 +246,17 @@ class Given:
 def chosen_checkpoint(named: Path | None, runs_dir: Path, assume: dict[str, Value], terminal: Terminal) -> Checkpoint:
     """Return the checkpoint that was named (a run's best, for a run), or the best of the newest run, saying so."""
     from ddpmctl.checkpoints.format import load_checkpoint
-    from ddpmctl.runs.folder import Run, newest_best
+    from ddpmctl.runs.folder import Run, best_checkpoint, newest_best
     from ddpmctl.runs.named import located
 
     if named is None:
-        named = newest_best(runs_dir)
-        terminal.say(f"checkpoint: {named} (the newest run's best)")
+        named, which = newest_best(runs_dir)
+        terminal.say(f"checkpoint: {named} (the newest run's {which})")
     elif (named := located(named, runs_dir)).is_dir():
-        pointer = Run(named).pointer("best") or Run(named).pointer("latest")
-        if pointer is None:
-            raise UsageError(f"{named}: is not a run with a checkpoint; name a .pth file or a run")
-        named = pointer
-        terminal.say(f"checkpoint: {named} (the run's best)")
+        if (found := best_checkpoint(Run(named))) is None:
+            raise UsageError(f"{named}: is not a run with a checkpoint that best.json or latest.json names; name a .pth file or a run")
+        named, which = found
+        terminal.say(f"checkpoint: {named} (the run's {which})")
     checkpoint = load_checkpoint(named, assume)
     if checkpoint.foreign:
         config = checkpoint.config

@@ -25,11 +25,13 @@ def report(error: BaseException) -> Path | None:
     from ddpmctl.data.cache import cache_folder
 
     name = f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
-    for find in (run_folder.get, lambda: cache_folder() / "crashes"):
+    for find, make in ((run_folder.get, False), (lambda: cache_folder() / "crashes", True)):
         with suppress(OSError, DdpmctlError):
             if (folder := find()) is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_text(content, encoding="utf-8", errors="replace")
+                if make:
+                    folder.mkdir(parents=True, exist_ok=True)
+                with (folder / name).open("x", encoding="utf-8", errors="replace") as file:
+                    file.write(content)
                 return folder / name
     return None
 

@@ -194,8 +194,8 @@ def _checkpoints(paths: list[Path] | None, runs_dir: Path, terminal: Terminal) -
 
     if paths:
         return [file for path in located_all(paths, runs_dir) for file in find_checkpoints(path)]
-    newest = newest_best(runs_dir)
-    terminal.say(f"checkpoint: {newest} (the newest run's best)")
+    newest, which = newest_best(runs_dir)
+    terminal.say(f"checkpoint: {newest} (the newest run's {which})")
     return [newest]
 
 

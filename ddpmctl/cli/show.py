@@ -87,8 +87,8 @@ def best_words(record: Record) -> list[str]:
     """Return which score is the best, by what, and its checkpoint if it is still there."""
     if record.best is None:
         return []
-    file = record.run.checkpoints / record.best.checkpoint
-    return [f"best by mean accuracy: epoch {record.best.epoch}", *([f"checkpoint: {file}"] if file.is_file() else [])]
+    file = record.run.checkpoint(record.best.checkpoint)
+    return [f"best by mean accuracy: epoch {record.best.epoch}", *([f"checkpoint: {file}"] if file else [])]
 
 
 def commands(record: Record) -> list[str]:

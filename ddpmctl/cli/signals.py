@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -26,9 +26,15 @@ class Stopped(BaseException):
 
 @dataclass
 class StopRequest:
-    """The number of the signal that requested a stop, 0 for none."""
+    """What signals said to this process.
+
+    Attributes:
+        number: of the signal that requested a stop, 0 for none.
+        continued: how often the process went on after it was halted, as by Ctrl-Z and ``fg``.
+    """
 
     number: int = 0
+    continued: int = 0
 
     def obey(self, words: str = "") -> None:
         """Raise Stopped if a stop is requested; ``words`` says what was stopped and what is kept."""
@@ -66,13 +72,16 @@ def stop_is_raised() -> Iterator[None]:
 
 @contextmanager
 def stop_is_noted(request: StopRequest) -> Iterator[None]:
-    """In the body, a signal sets the request, so that the body can stop at a safe point."""
+    """In the body, a signal sets the request, so that the body can stop at a safe point; SIGCONT is counted."""
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         request.number = request.number or number
         _restore_default_handlers()
 
-    with _handling(on_signal):
+    def on_continue(number: int, frame: FrameType | None) -> None:
+        request.continued += 1
+
+    with _handling(on_signal), _handling(on_continue, [signal.SIGCONT] if hasattr(signal, "SIGCONT") else []):
         yield
 
 
@@ -86,11 +95,11 @@ def _restore_default_handlers() -> None:
 
 
 @contextmanager
-def _handling(handler: object) -> Iterator[None]:
+def _handling(handler: object, numbers: Iterable[int] = EXIT) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # Python allows signal handlers only there
         yield
         return
-    before = {number: signal.signal(number, handler) for number in EXIT}  # type: ignore[arg-type]
+    before = {number: signal.signal(number, handler) for number in numbers}  # type: ignore[arg-type]
     try:
         yield
     finally:

@@ -95,7 +95,8 @@ def train(
     from ddpmctl.training.session import TrainingRequest, plan_only
 
     stop = StopRequest()
-    request = TrainingRequest(resolved.config, data, scenes, evaluator, name, runs_dir, resume, exist_ok is not None, job, lambda: stop.number)
+    signals = (lambda: stop.number, lambda: stop.continued)
+    request = TrainingRequest(resolved.config, data, scenes, evaluator, name, runs_dir, resume, exist_ok is not None, job, *signals)
     if dry_run:
         plan = plan_only(request)
         terminal.plan(plan)

@@ -81,7 +81,7 @@ class CacheFile:
 
 
 def cache_files() -> list[CacheFile]:
-    """Return the files in the cache: decoded images, results of evaluations and the devices they used, and tracebacks of crashes; also what killed processes left of them."""
+    """Return the files in the cache: decoded images, evaluations and the devices they used, tracebacks of crashes, and what killed processes left of them."""
     folder, found = cache_folder(), []
     for file in sorted(file for pattern in PATTERNS for file in folder.glob(pattern) if OURS.fullmatch(file.name)):
         with suppress(OSError):  # another process may have removed it

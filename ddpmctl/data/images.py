@@ -115,19 +115,6 @@ def decode_image(path: Path, *, resize: bool = True) -> np.ndarray:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def read_rgb(path: Path) -> np.ndarray:
-    """Return an image file in its own size as uint8 RGB, (H, W, 3).
-
-    Raises:
-        DataError: as ``decode_image``.
-    """
-    try:
-        with _room_for(path) as image:
-            return np.asarray(_reduced(image).convert("RGB"))
-    except Exception as error:
-        raise DataError(f"{path}: {_reason(error)}") from error
-
-
 def check_image(path: Path) -> None:
     """Decode an image fully, and compare the PNG checksums, which decoding alone does not.
 

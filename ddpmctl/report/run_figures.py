@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
+from PIL import Image
 
-from ddpmctl.data.images import read_rgb
-from ddpmctl.files import atomic_write
+from ddpmctl.files import atomic_write, read_plain
 from ddpmctl.report.style import COLOURS, DASHES, DPI, MARKERS, save_figure
 from ddpmctl.runs.record import SCORED, Record
 
@@ -17,6 +19,7 @@ WIDTH, HEIGHT = 11.0, 4.2  # inches of the curves
 SMALL_DPI = 80  # of the figure that training draws at each score
 TICKS = 5  # of the axis in minutes, at most
 LOG_FROM = 3  # ratio of the highest to the lowest loss from which its axis is logarithmic
+MAX_GRID_BYTES, MAX_GRID_PIXELS = 2**26, 5 * 10**7  # of a grid of samples
 DOTTED = 40  # epochs up to which the loss of each has a dot
 
 
@@ -29,12 +32,8 @@ def save_curves(path: Path, record: Record) -> Path:
 
 
 def save_run_figure(path: Path, record: Record) -> Path:
-    """Write the curves of a run, and below them its last sample grids, as PNG.
-
-    Raises:
-        DataError: a sample grid is damaged.
-    """
-    grids = {title: read_rgb(file) for title, file in last_samples(record)}
+    """Write the curves of a run, and below them its last sample grids, as PNG."""
+    grids = {title: grid for title, file in last_samples(record) if (grid := _grid(file)) is not None}
     below = max((WIDTH / len(grids) * grid.shape[0] / grid.shape[1] + 0.4 for grid in grids.values()), default=0.0)
     figure = Figure(figsize=(WIDTH, HEIGHT + below), layout="constrained")
     parts = figure.subfigures(1 + bool(grids), 1, squeeze=False, height_ratios=[HEIGHT, below][: 1 + bool(grids)])[:, 0]
@@ -62,11 +61,20 @@ def _save_png(path: Path, figure: Figure, dpi: int) -> Path:
 
 
 def last_samples(record: Record) -> list[tuple[str, Path]]:
-    """Return title and file of the sample grids of the last score; files that are gone are left out."""
+    """Return title and file of the sample grids of the last score; files that are gone, and what is no image, are left out."""
     if record.last is None:
         return []
     grids = [(f"samples of epoch {record.last.epoch}, {name}", record.run.samples / f"epoch{record.last.epoch}_{name}.png") for name in SCORED]
-    return [(title, file) for title, file in grids if file.is_file()]
+    return [(title, file) for title, file in grids if _grid(file) is not None]
+
+
+def _grid(file: Path) -> np.ndarray | None:
+    """Return a PNG, (H, W, 3), or None if it cannot be read: people only look at it."""
+    try:
+        with Image.open(io.BytesIO(read_plain(file, MAX_GRID_BYTES)), formats=("PNG",)) as image:
+            return np.asarray(image.convert("RGB")) if image.width * image.height <= MAX_GRID_PIXELS else None
+    except Exception:  # a damaged image can raise any error
+        return None
 
 
 def draw_curves(figure: FigureBase, record: Record) -> None:

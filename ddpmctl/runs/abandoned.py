@@ -22,10 +22,9 @@ def abandon(run: Run, after: int) -> list[str]:
     later = [file for file in by_epoch(run.checkpoints) if epoch_in_name(file) > after]
     if not later:
         return []
-    folder = run.checkpoints / "abandoned"
-    folder.mkdir(exist_ok=True)
+    run.abandoned.mkdir(exist_ok=True)
     for file in later:
-        places = (folder / f"{'again-' * count}{file.name}" for count in itertools.count())
+        places = (run.abandoned / f"{'again-' * count}{file.name}" for count in itertools.count())
         file.rename(next(place for place in places if not place.exists()))
     kept = [file for file in by_epoch(run.checkpoints) if epoch_in_name(file) >= 0]
     standings = _standings(run, kept)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import platform
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,10 +23,12 @@ from ddpmctl.checkpoints.names import FILE_NAME
 from ddpmctl.config import Config
 from ddpmctl.config_toml import dump_toml, load_toml
 from ddpmctl.errors import DataError, UsageError
-from ddpmctl.files import cannot_write, remove_temporary_files, write_text
-from ddpmctl.runs.sources import RunSources
+from ddpmctl.files import cannot_write, in_bytes, not_plain, read_plain, remove_temporary_files, write_text
+from ddpmctl.runs.sources import MAX_BYTES, RunSources
 
 LOCK_SECONDS = 0.2  # for a lock that ``is_locked`` holds for a moment
+MAX_NAME = 255  # characters of a file name
+MAX_LOG_BYTES = 2**28  # of metrics.jsonl, timing.jsonl and results.csv: 60 million steps
 STALE_SECONDS = 3600  # a folder that is still unfinished after this time was left by a killed process
 
 
@@ -52,14 +56,58 @@ class Run:
     state_file = _Inside("state.pt")  # all that is needed to resume: weights and their average, optimizers, counters
     diagnosis_file = _Inside("diagnosis.json")  # details of NaN or inf
     lock_file = _Inside(".lock")  # held by the process that trains here; the file itself stays
+    holder_file = _Inside(".holder")  # who holds the lock
     checkpoints = _Inside("checkpoints")  # folder of scored checkpoints
+    abandoned = _Inside("checkpoints/abandoned")  # folder of those after a state from which the run went on
     samples = _Inside("samples")  # folder of sample grids
+    tensorboard = _Inside("tensorboard")  # folder of event files
 
     @property
     def is_untouched(self) -> bool:
         """Whether nothing was trained here yet: the run was killed before its first state was saved."""
         written = [self.state_file, *(file for file in (self.metrics_file, self.results_file, self.timing_file) if file.exists() and file.stat().st_size)]
         return not any(file.exists() for file in written) and not any(self.checkpoints.glob("*.pth"))
+
+    @property
+    def logs(self) -> tuple[Path, ...]:
+        """The files that training appends to."""
+        return (self.metrics_file, self.timing_file, self.results_file)
+
+    def require_own_files(self) -> None:
+        """Check that the run's files and folders are regular ones in its own folder, and that small files are small.
+
+        A run from an unknown source may have links, through which training would write elsewhere, and pipes, which block.
+
+        Raises:
+            DataError: one is not; names it.
+        """
+        folders = (self.checkpoints, self.abandoned, self.samples, self.tensorboard)
+        small = (self.config_file, self.data_file, self.holder_file, self._pointer_file("best"), self._pointer_file("latest"))
+        others = (self.state_file, self.curves_file, self.diagnosis_file, self.lock_file)
+        for path in (*folders, *small, *self.logs, *others):
+            if problem := not_plain(path, stat.S_ISDIR if path in folders else stat.S_ISREG):
+                raise DataError(f"{path}: {problem}, and a run holds its own files and folders only; remove it, or put what belongs there in its place")
+            limit = MAX_BYTES if path in small else MAX_LOG_BYTES if path in self.logs else None
+            if limit is not None and path.exists() and path.stat().st_size > limit:
+                raise DataError(f"{path}: has {in_bytes(path.stat().st_size)}, which no file of this name has; the run is damaged")
+
+    def lock_identity(self) -> tuple[int, int] | None:
+        """Return which file the lock is; None if there is none. No other file has this identity while the lock is held."""
+        try:
+            about = self.lock_file.lstat()
+        except OSError:
+            return None
+        return about.st_dev, about.st_ino
+
+    def require_present(self, lock: tuple[int, int] | None) -> None:
+        """Check that the folder is still that of the run whose lock was ``lock``.
+
+        Raises:
+            UsageError: it was deleted, moved or replaced.
+        """
+        if not os.path.lexists(self.config_file) or self.lock_identity() not in (lock, None):
+            what = "is gone or is another run now: it was deleted, moved or replaced while it was trained"
+            raise UsageError(f"{self.folder}: {what}, and nothing more is saved; train it again, or resume it where it is now")
 
     def config(self) -> Config:
         """Return the run's settings.
@@ -77,40 +125,54 @@ class Run:
         Raises:
             DataError: the file is not a CSV file.
         """
-        if not self.results_file.is_file():
-            return []
         try:
-            with self.results_file.open(newline="", encoding="utf-8") as file:
-                return list(csv.DictReader(file))
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            return list(csv.DictReader(io.StringIO(read_plain(self.results_file, MAX_LOG_BYTES).decode(), newline="")))
+        except FileNotFoundError:
+            return []
+        except (UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"{self.results_file}: cannot be read as CSV ({error})") from None
 
     def pointer(self, name: str) -> Path | None:
-        """Return the checkpoint that ``best.json`` or ``latest.json`` points to, or None."""
+        """Return the checkpoint that ``best.json`` or ``latest.json`` points to, a file in ``checkpoints``; None if it points to none."""
         try:
-            target = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))["checkpoint"]
-        except (OSError, ValueError, KeyError, TypeError):
+            target = json.loads(read_plain(self._pointer_file(name), MAX_BYTES))["checkpoint"]
+        except (OSError, ValueError, LookupError, TypeError, RecursionError, DataError):
             return None
-        path = self.folder / str(target)
-        return path if path.is_file() else None
+        folder, _, file = target.rpartition("/") if isinstance(target, str) else ("", "", "")
+        return self.checkpoint(file) if folder == self.checkpoints.name else None
+
+    def checkpoint(self, name: str) -> Path | None:
+        """Return the file of this name in ``checkpoints``, or None if there is none or the name is not that of a checkpoint."""
+        if not name.endswith(".pth") or Path(name).name != name or len(name) > MAX_NAME:
+            return None
+        path = self.checkpoints / name
+        return path if not_plain(path) is None and path.is_file() else None
+
+    def _pointer_file(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
 
     def point(self, name: str, checkpoint: Path) -> None:
         """Write a checkpoint's path to ``best.json`` or ``latest.json``, which can be copied more easily than a link."""
-        write_text(self.folder / f"{name}.json", json.dumps({"checkpoint": checkpoint.relative_to(self.folder).as_posix()}) + "\n")
+        write_text(self._pointer_file(name), json.dumps({"checkpoint": checkpoint.relative_to(self.folder).as_posix()}) + "\n")
 
-    def retain(self, count: int) -> None:
-        """Delete scored checkpoints except the best, the last, and the ``count`` latest of the others."""
+    def retain(self, count: int, *, until: int) -> None:
+        """Delete scored checkpoints except the best, the last, and the ``count`` latest of the others; those after epoch ``until`` stay as well."""
         spared = {self.pointer("best"), self.pointer("latest")}
-        others = [file for file in find_checkpoints(self.folder) if file not in spared]
+        others = [file for file in by_epoch(self.checkpoints) if file not in spared and epoch_in_name(file) <= until]
         for file in others[: max(0, len(others) - count)]:
             file.unlink(missing_ok=True)
+
+
+class TakenError(UsageError):
+    """The name of a new run is taken."""
 
 
 def create_run(parent: Path, name: str | None, config: Config, sources: RunSources) -> Run:
     """Create a new run folder with its settings atomically; an existing folder is never used.
 
     Raises:
-        UsageError: the name is taken or is not a folder name, or the parent cannot be written to.
+        TakenError: the name is taken.
+        UsageError: it is not a folder name, or the parent cannot be written to.
     """
     if name is not None and (not re.fullmatch(r"[\w.+-]+", name) or name.strip(".") == ""):
         raise UsageError(f"--name: {name!r} is not a folder name; use letters, digits, '.', '_', '+' and '-'")
@@ -155,7 +217,7 @@ def _claim(made: Path, parent: Path, name: str | None, config: Config) -> Path:
             if not os.path.lexists(parent / (base + suffix)):
                 raise cannot_write(parent, error) from None
             if name is not None:
-                raise UsageError(f"--name: {parent / name} exists already; choose another name, or resume with --resume {parent / name}") from None
+                raise TakenError(f"--name: {parent / name} exists already; choose another name, or resume with --resume {parent / name}") from None
     raise UsageError(f"{parent}: holds ten thousand runs called {base}; give --name")
 
 
@@ -164,6 +226,35 @@ def locked(run: Run) -> Iterator[None]:
     """Lock a run's folder against other training processes, and remove temporary files of killed ones.
 
     The operating system releases the lock when the process ends, also if it is killed.
+
+    Raises:
+        UsageError: another process is training there; names it.
+        DataError: a file or folder of the run is a link, a pipe, or shared with another folder.
+    """
+    run.require_own_files()
+    with held(run):
+        run.require_own_files()
+        for file in run.logs:
+            if file.exists() and file.stat().st_nlink > 1:
+                raise DataError(f"{file}: is a hard link, and training would also change its other names; put a copy of the file in its place")
+        lock = run.lock_identity()
+        try:
+            with suppress(OSError):
+                run.holder_file.unlink(missing_ok=True)
+                with run.holder_file.open("x", encoding="utf-8") as holder:
+                    holder.write(f"process {os.getpid()} on {platform.node()}\n")
+            for folder in (run.folder, run.checkpoints, run.samples):
+                remove_temporary_files(folder)
+            yield
+        finally:
+            with suppress(OSError):
+                if run.lock_identity() == lock:
+                    run.holder_file.unlink()
+
+
+@contextmanager
+def held(run: Run) -> Iterator[None]:
+    """Hold a run's lock, and write nothing else.
 
     Raises:
         UsageError: another process is training there; names it.
@@ -176,20 +267,14 @@ def locked(run: Run) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:
         raise UsageError(f"{run.folder}: cannot be locked against a second trainer ({error}); choose another disk with --runs-dir") from None
     try:
-        with suppress(OSError):
-            (run.folder / ".holder").write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
-        for folder in (run.folder, run.checkpoints, run.samples):
-            remove_temporary_files(folder)
         yield
     finally:
-        with suppress(OSError):
-            (run.folder / ".holder").unlink()
         lock.release()
 
 
 def is_locked(run: Run) -> bool:
     """Return whether a process trains here now; nothing is written."""
-    if not (run.folder / ".holder").exists() or not run.lock_file.exists():
+    if not run.holder_file.exists() or not run.lock_file.exists():
         return False
     try:
         with FileLock(run.lock_file, timeout=0, mode=0o644):
@@ -202,9 +287,10 @@ def is_locked(run: Run) -> bool:
 
 def _holder(run: Run) -> str:
     try:
-        return (run.folder / ".holder").read_text(encoding="utf-8")[:200].strip() or "another process"
-    except (OSError, UnicodeDecodeError):
-        return "another process"
+        name = read_plain(run.holder_file, MAX_BYTES).decode()[:200].strip()
+    except (OSError, UnicodeDecodeError, DataError):
+        name = ""
+    return name if name.isprintable() and name else "another process"
 
 
 def name_for(config: Config) -> str:
@@ -219,29 +305,34 @@ def open_run(folder: Path) -> Run:
 
     Raises:
         UsageError: the folder is not a run.
+        DataError: a file or folder of it is a link or a pipe, or its settings are damaged.
     """
     run = Run(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such run folder")
+    run.require_own_files()
     run.config()
     return run
 
 
-def newest_best(parent: Path) -> Path:
-    """Return the best checkpoint of the newest run below ``parent``, or its latest if none is the best.
+def best_checkpoint(run: Run) -> tuple[Path, str] | None:
+    """Return the checkpoint that represents a run, and what it is: ``best``, or ``latest`` if best.json points to none; None if there is neither."""
+    return next(((file, name) for name in ("best", "latest") if (file := run.pointer(name))), None)
+
+
+def newest_best(parent: Path) -> tuple[Path, str]:
+    """Return the best checkpoint of the newest run below ``parent``, or its latest if none is the best; and what it is.
 
     Raises:
         UsageError: there is none.
     """
     found = []
     for config_file in parent.glob("*/config.toml"):
-        run = Run(config_file.parent)
-        checkpoint = run.pointer("best") or run.pointer("latest")
-        if checkpoint is not None:
-            found.append((checkpoint.stat().st_mtime_ns, checkpoint))
+        if best := best_checkpoint(Run(config_file.parent)):
+            found.append((best[0].stat().st_mtime_ns, *best))
     if not found:
         raise UsageError(f"no checkpoint named, and {parent}/ has no run with a checkpoint; train first, or name a checkpoint")
-    return max(found)[1]
+    return max(found)[1:]
 
 
 def find_checkpoints(path: Path) -> list[Path]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from ddpmctl.config import Config
 from ddpmctl.errors import DataError, UsageError
-from ddpmctl.runs.folder import Run, is_locked, open_run
+from ddpmctl.files import read_plain
+from ddpmctl.runs.folder import MAX_LOG_BYTES, Run, is_locked, open_run
 from ddpmctl.runs.sources import RunSources
 from ddpmctl.statistics.ranking import Standing
 
@@ -159,15 +160,15 @@ def _losses(run: Run) -> tuple[Loss, ...]:
 
 def _lines(file: Path) -> list[dict[str, Any]]:
     """Return the records of the epochs in a file of JSON lines; a process may be writing the last line."""
-    if not file.is_file():
-        return []
     try:
-        whole = file.read_bytes().rpartition(b"\n")[0].decode()
+        whole = read_plain(file, MAX_LOG_BYTES).rpartition(b"\n")[0].decode()
         rows = [json.loads(line) for line in whole.splitlines() if '"event": "epoch"' in line]
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError("not an object")
         return rows
-    except (OSError, ValueError) as error:
+    except FileNotFoundError:
+        return []
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: cannot be read as lines of JSON ({error})") from None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ddpmctl.errors import UsageError
 from ddpmctl.files import cannot_write
-from ddpmctl.runs.folder import Run, locked
+from ddpmctl.runs.folder import Run, held
 
 
 def require_removable(folder: Path) -> None:
@@ -22,7 +22,7 @@ def require_removable(folder: Path) -> None:
         raise UsageError(f"{folder}: is a symbolic link, and only the run itself is removed; name the folder that it points to")
     if not folder.is_dir() or not all(part.exists() and not part.is_symlink() for part in (run.config_file, run.data_file, run.checkpoints)):
         raise UsageError(f"{folder}: is not a run (a run has config.toml, data.json and checkpoints/); nothing was removed")
-    with locked(run):
+    with held(run):
         pass
 
 
@@ -36,7 +36,7 @@ def remove_run(folder: Path) -> None:
     # A name that is no run's: if this is interrupted, the next run that is made here removes the rest.
     going = folder.with_name(f".run-{secrets.token_hex(8)}.tmp")
     try:
-        with locked(Run(folder)):
+        with held(Run(folder)):
             folder.rename(going)
         shutil.rmtree(going)
     except OSError as error:

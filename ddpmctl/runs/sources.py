@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ddpmctl.errors import DataError
-from ddpmctl.files import write_text
+from ddpmctl.files import read_plain, write_text
+
+MAX_BYTES = 2**20  # of the small files of a run: its settings, data, pointers
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,9 @@ class RunSources:
             DataError: the file is missing or damaged.
         """
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = json.loads(read_plain(file, MAX_BYTES))
             data, evaluator = (None if content[name] is None else Path(content[name]) for name in ("data", "evaluator"))
             scenes = int(content["scenes"]) if data is None else None
             return RunSources(data, scenes, str(content["key"]), evaluator, str(content["evaluator_sha256"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             raise DataError(f"{file}: missing or damaged, so the run's data are unknown") from None

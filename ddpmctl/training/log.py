@@ -19,6 +19,7 @@ RESULT_COLUMNS = (
 )  # fmt: skip
 TIMES = ("seconds", "images_per_second")
 KINDS: dict[type, str] = {StepDone: "step", EpochDone: "epoch", RolledBack: "rollback", Overridden: "override"}
+LOGGED = frozenset({*KINDS, Evaluated})
 
 
 class RunLog:
@@ -31,10 +32,25 @@ class RunLog:
     def __init__(self, run: Run, *, writes: bool = True) -> None:
         """Append to the run's files; with several processes, only one ``writes``."""
         self._metrics, self._timing, self._results = run.metrics_file, run.timing_file, run.results_file
-        self.files = {file.name: file for file in (self._metrics, self._timing, self._results) if writes}
+        self.files = {file.name: file for file in run.logs if writes}
+        self._run, self._lock = run, run.lock_identity()
+
+    def require_folder(self) -> None:
+        """Check that the run's folder is still there, before something is written to it.
+
+        Raises:
+            UsageError: it was deleted, moved or replaced.
+        """
+        if self.files:
+            self._run.require_present(self._lock)
 
     def sizes(self) -> dict[str, int]:
-        """Return the files' sizes in bytes, after an fsync of each."""
+        """Return the files' sizes in bytes, after an fsync of each.
+
+        Raises:
+            UsageError: the run's folder is gone.
+        """
+        self.require_folder()
         for file in self.files.values():
             if file.exists():
                 with file.open("rb+") as handle:
@@ -60,10 +76,11 @@ class RunLog:
         """Append an event to the log; events of other kinds are ignored.
 
         Raises:
-            UsageError: the disk is full.
+            UsageError: the disk is full, or the run's folder is gone.
         """
-        if not self.files:
+        if not self.files or type(event) not in LOGGED:
             return
+        self.require_folder()
         if isinstance(event, Evaluated):
             scores = {name: value.to_dict() for name, value in event.scores.items()}
             logged = {name: value for name, value in event.__dict__.items() if name != "sharpness"}  # shown only: the file's rows stay as they are

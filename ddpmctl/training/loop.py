@@ -52,7 +52,7 @@ def training_events(
     Raises:
         DataError: there is no usable state to resume from.
         DivergedError: NaN or inf; details are in the run's diagnosis.json.
-        UsageError: the disk is full, or a batch does not fit in memory.
+        UsageError: the disk is full, the run's folder is gone, or a batch does not fit in memory.
         PeerError: another process failed.
     """
     log = RunLog(run, writes=trainer.replicas.job.is_leader)
@@ -64,6 +64,9 @@ def training_events(
     except GeneratorExit:
         # Raised at a yield, so never in the middle of a step.
         save_state(trainer, log, run)
+        raise
+    except (OSError, DdpmctlError):
+        log.require_folder()  # the reason of whatever failed
         raise
 
 
@@ -115,6 +118,14 @@ def _restore(trainer: Trainer, log: RunLog, run: Run, recorded: Config) -> Itera
     differs = trainer.config.training.minutes is not None or _recipe_changes(recorded, trainer.config)  # otherwise the same files are written again
     if differs and trainer.replicas.job.is_leader and (names := abandon(run, trainer.counters.scored_epoch)):
         yield Notice(f"{run.folder}: checkpoints written after the state were moved to checkpoints/abandoned: {', '.join(names)}")
+    _retain(trainer, run)  # the run may have been stopped between a score and this
+
+
+def _retain(trainer: Trainer, run: Run) -> None:
+    """Delete the checkpoints that ``--keep`` does not keep. Those after the state stay until their epochs are trained again."""
+    count = trainer.config.run.keep
+    if count is not None and trainer.replicas.job.is_leader:
+        run.retain(count, until=trainer.counters.scored_epoch)
 
 
 def _recipe_changes(before: Config, now: Config) -> dict[str, tuple[Value, Value]]:
@@ -214,6 +225,7 @@ def _score_and_save(trainer: Trainer, log: RunLog, run: Run, classifier: Classif
     weights = trainer.weights()
     if (bad := not_finite(weights)) is not None:
         raise Diverged(f"the weights {bad!r} are not finite after step {counters.step}", {"step": counters.step, "name": bad})
+    log.require_folder()
     save_checkpoint(path, config, weights, **known)
     for name, scored_images in scored.items():
         save_grid(run.samples / f"epoch{counters.epoch}_{name}.png", scored_images.images, [", ".join(r.labels) for r in scored_images.requests])
@@ -228,8 +240,7 @@ def _score_and_save(trainer: Trainer, log: RunLog, run: Run, classifier: Classif
     sharp = sharpness(images, label_tensor(requests), trainer.images, trainer.labels)
     yield Evaluated(counters.epoch, counters.step, counters.images_seen, counters.last_loss, counters.seconds, scores, classifier.sha256, path, sharp)
     save_state(trainer, log, run)
-    if config.run.keep is not None:
-        run.retain(config.run.keep)
+    _retain(trainer, run)
     yield Saved(path)
     yield Saved(run.state_file)
 

@@ -21,7 +21,7 @@ from ddpmctl.evaluation.classifier_file import BUILT_IN
 from ddpmctl.evaluation.classifiers import Classifier, load_classifier
 from ddpmctl.files import prepare_folder
 from ddpmctl.progress import Notice, Progress
-from ddpmctl.runs.folder import Run, create_run, locked, name_for, open_run
+from ddpmctl.runs.folder import Run, TakenError, create_run, locked, name_for, open_run
 from ddpmctl.runs.sources import RunSources
 from ddpmctl.training.events import Event, Prepared
 from ddpmctl.training.loop import training_events
@@ -44,6 +44,7 @@ class TrainingRequest:
         exist_ok: resume the run of that name if it exists.
         job: the processes that train together.
         received: returns the number of a signal that this process received, 0 for none.
+        continued: returns how often this process went on after it was halted.
     """
 
     config: Config
@@ -56,6 +57,7 @@ class TrainingRequest:
     exist_ok: bool = False
     job: Job = SINGLE
     received: Callable[[], int] = int
+    continued: Callable[[], int] = int
 
     @property
     def folder(self) -> Path:
@@ -75,9 +77,7 @@ def run_training(request: TrainingRequest) -> Generator[Event, None, None]:
     if request.resume:
         yield from _resume(request, compute)
     elif request.exist_ok and request.job.from_leader((request.folder / "config.toml").is_file):
-        _require_same_run(request)
-        yield Notice(f"{request.folder}: exists already; resuming it")
-        yield from _resume(replace(request, resume=request.folder), compute)
+        yield from _resume_existing(request, compute)
     else:
         yield from _begin(request, compute)
 
@@ -86,7 +86,7 @@ def plan_only(request: TrainingRequest) -> Plan:
     """Return the plan of ``run_training``, without creating a folder or loading images."""
     compute, request = _on_device(request)
     if request.resume or (request.name and Run(request.folder).config_file.is_file()):
-        sources = RunSources.load(Run(request.folder).data_file)
+        sources = RunSources.load(open_run(request.folder).data_file)
         request = replace(request, data=request.data or sources.data, scenes=sources.scenes, classifier=request.classifier or sources.evaluator)
     conditions = load_conditions(request.data, scenes=request.scenes)
     classifier = load_classifier(request.classifier, request.data)
@@ -159,9 +159,29 @@ def _begin(request: TrainingRequest, compute: ComputeDevice) -> Generator[Event,
         evaluator=None if classifier.name == BUILT_IN else Path(classifier.name).resolve(),
         evaluator_sha256=classifier.sha256,
     )
-    run = Run(job.from_leader(lambda: create_run(request.runs_dir, request.name, config, sources).folder))
+
+    def make() -> Path | None:
+        try:
+            return create_run(request.runs_dir, request.folder.name if request.exist_ok else request.name, config, sources).folder
+        except TakenError:
+            if not request.exist_ok:
+                raise
+            return None  # another process has just made it
+
+    made = job.from_leader(make)
+    if made is None:
+        yield from _resume_existing(request, compute)
+        return
+    run = Run(made)
     with locked(run) if job.is_leader else nullcontext():
         yield from _follow(request, run, dataset, classifier, compute, recorded=None)
+
+
+def _resume_existing(request: TrainingRequest, compute: ComputeDevice) -> Generator[Event, None, None]:
+    """Resume the run of the request's name."""
+    _require_same_run(request)
+    yield Notice(f"{request.folder}: exists already; resuming it")
+    yield from _resume(replace(request, resume=request.folder), compute)
 
 
 def _require_same_run(request: TrainingRequest) -> None:
@@ -211,7 +231,7 @@ def _follow(
 ) -> Generator[Event, None, None]:
     """Train to the end; ``recorded``: the settings that a resumed run had before."""
     with replicas(request.job, compute.device) as together:
-        trainer = Trainer(request.config, compute, dataset, replicas=together, received=request.received)
+        trainer = Trainer(request.config, compute, dataset, replicas=together, received=request.received, continued=request.continued)
         yield Progress("measuring the speed", 0, 1)  # of one small batch, which takes long for a large network
         plan = make_plan(trainer, run.folder, classifier.describe())
         yield Progress("measuring the speed", 1, 1)

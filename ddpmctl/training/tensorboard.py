@@ -29,7 +29,7 @@ class TensorBoard:
 
     def __init__(self, run: Run) -> None:
         """Write to the run's folder ``tensorboard``."""
-        self._folder = run.folder / "tensorboard"
+        self._folder = run.tensorboard
         self._writer: Any = None
 
     def read(self, event: Event) -> None:

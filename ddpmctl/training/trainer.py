@@ -125,6 +125,7 @@ class Trainer:
 
     Attributes:
         received: returns the number of a signal that this process received, 0 for none.
+        continued: returns how often this process went on after it was halted (SIGSTOP), which is no time of training.
         stop: the signal for which all replicas stop after this step; 0 for none, and always for a single process.
     """
 
@@ -134,6 +135,7 @@ class Trainer:
     counters: Counters = field(default_factory=Counters)
     replicas: Replicas = field(default_factory=Replicas)
     received: Callable[[], int] = int
+    continued: Callable[[], int] = int
     stop: int = 0
 
     def __post_init__(self) -> None:
@@ -192,7 +194,7 @@ class Trainer:
             Diverged: the loss or a gradient is not finite; no optimizer step was taken.
             UsageError: the batch does not fit in memory; names settings that fit.
         """
-        start = time.perf_counter()
+        start, continued = time.perf_counter(), self.continued()
         counters, training = self.counters, self.config.training
         chosen = self._batch_indices()
         counters.lr = set_lr(self.optimizers, training, counters.step, self._decay_fraction(), counters.lr_scale)
@@ -205,12 +207,15 @@ class Trainer:
         if self.average is not None:
             self.average.update_parameters(self.net)
         torch._foreach_add_(list(self.sums.values()), loss * len(chosen))
+        seconds = time.perf_counter() - start
+        if self.continued() > continued:  # it was halted within this step, nobody knows for how long
+            seconds = min(seconds, counters.seconds / max(counters.step, 1))
         counters.step += 1
         counters.batch += 1
         counters.images_seen += len(chosen)
         counters.epoch_images += len(chosen)
         counters.logged_images += len(chosen)
-        seconds = self.replicas.step_seconds(time.perf_counter() - start)
+        seconds = self.replicas.step_seconds(seconds)
         counters.seconds += seconds
         counters.epoch_seconds += seconds
 
