@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ddpmctl.errors import UsageError
+from ddpmctl.errors import UsageError, show
 from ddpmctl.registry import ACTIVATIONS, LOSS_WEIGHTS, NETWORKS, OBJECTIVES, OPTIMIZERS, SAMPLERS, SCHEDULES, SPACINGS, TIME_SAMPLINGS, Registry
 
 Value = str | int | float | bool | None
@@ -147,7 +147,7 @@ class Config:
         known = {s.name: s for s in settings()}
         for name in values:
             if name not in known:
-                raise UsageError(f"unknown setting {name!r}; there are {', '.join(known)}")
+                raise UsageError(f"unknown setting {show(name)}; there are {', '.join(known)}")
         checked = {name: known[name].check(value) for name, value in values.items()}
         config = Config(**{section: kind(**{s.name: checked[s.name] for s in settings(section) if s.name in checked}) for section, kind in SECTIONS.items()})
         _check_together(config)
@@ -226,14 +226,14 @@ class Setting:
             return self.choices.check(str(converted))
         if self.choices is not None:
             if str(converted).lower() not in self.choices:
-                raise UsageError(f"{value!r} is none of {', '.join(self.choices)}")
+                raise UsageError(f"{show(value)} is none of {', '.join(self.choices)}")
             return str(converted).lower()
         if isinstance(converted, int | float) and not isinstance(converted, bool):
             check_range(converted, self.low, self.high, self.above)
         return converted
 
     def _convert(self, value: Any) -> str | int | float:
-        wrong = UsageError(f"{value!r} is not {'a whole number' if self.kind is int else 'a number' if self.kind is float else 'text'}")
+        wrong = UsageError(f"{show(value)} is not {'a whole number' if self.kind is int else 'a number' if self.kind is float else 'text'}")
         if isinstance(value, bool):
             raise wrong
         if self.kind is str:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ddpmctl.errors import UsageError
+from ddpmctl.errors import UsageError, show
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ class Registry(Generic[T]):
             return name.lower()
         near = difflib.get_close_matches(name.lower(), names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UsageError(f"unknown {self.kind} {name!r}: {hint}There are {', '.join(names)}")
+        raise UsageError(f"unknown {self.kind} {show(name)}: {hint}There are {', '.join(names)}")
 
     def get(self, name: str) -> T:
         """Return an entry, importing the package's files on first use.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ class Checkpoint:
     """Weights and metadata.
 
     Attributes:
-        weights: the network's state dict; the EMA weights if the run has an EMA.
+        weights: the network's state dict, in its dtypes; the EMA weights if the run has an EMA.
         sha256: hash of the file.
         foreign: the file has no settings; ``config`` has the report's and the assumed ones.
         recorded: accuracies by condition file, from the metadata or the file name.
@@ -108,18 +109,26 @@ def _own(path: Path, file: TensorFile) -> Checkpoint:
     try:
         config = Config.from_dict(content["config"])
         known = content["known"]
-        recorded = {str(name): float(value["accuracy"]) for name, value in known.get("scores", {}).items()}
+        recorded = {str(name): _share(value["accuracy"]) for name, value in known.get("scores", {}).items()}
         epoch, loss = known.get("epoch"), known.get("loss")
-        if not isinstance(epoch, int | None) or not isinstance(loss, float | None):
-            raise TypeError("epoch or loss")
-        _check_shapes(path, config, content["weights"])
+        if epoch is not None and not (type(epoch) is int and 0 <= epoch < 2**63):
+            raise ValueError(f"epoch {show(epoch)}")
+        if loss is not None and not (isinstance(loss, float) and math.isfinite(loss)):
+            raise ValueError(f"loss {show(loss)}")
+        net = _check_shapes(path, config, content["weights"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{path}: a part of the checkpoint is missing or invalid ({show(repr(error))})") from None
     except UsageError as error:
         raise DataError(f"{path}: its settings are invalid: {error}") from None
-    weights = file.load()["weights"]
-    _check_finite(path, weights)
+    weights = usable_weights(net, file.load()["weights"], str(path))
     return Checkpoint(path, config, weights, file.sha256, foreign=False, epoch=epoch, loss=loss, recorded=recorded)
+
+
+def _share(value: Any) -> float:
+    """Return a recorded accuracy; ValueError where it is no number from 0 to 1."""
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise ValueError(f"score {show(value)}")
+    return float(value)
 
 
 def _foreign(path: Path, file: TensorFile, assume: Mapping[str, Value]) -> Checkpoint:
@@ -134,10 +143,9 @@ def _foreign(path: Path, file: TensorFile, assume: Mapping[str, Value]) -> Check
         config = Config.from_flat({"width": first.shape[0]})
     except UsageError as error:
         raise DataError(f"{path}: no known network has these weights ({error})") from None
-    _check_shapes(path, _assuming(path, config, assume), own)
+    net = _check_shapes(path, _assuming(path, config, assume), own)
     tensors = _at(file.load(), keys)
-    weights = _own_names(tensors, prefixed=prefixed)
-    _check_finite(path, weights)
+    weights = usable_weights(net, _own_names(tensors, prefixed=prefixed), str(path))
     config = _assuming(path, config.replace(**_schedule_of(path, tensors)) if prefixed else config, assume)
     known = recorded_in_name(path)
     epoch = known.pop("epoch", None)
@@ -187,8 +195,8 @@ def _schedule_of(path: Path, tensors: Mapping[str, Any]) -> dict[str, Value]:
     raise DataError(f"{path}: its schedule is unknown; give one with --assume schedule=NAME after removing the buffer")
 
 
-def _check_shapes(path: Path, config: Config, declared: Any) -> None:
-    """Compare the declared shapes with the network of the settings, before tensors are loaded."""
+def _check_shapes(path: Path, config: Config, declared: Any) -> nn.Module:
+    """Compare the declared shapes with the network of the settings, before tensors are loaded; return the network, without memory for weights."""
     with torch.device("meta"):
         net: nn.Module = NETWORKS.get(config.model.net)(config.model)
     try:
@@ -198,11 +206,28 @@ def _check_shapes(path: Path, config: Config, declared: Any) -> None:
     if wrong:
         count, kind = f"{len(wrong)} of {len(net.state_dict())} differ", f"a {config.model.net} of width {config.model.width}"
         raise DataError(f"{path}: the weights are not those of {kind} ({count}, the first is {show(wrong[0])})")
+    return net
 
 
-def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
+def usable_weights(net: nn.Module, tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Return tensors in the dtypes of a network's weights, whose names and shapes they have.
+
+    Raises:
+        DataError: in these dtypes, values are not finite, or a variance of batch norm is negative; ``where`` names the file.
+    """
+    dtypes = {name: value.dtype for name, value in net.state_dict().items()}
+    weights = {name: value.to(dtypes[name]) for name, value in tensors.items()}
+    if (problem := weights_problem(weights)) is not None:
+        raise DataError(f"{where}: the weights {problem}")
+    return weights
+
+
+def weights_problem(weights: Mapping[str, Tensor]) -> str | None:
+    """Return which weights no network can use, and why, such as ``'norm.running_var' are negative``; None if there are none."""
     if (bad := not_finite(weights)) is not None:
-        raise DataError(f"{path}: the weights {bad!r} are not finite")
+        return f"{bad!r} are not finite"
+    negative = (name for name, value in weights.items() if name.endswith("running_var") and (value < 0).any())
+    return next((f"{name!r} are negative, which variances cannot be" for name in negative), None)
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:

@@ -19,7 +19,7 @@ from ddpmctl.diffusion.randomness import ImageNoise, Key
 from ddpmctl.diffusion.samplers import Frame, own_options, sampler_times
 from ddpmctl.diffusion.schedules import Schedule
 from ddpmctl.distributed.job import SINGLE, Job
-from ddpmctl.errors import UsageError
+from ddpmctl.errors import DataError, UsageError
 from ddpmctl.labels import multi_hot
 from ddpmctl.progress import Progress
 from ddpmctl.registry import NETWORKS, SAMPLERS
@@ -29,6 +29,10 @@ Progressing: TypeAlias = collections.abc.Generator[Progress, None, R]
 IMAGE_SHAPE = (3, 64, 64)
 BATCH = 64
 CHOICE_TIME = 0.1  # t / T at which a particle is chosen: shapes are decided, and the recogniser was trained at this noise
+
+
+class NotFiniteError(DataError):
+    """A network's images have values that are infinite or not a number."""
 
 
 @runtime_checkable
@@ -54,12 +58,13 @@ def requests_for(name: str, conditions: Sequence[tuple[str, ...]], *, seed: int,
 
 @dataclass(frozen=True)
 class SamplingPipeline:
-    """A network with its diffusion, sampling settings and device."""
+    """A network with its diffusion, sampling settings and device; ``name`` is used in messages, such as the path of its file."""
 
     net: nn.Module
     diffusion: Diffusion
     sampling: SamplingConfig
     compute: ComputeDevice
+    name: str = "the network"
 
     @property
     def steps(self) -> int:
@@ -129,6 +134,9 @@ class SamplingPipeline:
         """Yield the frames of a batch from pure noise (t = T) to the images (t = 0): float32 (B, 3, 64, 64) on the device.
 
         The noise is that of the requests; with several particles, ``choose`` comes first.
+
+        Raises:
+            NotFiniteError: the images are not finite.
         """
         return self._frames(requests, self._times())
 
@@ -147,6 +155,9 @@ class SamplingPipeline:
                 frame = next(steps, None)
             if frame is None:
                 return
+            # What is not finite stays so until the last frame; to look at each one would make a GPU wait.
+            if frame.t == times[-1] and not torch.isfinite(frame.x_t).all():
+                raise NotFiniteError(f"{self.name}: its images are not finite")
             yield frame
 
     def batches(self, requests: Sequence[ImageRequest], batch_size: int = BATCH) -> Iterator[Progress | Tensor]:

@@ -221,6 +221,18 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer_step(overflowing: 
     assert {name: content for name, content in files_of(overflowing).items() if name.startswith(("checkpoints", "results"))} == before
 
 
+def test_sampled_images_that_are_not_finite_stop_the_run_and_write_no_checkpoint(tmp_path: Path) -> None:
+    folder = train(tmp_path, "--epochs", 1, "--ema", 0.9)
+    average = {name: value * 3e37 if value.is_floating_point() else value for name, value in load_tensors(folder / "state.pt")[0]["average"].items()}
+    edited(folder / "state.pt", average=average)
+    before = files_of(folder / "checkpoints")
+    result = ddpmctl("train", "--resume", folder, "--epochs", 2, "--override", "epochs")
+    assert result.exit_code == 4, result.output
+    assert "the sampled images are not finite after step 4" in result.stderr
+    assert json.loads((folder / "diagnosis.json").read_text())["step"] == 4
+    assert files_of(folder / "checkpoints") == before
+
+
 def test_rollback_halves_the_learning_rate_three_times_and_is_logged(overflowing: Path) -> None:
     result = ddpmctl("train", "--resume", overflowing, "--epochs", 3, "--override", "epochs", "--on-nan", "rollback")
     assert result.exit_code == 4, result.output
