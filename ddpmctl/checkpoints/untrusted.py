@@ -22,7 +22,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, cast
 
-from ddpmctl.errors import DataError, UsageError
+from ddpmctl.errors import DataError, UsageError, out_of_memory, shortage
 
 if TYPE_CHECKING:
     from torch import nn
@@ -104,6 +104,8 @@ class TensorFile:
         try:
             return _plain(torch.load(self._file, map_location="cpu", weights_only=True))
         except Exception as error:  # a damaged file can raise any error
+            if out_of_memory(error):
+                raise
             raise DataError(f"{self.name}: is not a checkpoint, or is damaged ({type(error).__name__})") from None
 
 
@@ -122,7 +124,7 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        raise shortage(error) or DataError(f"{path}: cannot be read ({error.strerror})") from None
     with file:
         yield checked(file, str(path))
 
@@ -151,6 +153,8 @@ def checked(file: BinaryIO, name: str) -> TensorFile:
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror})") from None
     except Exception as error:  # a damaged file can raise any error, in zipfile as in the unpickler
+        if out_of_memory(error):
+            raise
         raise DataError(f"{name}: is not a checkpoint, or is damaged ({type(error).__name__})") from None
 
 

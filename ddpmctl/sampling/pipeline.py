@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpmctl.config import Config, SamplingConfig
-from ddpmctl.device import ComputeDevice, out_of_memory, release_memory
+from ddpmctl.device import ComputeDevice, release_memory
 from ddpmctl.diffusion.denoiser import Diffusion, Guidance
 from ddpmctl.diffusion.randomness import ImageNoise, Key
 from ddpmctl.diffusion.samplers import Frame, own_options, sampler_times
 from ddpmctl.diffusion.schedules import Schedule
 from ddpmctl.distributed.job import SINGLE, Job
-from ddpmctl.errors import DataError, UsageError
+from ddpmctl.errors import DataError, UsageError, out_of_memory
 from ddpmctl.labels import multi_hot
 from ddpmctl.progress import Progress
 from ddpmctl.registry import NETWORKS, SAMPLERS
