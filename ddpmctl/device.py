@@ -63,13 +63,6 @@ def make_compute_device(config: DeviceConfig, local: int = 0) -> ComputeDevice:
     return ComputeDevice(device, precision, config.compile)
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that GPU or CPU memory is exhausted."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in ("can't allocate memory", "not enough memory", "out of memory"))
-
-
 def release_memory(compute: ComputeDevice) -> None:
     """Free unused memory after an out-of-memory error."""
     gc.collect()

@@ -1,6 +1,11 @@
 """Errors caused by the user's input or environment, each with its exit code."""
 
+from __future__ import annotations
+
+import errno
 import math
+
+NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "bad_alloc", "failed to map segment")
 
 
 class DdpmctlError(Exception):
@@ -31,6 +36,28 @@ class PeerError(DdpmctlError):
     """Another process of the job failed or cannot be reached."""
 
     exit_code = 5
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that GPU or CPU memory is exhausted, or the limit of the address space is reached."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).strip().lower()
+    # Of torch and of the libraries below it; the last one is all that oneDNN says.
+    return isinstance(error, (RuntimeError, ImportError)) and (any(part in text for part in NO_MEMORY) or text == "could not create a primitive")
+
+
+def shortage(error: BaseException) -> UsageError | None:
+    """Return the error to show where the machine has too little memory, or too few open files or threads are allowed; else None."""
+    if out_of_memory(error):
+        return UsageError("there is too little memory; close other programs or, where it is limited (ulimit -v), raise the limit")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return UsageError("too many files are open for this process; raise the limit (ulimit -n)")
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return UsageError("no further thread can be started; raise the limit of processes (ulimit -u) or of memory (ulimit -v)")
+    return None
 
 
 LONGEST = 300  # bits of a whole number that is shown with its digits; Python refuses to write one of over 4,300 digits

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ddpmctl.errors import DataError, UsageError
+from ddpmctl.errors import DataError, UsageError, shortage
 
 # A full or read-only disk. The user can fix these; any other OSError is a bug.
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EROFS, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
@@ -25,7 +25,7 @@ _made: list[Path] = []  # by prepare_folder, in the order in which they were mad
 
 def cannot_write(folder: Path, error: OSError) -> UsageError:
     """Return the error for a folder that cannot be written to."""
-    return UsageError(f"{folder}: cannot write here ({error.strerror or error}); choose another folder or make room")
+    return shortage(error) or UsageError(f"{folder}: cannot write here ({error.strerror or error}); choose another folder or make room")
 
 
 @contextmanager

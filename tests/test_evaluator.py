@@ -116,7 +116,9 @@ class TestFiles:
         with pytest.raises(UsageError, match="no such file"):
             load_classifier(tmp_path / "none.pth")
 
-    @pytest.mark.parametrize("kind", ["text", "cut", "empty", "list", "no weights", "shapes", "extra", "nan", "not tensors", "pickle", "folder"])
+    @pytest.mark.parametrize(
+        "kind", ["text", "cut", "empty", "list", "no weights", "shapes", "extra", "nan", "too large", "negative", "not tensors", "pickle", "folder"]
+    )
     def test_unusable_file_is_named_in_one_line(self, kind: str, lab_file: Path, tmp_path: Path) -> None:
         path = tmp_path / "file.pth"
         state = lab_network().state_dict()
@@ -125,6 +127,8 @@ class TestFiles:
             "no weights": {"format": "ddpmctl evaluator 1"},
             "shapes": {"model": {**state, "fc.0.weight": torch.zeros(10, 512)}},
             "extra": {"model": {**state, "layer9": torch.zeros(1)}},
+            "too large": {"model": {**state, "fc.0.bias": torch.full((24,), 1e300, dtype=torch.float64)}},
+            "negative": {"model": {**state, "bn1.running_var": torch.full((64,), -1.0)}},
             "nan": {"model": {**state, "fc.0.bias": torch.full((24,), float("nan"))}},
             "not tensors": {"model": dict.fromkeys(state, 1)},
             "pickle": {"model": random.Random(0)},

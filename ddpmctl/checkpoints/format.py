@@ -28,7 +28,7 @@ class Checkpoint(CheckpointOutline):
     """Weights and metadata.
 
     Attributes:
-        weights: the network's state dict; the EMA weights if the run has an EMA.
+        weights: the network's state dict, in its dtypes; the EMA weights if the run has an EMA.
     """
 
     weights: dict[str, Tensor]
@@ -96,23 +96,18 @@ def load_checkpoint(path: Path, assume: Mapping[str, Value] | None = None) -> Ch
 
 def _own(path: Path, file: TensorFile) -> Checkpoint:
     outline = own_outline(path, file)
-    _check_shapes(path, outline.config, file.outline["weights"])
-    return _with_weights(outline, file.load()["weights"])
+    net = _check_shapes(path, outline.config, file.outline["weights"])
+    return Checkpoint(**vars(outline), weights=usable_weights(net, file.load()["weights"], str(path)))
 
 
 def _foreign(path: Path, file: TensorFile, assume: Mapping[str, Value]) -> Checkpoint:
     outline, where = foreign_outline(path, file, assume)
-    _check_shapes(path, outline.config, where.weights_in(file.outline))
+    net = _check_shapes(path, outline.config, where.weights_in(file.outline))
     content = file.load()
+    weights = usable_weights(net, where.weights_in(content), str(path))
     if where.prefixed:
         config = outline.config.replace(**_schedule_of(path, where.all_in(content)))
         outline = replace(outline, config=assuming(path, config, assume))
-    return _with_weights(outline, where.weights_in(content))
-
-
-def _with_weights(outline: CheckpointOutline, weights: dict[str, Tensor]) -> Checkpoint:
-    if (bad := not_finite(weights)) is not None:
-        raise DataError(f"{outline.path}: the weights {bad!r} are not finite")
     return Checkpoint(**vars(outline), weights=weights)
 
 
@@ -128,8 +123,8 @@ def _schedule_of(path: Path, tensors: Mapping[str, Any]) -> dict[str, Value]:
     raise DataError(f"{path}: its schedule is unknown; give one with --assume schedule=NAME after removing the buffer")
 
 
-def _check_shapes(path: Path, config: Config, declared: Any) -> None:
-    """Compare the declared shapes with the network of the settings, before tensors are loaded."""
+def _check_shapes(path: Path, config: Config, declared: Any) -> nn.Module:
+    """Compare the declared shapes with the network of the settings, before tensors are loaded; return the network, without memory for weights."""
     with torch.device("meta"):
         net: nn.Module = NETWORKS.get(config.model.net)(config.model)
     try:
@@ -139,6 +134,28 @@ def _check_shapes(path: Path, config: Config, declared: Any) -> None:
     if wrong:
         count, kind = f"{len(wrong)} of {len(net.state_dict())} differ", f"a {config.model.net} of width {config.model.width}"
         raise DataError(f"{path}: the weights are not those of {kind} ({count}, the first is {show(wrong[0])})")
+    return net
+
+
+def usable_weights(net: nn.Module, tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Return tensors in the dtypes of a network's weights, whose names and shapes they have.
+
+    Raises:
+        DataError: in these dtypes, values are not finite, or a variance of batch norm is negative; ``where`` names the file.
+    """
+    dtypes = {name: value.dtype for name, value in net.state_dict().items()}
+    weights = {name: value.to(dtypes[name]) for name, value in tensors.items()}
+    if (problem := weights_problem(weights)) is not None:
+        raise DataError(f"{where}: the weights {problem}")
+    return weights
+
+
+def weights_problem(weights: Mapping[str, Tensor]) -> str | None:
+    """Return which weights no network can use, and why, such as ``'norm.running_var' are negative``; None if there are none."""
+    if (bad := not_finite(weights)) is not None:
+        return f"{bad!r} are not finite"
+    negative = (name for name, value in weights.items() if name.endswith("running_var") and (value < 0).any())
+    return next((f"{name!r} are negative, which variances cannot be" for name in negative), None)
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:

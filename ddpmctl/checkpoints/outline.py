@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,10 +90,12 @@ def own_outline(path: Path, file: TensorFile) -> CheckpointOutline:
     try:
         config = Config.from_dict(content["config"])
         known = content["known"]
-        recorded = {str(name): float(value["accuracy"]) for name, value in known.get("scores", {}).items()}
+        recorded = {str(name): _share(value["accuracy"]) for name, value in known.get("scores", {}).items()}
         epoch, loss = known.get("epoch"), known.get("loss")
-        if not isinstance(epoch, int | None) or not isinstance(loss, float | None):
-            raise TypeError("epoch or loss")
+        if epoch is not None and not (type(epoch) is int and 0 <= epoch < 2**63):
+            raise ValueError(f"epoch {show(epoch)}")
+        if loss is not None and not (isinstance(loss, float) and math.isfinite(loss)):
+            raise ValueError(f"loss {show(loss)}")
         if not isinstance(content["weights"], dict):
             raise TypeError("weights")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -100,6 +103,13 @@ def own_outline(path: Path, file: TensorFile) -> CheckpointOutline:
     except UsageError as error:
         raise DataError(f"{path}: its settings are invalid: {error}") from None
     return CheckpointOutline(path=path, config=config, sha256=file.sha256, foreign=False, epoch=epoch, loss=loss, recorded=recorded)
+
+
+def _share(value: Any) -> float:
+    """Return a recorded accuracy; ValueError where it is no number from 0 to 1."""
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise ValueError(f"score {show(value)}")
+    return float(value)
 
 
 def foreign_outline(path: Path, file: TensorFile, assume: Mapping[str, Value]) -> tuple[CheckpointOutline, StateDict]:

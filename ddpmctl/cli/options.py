@@ -22,7 +22,7 @@ from ddpmctl.cli.signals import Stopped, stop_is_raised
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Setting, check_range, range_words, settings
 from ddpmctl.distributed.job import SINGLE, Job, is_single_process, join
-from ddpmctl.errors import DdpmctlError, UsageError
+from ddpmctl.errors import DdpmctlError, UsageError, shortage
 from ddpmctl.files import remove_empty_folders
 
 FILES = "Files and folders, where they are not the usual ones"
@@ -120,6 +120,9 @@ def command(*sections: str, first: Sequence[str] = ()) -> Callable[[Callable[...
             except (typer.Exit, typer.Abort, BrokenPipeError):  # the last one: whoever read our output went away
                 raise
             except Exception as error:
+                if (short := shortage(error)) is not None:
+                    _tell(job, str(short))
+                    raise typer.Exit(short.exit_code) from None
                 file = report(error)
                 where = f"the full traceback is in {file}" if file else "and the traceback could not be written anywhere"
                 _tell(job, f"unexpected: {in_one_line(error)}; {where}. Please report it")

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpmctl.checkpoints.format import not_finite
+from ddpmctl.checkpoints.format import usable_weights
 from ddpmctl.checkpoints.untrusted import mismatches
 from ddpmctl.errors import DataError
 from ddpmctl.evaluation.classifier_file import KnownClassifier, open_classifier
@@ -151,10 +151,7 @@ def load_classifier(path: Path | None = None, root: Path | None = None, device: 
         with torch.random.fork_rng(devices=[]):  # initialisation draws random weights
             net, key = _network(name, file.outline)
         _check_shapes(net, file.outline.get(key), name)
-        weights = file.load()[key]
-    if (bad := not_finite(weights)) is not None:
-        raise DataError(f"{name}: the weights {bad!r} are not finite")
-    net.load_state_dict(weights)
+        net.load_state_dict(usable_weights(net, file.load()[key], name))
     if isinstance(net, CompactClassifier):
         net = classifier_from(net).net
     net = net.eval().requires_grad_(requires_grad=False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -6,6 +6,7 @@ What the cache has is found without loading torch, which takes longer than all t
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ from ddpmctl.evaluation.result_cache import load_results, result_key, save_resul
 from ddpmctl.evaluation.results import CheckpointResult, EvaluationEvent, Failed, FileResults
 from ddpmctl.grids import save_grid
 from ddpmctl.progress import Progress
-from ddpmctl.sampling.requests import Batch, ImageRequest, in_batches, requests_for, with_actual_steps
+from ddpmctl.sampling.requests import BATCH, Batch, ImageRequest, in_batches, requests_for, with_actual_steps
 
 if TYPE_CHECKING:
     from ddpmctl.checkpoints.format import Checkpoint
@@ -96,16 +97,18 @@ def evaluate_checkpoints(paths: Sequence[Path], spec: EvaluationSpec) -> Generat
     worker = _Worker(spec)
     rows: list[CheckpointResult] = []
     failures: list[Failed] = []
-    parts: list[ScoredBatch] = []
+    parts: list[ScoredBatch | Failed] = []
 
     def conclude() -> Iterator[Failed]:
         due = queue.popleft()
+        if not isinstance(due, Failed):
+            due = next((part for part in parts if isinstance(part, Failed)), due)
         if isinstance(due, Failed):
             failures.append(due)
             yield due
         else:
-            rows.append(_concluded(due, parts, spec))
-            parts.clear()
+            rows.append(_concluded(due, [part for part in parts if not isinstance(part, Failed)], spec))
+        parts.clear()
 
     for item in spec.job.map_ordered(worker.score, _missing_batches(paths, spec, worker, queue)):
         if isinstance(item, Progress):
@@ -114,7 +117,7 @@ def evaluate_checkpoints(paths: Sequence[Path], spec: EvaluationSpec) -> Generat
         while isinstance(queue[0], Failed) or not queue[0].missing:  # complete in the cache
             yield from conclude()
         parts.append(item)
-        if sum(len(part.images) for part in parts) == queue[0].count:
+        if len(parts) == queue[0].batches:
             yield from conclude()
     while queue:
         yield from conclude()
@@ -135,7 +138,7 @@ def pipeline_for(checkpoint: Checkpoint, sampling: Mapping[str, Value], compute:
     config = checkpoint.config.replace(**sampling)
     require_recogniser(config)
     net = checkpoint.network().to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return SamplingPipeline(net, Diffusion.of(config.diffusion), config.sampling, compute)
+    return SamplingPipeline(net, Diffusion.of(config.diffusion), config.sampling, compute, str(checkpoint.path))
 
 
 def used_config(checkpoint: CheckpointOutline, spec: EvaluationSpec) -> Config:
@@ -186,9 +189,9 @@ class _Due:
     missing: dict[str, list[ImageRequest]]
 
     @property
-    def count(self) -> int:
-        """The number of missing images."""
-        return sum(map(len, self.missing.values()))
+    def batches(self) -> int:
+        """The number of batches of the missing images."""
+        return math.ceil(sum(map(len, self.missing.values())) / BATCH)
 
 
 def _due(outline: CheckpointOutline, spec: EvaluationSpec) -> _Due:
@@ -239,7 +242,7 @@ def _missing_batches(paths: Sequence[Path], spec: EvaluationSpec, worker: _Worke
             try:
                 due, checkpoint = current.result()
             except DdpmctlError as error:
-                queue.append(Failed(path, str(error).removeprefix(f"{path}: ")))
+                queue.append(Failed(path, _reason(error, path)))
                 continue
             if checkpoint is not None:
                 worker.offer(checkpoint)
@@ -260,6 +263,10 @@ def _prepared(path: Path, spec: EvaluationSpec) -> tuple[_Due, Checkpoint | None
     return due, checkpoint
 
 
+def _reason(error: DdpmctlError, path: Path) -> str:
+    return str(error).removeprefix(f"{path}: ")
+
+
 class _CheckpointBatch(NamedTuple):
     """A batch of images of one checkpoint."""
 
@@ -275,18 +282,22 @@ class _Worker:
         self._spec = spec
         self._offered: Checkpoint | None = None
         self._last: tuple[str, SamplingPipeline] | None = None
+        self._unusable: dict[str, str] = {}  # reasons by hash
 
     def offer(self, checkpoint: Checkpoint) -> None:
         """Keep a loaded checkpoint for the next batch, unless another one is kept."""
         self._offered = self._offered or checkpoint
 
-    def score(self, work: _CheckpointBatch) -> Generator[Progress, None, ScoredBatch]:
-        """Sample and score one batch.
+    def score(self, work: _CheckpointBatch) -> Generator[Progress, None, ScoredBatch | Failed]:
+        """Sample and score one batch; of a network whose images are not finite, only one batch is sampled.
 
         Raises:
             DataError: the file differs from the file on rank 0.
         """
+        if work.sha256 in self._unusable:
+            return Failed(work.path, self._unusable[work.sha256])
         from ddpmctl.evaluation.scoring import score_batch
+        from ddpmctl.sampling.pipeline import NotFiniteError
 
         classifier, compute = self._spec.tools()
         if self._last is None or self._last[0] != work.sha256:
@@ -296,4 +307,8 @@ class _Worker:
                 raise DataError(f"{work.path}: is not the same file as on rank 0")
             self._last = work.sha256, pipeline_for(checkpoint, self._spec.sampling, compute)
         self._offered = None
-        return (yield from score_batch(self._last[1], classifier, work.batch))
+        try:
+            return (yield from score_batch(self._last[1], classifier, work.batch))
+        except NotFiniteError as error:
+            self._unusable[work.sha256] = _reason(error, work.path)
+            return Failed(work.path, self._unusable[work.sha256])

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpmctl.config import Config, SamplingConfig
-from ddpmctl.device import ComputeDevice, out_of_memory, release_memory
+from ddpmctl.device import ComputeDevice, release_memory
 from ddpmctl.diffusion.denoiser import Diffusion, Guidance
 from ddpmctl.diffusion.randomness import ImageNoise
 from ddpmctl.diffusion.samplers import Frame, own_options, sampler_times
 from ddpmctl.distributed.job import SINGLE, Job
-from ddpmctl.errors import UsageError
+from ddpmctl.errors import DataError, UsageError, out_of_memory
 from ddpmctl.labels import multi_hot
 from ddpmctl.progress import Progress
 from ddpmctl.registry import NETWORKS, SAMPLERS
@@ -27,6 +27,10 @@ from ddpmctl.sampling.requests import BATCH, IMAGE_SHAPE, Batch, ImageRequest, d
 R = TypeVar("R")
 Progressing: TypeAlias = collections.abc.Generator[Progress, None, R]
 CHOICE_TIME = 0.1  # t / T at which a particle is chosen: shapes are decided, and the recogniser was trained at this noise
+
+
+class NotFiniteError(DataError):
+    """A network's images have values that are infinite or not a number."""
 
 
 @runtime_checkable
@@ -39,12 +43,13 @@ class Recogniser(Protocol):
 
 @dataclass(frozen=True)
 class SamplingPipeline:
-    """A network with its diffusion, sampling settings and device."""
+    """A network with its diffusion, sampling settings and device; ``name`` is used in messages, such as the path of its file."""
 
     net: nn.Module
     diffusion: Diffusion
     sampling: SamplingConfig
     compute: ComputeDevice
+    name: str = "the network"
 
     @property
     def steps(self) -> int:
@@ -114,6 +119,9 @@ class SamplingPipeline:
         """Yield the frames of a batch from pure noise (t = T) to the images (t = 0): float32 (B, 3, 64, 64) on the device.
 
         The noise is that of the requests; with several particles, ``choose`` comes first.
+
+        Raises:
+            NotFiniteError: the images are not finite.
         """
         return self._frames(requests, self._times())
 
@@ -132,6 +140,9 @@ class SamplingPipeline:
                 frame = next(steps, None)
             if frame is None:
                 return
+            # What is not finite stays so until the last frame; to look at each one would make a GPU wait.
+            if frame.t == times[-1] and not torch.isfinite(frame.x_t).all():
+                raise NotFiniteError(f"{self.name}: its images are not finite")
             yield frame
 
     def batches(self, requests: Sequence[ImageRequest], batch_size: int = BATCH) -> Iterator[Progress | Tensor]:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ddpmctl.config import Config
-from ddpmctl.device import ComputeDevice, out_of_memory, release_memory
+from ddpmctl.device import ComputeDevice, release_memory
 from ddpmctl.diffusion.denoiser import TrainingLoss
 from ddpmctl.diffusion.randomness import generator
 from ddpmctl.distributed.job import split
 from ddpmctl.distributed.replicas import Replicas
-from ddpmctl.errors import DivergedError, UsageError
+from ddpmctl.errors import DivergedError, UsageError, out_of_memory
 
 
 class Diverged(DivergedError):

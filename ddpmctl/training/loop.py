@@ -21,7 +21,7 @@ from ddpmctl.progress import Notice
 from ddpmctl.runs.abandoned import abandon
 from ddpmctl.runs.folder import Run, save_config
 from ddpmctl.runs.record import SCORED, mean, scored_in
-from ddpmctl.sampling.pipeline import SamplingPipeline, label_tensor
+from ddpmctl.sampling.pipeline import NotFiniteError, SamplingPipeline, label_tensor
 from ddpmctl.statistics.ranking import Standing
 from ddpmctl.training.events import EpochDone, Evaluated, Event, Overridden, Resumed, RolledBack, Saved, StepDone, StopAgreed, Ticked
 from ddpmctl.training.gradients import Diverged
@@ -215,7 +215,11 @@ def _tick(trainer: Trainer) -> Ticked:
 def _score_and_save(trainer: Trainer, log: RunLog, run: Run, classifier: Classifier) -> Iterator[Event]:
     config, counters = trainer.config, trainer.counters
     pipeline = SamplingPipeline(trainer.sampling_network(), trainer.diffusion, config.sampling, trainer.compute)
-    scored = yield from score_conditions(pipeline, classifier, {name: trainer.dataset.conditions[name] for name in SCORED}, seed=config.training.seed)
+    conditions = {name: trainer.dataset.conditions[name] for name in SCORED}
+    try:
+        scored = yield from score_conditions(pipeline, classifier, conditions, seed=config.training.seed)
+    except NotFiniteError:
+        raise Diverged(f"the sampled images are not finite after step {counters.step}", {"step": counters.step}) from None
     scores = {name: scored_images.score for name, scored_images in scored.items()}
     path = run.checkpoints / f"epoch{counters.epoch}_{scores['test'].accuracy}_{scores['new_test'].accuracy}.pth"
     known = {

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpmctl.checkpoints.format import not_finite
+from ddpmctl.checkpoints.format import not_finite, weights_problem
 from ddpmctl.errors import DataError, show
 from ddpmctl.training.gradients import Diverged
 from ddpmctl.training.trainer import Counters, Trainer
@@ -77,20 +77,24 @@ def _validated_counters(saved: Any) -> Counters:
     if not isinstance(saved, dict) or set(saved) != set(fresh.__dict__):
         raise ValueError("unknown or missing counters")
     for name, value in saved.items():
-        if type(value) is not type(getattr(fresh, name)) or not math.isfinite(value) or (value < 0 and name != "best"):
+        if type(value) is not type(getattr(fresh, name)) or not _is_a_count_or_sum(value) or (value < 0 and name != "best"):
             raise ValueError(f"counter {name!r} is {show(value)}")
     return Counters(**saved)
 
 
+def _is_a_count_or_sum(value: float) -> bool:
+    return value < 2**63 if isinstance(value, int) else math.isfinite(value)  # isfinite fails for whole numbers of hundreds of digits
+
+
 def _check_weights(expected: Mapping[str, Tensor], saved: Any) -> None:
-    """Compare saved weights with a network's; ValueError where names, shapes or types differ, or values are not finite."""
+    """Compare saved weights with a network's; ValueError where names, shapes or types differ, or no network can use the values."""
     if not isinstance(saved, dict) or set(saved) != set(expected):
         raise ValueError("weights of another network")
     for name, value in expected.items():
         if not isinstance(saved[name], Tensor) or saved[name].shape != value.shape or saved[name].dtype != value.dtype:
             raise ValueError(f"weights {name!r} have another shape or type")
-    if (bad := not_finite(saved)) is not None:
-        raise ValueError(f"weights {bad!r} are not finite")
+    if (problem := weights_problem(saved)) is not None:
+        raise ValueError(f"weights {problem}")
 
 
 def _check_optimizer_state(optimizer: torch.optim.Optimizer, saved: Any) -> None:

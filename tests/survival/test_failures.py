@@ -353,6 +353,18 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer_step(overflowing: 
     assert {name: content for name, content in files_of(overflowing).items() if name.startswith(("checkpoints", "results"))} == before
 
 
+def test_sampled_images_that_are_not_finite_stop_the_run_and_write_no_checkpoint(tmp_path: Path) -> None:
+    folder = train(tmp_path, "--epochs", 1, "--ema", 0.9)
+    average = {name: value * 3e37 if value.is_floating_point() else value for name, value in load_tensors(folder / "state.pt")[0]["average"].items()}
+    edited(folder / "state.pt", average=average)
+    before = files_of(folder / "checkpoints")
+    result = ddpmctl("train", "--resume", folder, "--epochs", 2, "--override", "epochs")
+    assert result.exit_code == 4, result.output
+    assert "the sampled images are not finite after step 4" in result.stderr
+    assert json.loads((folder / "diagnosis.json").read_text())["step"] == 4
+    assert files_of(folder / "checkpoints") == before
+
+
 def test_rollback_halves_the_learning_rate_three_times_and_is_logged(overflowing: Path) -> None:
     result = ddpmctl("train", "--resume", overflowing, "--epochs", 3, "--override", "epochs", "--on-nan", "rollback")
     assert result.exit_code == 4, result.output
@@ -456,6 +468,52 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(dataset: object) -
         gradients.append([p.grad for p in trainer.net.parameters() if p.grad is not None])
     for whole, parts in zip(*gradients, strict=True):
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+
+
+# Sets a limit when a checkpoint is opened: the command line, and torch for the most part, are loaded by then.
+LIMITED = """import resource, sys
+from ddpmctl.cli.app import main
+def limit(event, arguments):
+    if event == "open" and str(arguments[0]).endswith(".pth"):
+        resource.setrlimit({limit})
+if "{limit}":
+    sys.addaudithook(limit)
+main()
+"""
+LIMITS = {
+    "an address space too small for torch": ("evaluate", "", "too little memory"),
+    "no more memory": ("sample", "resource.RLIMIT_AS, (int(open('/proc/self/statm').read().split()[0]) * 4096,) * 2", "too little memory"),
+    "no more open files": ("evaluate", "resource.RLIMIT_NOFILE, (3, 3)", "too many files are open"),
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the size of the address space is read from /proc")
+@pytest.mark.parametrize("limit", LIMITS)
+def test_too_little_memory_and_too_few_open_files_are_said_in_one_line(limit: str, run: Path, tmp_path: Path) -> None:
+    command, call, words = LIMITS[limit]
+    before = files_of(run)
+    flags = ["--labels", "red cube", "--count", "64", "--out", tmp_path / "out"] if command == "sample" else ["--repeats", "2", "--html", tmp_path / "out.html"]
+    shell = "exec \"$@\"" if call else "ulimit -v 400000; exec \"$@\""
+    arguments = [sys.executable, "-c", LIMITED.format(limit=call), command, run, *flags, "--threads", "1"]
+    done = subprocess.run(["sh", "-c", shell, "sh", *map(str, arguments)], capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "error" in line]
+    assert words in line
+    assert list(tmp_path.iterdir()) == []
+    assert files_of(run) == before
+
+
+@pytest.mark.slow
+@posix
+def test_every_file_is_closed_again(run: Path, tmp_path: Path) -> None:
+    """Sixteen open files are enough, however many checkpoints there are."""
+    for epoch in range(24):
+        shutil.copy(next((run / "checkpoints").glob("*.pth")), tmp_path / f"epoch{epoch}_0.5_0.5.pth")
+    (tmp_path / "one.json").write_text('[["red cube"]]')
+    arguments = [*PYTHON, "evaluate", tmp_path, "--conditions", tmp_path / "one.json", "--no-confirm", "--json", "-"]
+    done = subprocess.run(["sh", "-c", "ulimit -n 16; exec \"$@\"", "sh", *map(str, arguments)], capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["checkpoints"]) == 24
 
 
 # Unexpected errors

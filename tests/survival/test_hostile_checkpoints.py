@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import random
@@ -10,6 +11,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from ddpmctl.checkpoints.format import load_checkpoint
 from ddpmctl.checkpoints.untrusted import open_tensors
 from ddpmctl.errors import DdpmctlError
 
+from ..conftest import ddpmctl
 from ..test_cli_errors import refused
 
 
@@ -94,6 +97,56 @@ def weights_of(sound: bytes) -> dict[str, torch.Tensor]:
     return torch.load(io.BytesIO(sound), weights_only=True)["weights"]  # type: ignore[no-any-return]
 
 
+def whole_number(value: int) -> bytes:
+    """A whole number of up to 255 bytes as a pickle opcode."""
+    digits = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8a" + bytes([len(digits)]) + digits
+
+
+def colliding_keys(count: int) -> bytes:
+    """A dict of numbers that all have the same hash."""
+    return b"\x80\x02}(" + b"".join(whole_number(key * (2**61 - 1)) + b"N" for key in range(1, count)) + b"u."
+
+
+def shape_of_large_numbers(count: int) -> bytes:
+    """A tensor with many dimensions of 254 bytes each, whose product takes hours."""
+    storage = b"((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\xd8tQK\x00"
+    shape = b"(" + whole_number(2**2030) + b"q\x00" + b"h\x00" * count + b"t(" + b"K\x01" * (count + 1) + b"t"
+    return b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n" + storage + shape + b"\x89NtR."
+
+
+def zip_directory(entries: int) -> bytes:
+    """An archive of empty parts whose directory has the right sizes and names; all entries are the same part."""
+    name = b"archive/data.pkl"
+    part = struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 0, 0, 0, 0, 0, 0, len(name), 0) + name
+    entry = struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 0, 0, 0, 0, len(name), 0, 0, 0, 0, 0, 0) + name
+    place, length = len(part), entries * len(entry)
+    long = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, entries, entries, length, place) + struct.pack("<4sLQL", b"PK\6\7", 0, place + length, 1)
+    return part + entry * entries + long + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+
+
+class WithAttributes:
+    """Pickled as an ``OrderedDict`` with attributes, which torch sets when it loads the file."""
+
+    def __init__(self, weights: dict[str, torch.Tensor], attributes: dict[str, object]) -> None:
+        self.weights, self.attributes = weights, attributes
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return OrderedDict, (), self.attributes, None, iter(self.weights.items())
+
+
+def with_score(accuracy: object) -> Callable[[bytes], bytes]:
+    return lambda sound: changed(sound, known={"epoch": 2, "loss": 0.5, "scores": {"test": {"accuracy": accuracy}}})
+
+
+def scaled(sound: bytes, factor: float, dtype: torch.dtype) -> bytes:
+    return changed(sound, weights={name: value.to(dtype) * factor if value.is_floating_point() else value for name, value in weights_of(sound).items()})
+
+
+def of_negative_variance(sound: bytes) -> bytes:
+    return changed(sound, weights={name: -value if name.endswith("running_var") else value for name, value in weights_of(sound).items()})
+
+
 HOSTILE: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda sound: b"",
     "text": lambda sound: b"epoch,loss\n" * 100,
@@ -133,6 +186,26 @@ HOSTILE: dict[str, Callable[[bytes], bytes]] = {
     "a number alone": lambda sound: saved(3),
     "a view of one number as many": lambda sound: saved({"init_conv.conv1.0.weight": torch.zeros(1).expand(8, 3, 3, 3)}),
     "a sparse tensor": lambda sound: saved({"init_conv.conv1.0.weight": torch.zeros(8, 8).to_sparse()}),
+    "nested a hundred deep": lambda sound: with_pickle(sound, b"\x80\x02)" + b"\x85" * 100 + b"."),
+    "a key nested so deep that its hash overflows the stack": lambda sound: with_pickle(sound, b"\x80\x02})" + b"\x85" * 500_000 + b"Ns."),
+    "keys of one hash": lambda sound: with_pickle(sound, colliding_keys(20_000)),
+    "millions of lists": lambda sound: with_pickle(sound, b"\x80\x02" + b"]" * 8_000_000 + b"."),
+    "millions of sets": lambda sound: with_pickle(sound, b"\x80\x02" + b"\x8f" * 8_000_000 + b"."),
+    "a list of itself many times": lambda sound: with_pickle(sound, b"\x80\x02]q\x00(" + b"h\x00" * 50_000 + b"e."),
+    "copies of a long list": lambda sound: with_pickle(
+        sound, b"\x80\x02ctorch\nSize\nq\x01]q\x00(" + b"K\x01" * 100_000 + b"e" + b"h\x01h\x00\x85R" * 2_000 + b"."
+    ),
+    "a shape of large numbers": lambda sound: with_pickle(sound, shape_of_large_numbers(20_000)),
+    "a million parts in the directory": lambda sound: zip_directory(1_000_000),
+    "the same part twice": lambda sound: zip_directory(2),
+    "a loss that is infinite": lambda sound: changed(sound, known={"epoch": 2, "loss": float("inf"), "scores": {}}),
+    "an epoch of 400 digits": lambda sound: changed(sound, known={"epoch": 10**400, "loss": 0.5, "scores": {}}),
+    "a score that is NaN": with_score(float("nan")),
+    "a score that is infinite": with_score(float("inf")),
+    "a score of 400 digits": with_score(10**400),
+    "a score that is text": with_score("0.5"),
+    "weights that are infinite in the network's float32": lambda sound: scaled(sound, 1e300, torch.float64),
+    "variances below zero": of_negative_variance,
     "a complex tensor": lambda sound: saved({"init_conv.conv1.0.weight": torch.zeros(8, 3, 3, 3, dtype=torch.complex64)}),
 }
 
@@ -163,7 +236,11 @@ def test_special_files_do_not_block(kind: str, tmp_path: Path) -> None:
 
 def test_a_hostile_file_needs_little_memory(sound: bytes, tmp_path: Path) -> None:
     """Files that declare much memory, with an address space of 6 GB and a time limit."""
-    for name, kind in enumerate(("a terabyte in one opcode", "a memo index of 4 billion", "lists of lists of lists", "a zip bomb")):
+    kinds = [
+        "a terabyte in one opcode", "a memo index of 4 billion", "lists of lists of lists", "a zip bomb", "millions of lists", "millions of sets",
+        "a list of itself many times", "copies of a long list", "a million parts in the directory", "keys of one hash", "a shape of large numbers",
+    ]  # fmt: skip
+    for name, kind in enumerate(kinds):
         (tmp_path / f"{name}.pth").write_bytes(HOSTILE[kind](sound))
     code = (
         "import resource, sys, time\nfrom pathlib import Path\nfrom ddpmctl.checkpoints.format import load_checkpoint\n"
@@ -172,9 +249,67 @@ def test_a_hostile_file_needs_little_memory(sound: bytes, tmp_path: Path) -> Non
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.perf_counter() - start)"
     )
     out = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True, timeout=120).stdout.split()
-    assert out[:4] == ["refused"] * 4
-    assert int(out[4]) < 200_000  # kilobytes
-    assert float(out[5]) < 30
+    assert out[:-2] == ["refused"] * len(kinds)
+    assert int(out[-2]) < 200_000  # kilobytes
+    assert float(out[-1]) < 30
+
+
+ATTRIBUTES: dict[str, dict[str, object]] = {
+    "items": {"items": ["not a method"]},
+    "keys, values and copy": {"keys": 3, "values": None, "copy": [0]},
+    "metadata by which parameters are replaced": {"_metadata": {"": {"assign_to_params_buffers": True}}},
+    "metadata that are a number": {"_metadata": 7},
+}
+
+
+@pytest.mark.parametrize("kind", ATTRIBUTES)
+def test_attributes_of_a_state_dict_have_no_effect(kind: str, sound: bytes, tmp_path: Path) -> None:
+    (tmp_path / "sound.pth").write_bytes(sound)
+    (tmp_path / "with.pth").write_bytes(changed(sound, weights=WithAttributes(weights_of(sound), ATTRIBUTES[kind])))
+    for name in ("sound", "with"):
+        result = ddpmctl("sample", tmp_path / f"{name}.pth", "--labels", "red cube", "-o", tmp_path / name)
+        assert result.exit_code == 0, result.output
+    images = [{file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("sound", "with")]
+    assert images[0] == images[1]
+
+
+def test_weights_of_another_precision_are_converted_to_that_of_the_network(sound: bytes, tmp_path: Path) -> None:
+    double = {name: value.double() if value.is_floating_point() else value for name, value in weights_of(sound).items()}
+    weights = WithAttributes(double, ATTRIBUTES["metadata by which parameters are replaced"])
+    (tmp_path / "double.pth").write_bytes(changed(sound, weights=weights))
+    loaded = load_checkpoint(tmp_path / "double.pth")
+    assert all(value.dtype == loaded.weights[name].dtype for name, value in weights_of(sound).items())
+    assert all(value.dtype == torch.float32 for value in loaded.network().parameters())
+
+
+UNUSABLE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "infinite in float32": (lambda sound: scaled(sound, 1e300, torch.float64), "are not finite"),
+    "variances below zero": (of_negative_variance, "are negative"),
+    "images that are not finite": (lambda sound: scaled(sound, 3e37, torch.float32), "its images are not finite"),
+    "a score that is NaN": (with_score(float("nan")), "a part of the checkpoint is missing or invalid"),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_a_network_that_cannot_be_scored_is_skipped_and_the_others_are_scored(kind: str, sound: bytes, tmp_path: Path) -> None:
+    change, reason = UNUSABLE[kind]
+    (tmp_path / "epoch1_0.5_0.5.pth").write_bytes(change(sound))
+    (tmp_path / "epoch2_0.5_0.5.pth").write_bytes(sound)
+    result = ddpmctl("evaluate", tmp_path, "--json", tmp_path / "out.json")
+    assert result.exit_code == 3, result.output
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("skipped")]
+    assert "epoch1_0.5_0.5.pth" in line
+    assert reason in line
+    assert "1 of 2 checkpoints could not be scored" in result.stderr
+    (scored,) = json.loads((tmp_path / "out.json").read_text())["checkpoints"]
+    assert scored["path"].endswith("epoch2_0.5_0.5.pth")
+
+
+@pytest.mark.parametrize(("command", "out"), [("sample", "out"), ("denoise-grid", "out.png")])
+def test_images_that_are_not_finite_are_not_written(command: str, out: str, sound: bytes, tmp_path: Path) -> None:
+    (tmp_path / "hostile.pth").write_bytes(scaled(sound, 3e37, torch.float32))
+    assert "hostile.pth: its images are not finite" in refused(3, command, tmp_path / "hostile.pth", "-l", "red cube", "-o", tmp_path / out)
+    assert [path.name for path in tmp_path.iterdir()] == ["hostile.pth"]
 
 
 @pytest.mark.slow

@@ -229,6 +229,10 @@ def not_finite(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value * float("nan") if value.is_floating_point() else value for name, value in weights.items()}
 
 
+def of_negative_variance(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: -value if name.endswith("running_var") else value for name, value in weights.items()}
+
+
 STATES = {
     "cut short": lambda file: file.write_bytes(file.read_bytes()[:-100]),
     "empty": lambda file: file.write_bytes(b""),
@@ -240,10 +244,12 @@ STATES = {
     "another network": lambda file: edited(file, net={"weight": torch.zeros(3)}),
     "no optimizers": lambda file: edited(file, optimizers=[]),
     "counters of text": lambda file: edited(file, counters={**load_tensors(file)[0]["counters"], "step": "9"}),
+    "counters of 400 digits": lambda file: edited(file, counters={**load_tensors(file)[0]["counters"], "step": 10**400}),
     "counters below zero": lambda file: edited(file, counters={**load_tensors(file)[0]["counters"], "epoch": -1}),
     "missing counters": lambda file: edited(file, counters={"step": 1}),
     "no log": lambda file: edited(file, log=None),
     "weights that are not finite": lambda file: edited(file, net=not_finite(load_tensors(file)[0]["net"])),
+    "variances below zero": lambda file: edited(file, net=of_negative_variance(load_tensors(file)[0]["net"])),
     "moments of another shape": lambda file: edited(file, optimizers=[moments(load_tensors(file)[0]["optimizers"][0])]),
 }
 
