@@ -44,6 +44,21 @@ def show(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:90]}..."
 
 
+def visible(text: str) -> str:
+    """Return a text in one line that cannot act on a terminal or a page, such as the name of a file from an unknown source.
+
+    What is not printable is escaped: control characters and line breaks as ``\\x1b`` and ``\\n``, marks that turn the direction of writing as ``\\u202e``,
+    and bytes of a name that are not UTF-8 as ``\\xe9``. Every text that names files passes through here on its way to the terminal, a page, a figure, LaTeX or
+    CSV; JSON keeps exact names.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    byte = ord(character) - 0xDC00  # how Python keeps a byte of a file name that is not UTF-8
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else character.encode("unicode_escape").decode("ascii")
+
+
 def json_kind(value: object) -> str:
     """Return the JSON name of a value's type, with its article."""
     kinds = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}

@@ -9,6 +9,7 @@ import math
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,7 +25,16 @@ _made: list[Path] = []  # by prepare_folder, in the order in which they were mad
 
 def cannot_write(folder: Path, error: OSError) -> UsageError:
     """Return the error for a folder that cannot be written to."""
-    return UsageError(f"{folder}: cannot write here ({error.strerror or error}); choose another folder or make room")
+    what_to_do = "give a shorter name" if error.errno == errno.ENAMETOOLONG else "choose another folder or make room"
+    return UsageError(f"{folder}: cannot write here ({error.strerror or error}); {what_to_do}")
+
+
+def named_after(name: str, ending: str, beginning: str = "") -> str:
+    """Return the name of a file that is named after another one: where it would be longer than the 255 bytes that systems allow, cut, with a hash."""
+    long, room = os.fsencode(name), 255 - len(os.fsencode(beginning + ending))
+    if len(long) > room:
+        name = f"{long[: room - 9].decode(errors='ignore')}-{hashlib.sha256(long).hexdigest()[:8]}"
+    return beginning + name + ending
 
 
 @contextmanager
@@ -37,7 +47,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         UsageError: the folder is missing, read-only or full; the message names it.
     """
-    temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    start = path.name.encode(errors="ignore")[:80].decode(errors="ignore")  # a name may have 255 bytes
+    temporary = path.with_name(f".{start}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         open(temporary, "xb").close()
     except OSError as error:
@@ -116,6 +127,22 @@ def prepare_folder(folder: Path, flag: str) -> None:
         probe.unlink()
     except OSError as error:
         raise UsageError(f"{flag}: {cannot_write(folder, error)}") from None
+
+
+def prepare_file(path: Path, flag: str) -> None:
+    """Check that a file can be written, before any work is done for it; ``prepare_folder`` makes its folder.
+
+    Raises:
+        UsageError: it cannot, or is something other than a file; the message begins with ``flag``.
+    """
+    prepare_folder(path.parent, flag)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode) or path.absolute().is_relative_to("/dev"):  # a pipe, a device or /dev/stdout would be replaced by a file
+            raise UsageError(f"{flag}: {path} is not a regular file; name another one")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UsageError(f"{flag}: {path} cannot be written ({error.strerror or error}); name another file") from None
 
 
 def remove_empty_folders() -> None:

@@ -6,6 +6,7 @@ flag > environment ``DDPMCTL_*`` > ``--config FILE.toml`` > ``--preset NAME`` > 
 from __future__ import annotations
 
 import copy
+import errno
 import functools
 import inspect
 import typing
@@ -120,6 +121,9 @@ def command(*sections: str, first: Sequence[str] = ()) -> Callable[[Callable[...
             except (typer.Exit, typer.Abort, BrokenPipeError):  # the last one: whoever read our output went away
                 raise
             except Exception as error:
+                if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+                    _tell(job, f"{str(error.filename)[:80]}...: {error.strerror}; give a shorter name")
+                    raise typer.Exit(UsageError.exit_code) from None
                 file = report(error)
                 where = f"the full traceback is in {file}" if file else "and the traceback could not be written anywhere"
                 _tell(job, f"unexpected: {in_one_line(error)}; {where}. Please report it")

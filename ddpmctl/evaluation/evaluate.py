@@ -24,6 +24,7 @@ from ddpmctl.evaluation.classifiers import Classifier
 from ddpmctl.evaluation.result_cache import load_results, result_key, save_results, with_more_repeats
 from ddpmctl.evaluation.results import CheckpointResult, EvaluationEvent, Failed, FileResults
 from ddpmctl.evaluation.scoring import ScoredBatch, by_condition_file, score_batch
+from ddpmctl.files import named_after
 from ddpmctl.grids import save_grid
 from ddpmctl.progress import Progress
 from ddpmctl.sampling.pipeline import Batch, ImageRequest, SamplingPipeline, in_batches, requests_for, require_recogniser, with_actual_steps
@@ -165,7 +166,7 @@ def _concluded(due: _Due, parts: Sequence[ScoredBatch], spec: EvaluationSpec) ->
         if spec.grids:
             captions = [", ".join(r.labels) for r in scored_images.requests]
             title = spec.titles.get(checkpoint.path, checkpoint.path.stem)
-            save_grid(spec.grids / f"{title}_{name}.png", scored_images.images, captions, columns=max(8, spec.repeats))
+            save_grid(spec.grids / named_after(title, f"_{name}.png"), scored_images.images, captions, columns=max(8, spec.repeats))
     asked = {name: answers[name].first(spec.repeats) for name in spec.conditions}
     return CheckpointResult(
         checkpoint.path, checkpoint.sha256, checkpoint.epoch, checkpoint.loss, checkpoint.recorded, asked, due.config, checkpoint.foreign, not due.missing
