@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpmctl.config import Config, Value, settings
-from ddpmctl.errors import DataError, UsageError, show
+from ddpmctl.errors import DataError, UsageError, show, visible
 
 LONGEST = 20_000  # characters of a file of settings; tomllib takes time with the square of them where a name has as many dots
 OLD_SECTIONS = {"machine": "device"}  # section names of version 0.2
@@ -23,7 +23,7 @@ def dump_toml(config: Config, origins: Mapping[str, str] | None = None) -> str:
         if setting.section != section:
             section = setting.section
             lines += [*([""] if lines else []), f"[{section}]"]
-        origin = f"  # {' '.join(origins[setting.name].split())}" if origins else ""
+        origin = f"  # {visible(origins[setting.name])}" if origins else ""
         lines.append(f"{setting.name} = {_toml(flat[setting.name])}{origin}")
     return "\n".join(lines) + "\n"
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ddpmctl.errors import DataError, UsageError, shortage
+from ddpmctl.errors import DataError, UsageError, limit_reached
 
 # A full or read-only disk. The user can fix these; any other OSError is a bug.
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EROFS, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
@@ -25,7 +25,15 @@ _made: list[Path] = []  # by prepare_folder, in the order in which they were mad
 
 def cannot_write(folder: Path, error: OSError) -> UsageError:
     """Return the error for a folder that cannot be written to."""
-    return shortage(error) or UsageError(f"{folder}: cannot write here ({error.strerror or error}); choose another folder or make room")
+    return limit_reached(error) or UsageError(f"{folder}: cannot write here ({error.strerror or error}); choose another folder or make room")
+
+
+def named_after(name: str, ending: str, beginning: str = "") -> str:
+    """Return the name of a file that is named after another one: where it would be longer than the 255 bytes that systems allow, cut, with a hash."""
+    long, room = os.fsencode(name), 255 - len(os.fsencode(beginning + ending))
+    if len(long) > room:
+        name = f"{long[: room - 9].decode(errors='ignore')}-{hashlib.sha256(long).hexdigest()[:8]}"
+    return beginning + name + ending
 
 
 @contextmanager
@@ -38,7 +46,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         UsageError: the folder is missing, read-only or full; the message names it.
     """
-    temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    start = path.name.encode(errors="ignore")[:80].decode(errors="ignore")  # a name may have 255 bytes
+    temporary = path.with_name(f".{start}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         open(temporary, "xb").close()
     except OSError as error:
@@ -117,6 +126,22 @@ def prepare_folder(folder: Path, flag: str) -> None:
         probe.unlink()
     except OSError as error:
         raise UsageError(f"{flag}: {cannot_write(folder, error)}") from None
+
+
+def prepare_file(path: Path, flag: str) -> None:
+    """Check that a file can be written, before any work is done for it; ``prepare_folder`` makes its folder.
+
+    Raises:
+        UsageError: it cannot, or is something other than a file; the message begins with ``flag``.
+    """
+    prepare_folder(path.parent, flag)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode) or path.absolute().is_relative_to("/dev"):  # a pipe, a device or /dev/stdout would be replaced by a file
+            raise UsageError(f"{flag}: {path} is not a regular file; name another one")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UsageError(f"{flag}: {path} cannot be written ({error.strerror or error}); name another file") from None
 
 
 def remove_empty_folders() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from ddpmctl.errors import visible
 from ddpmctl.files import atomic_write
 
 ImageArray = npt.NDArray[np.uint8]
@@ -54,8 +55,9 @@ def draw_sheet(
 ) -> Image.Image:
     """Return rows of images (H, W, 3) as one image, with captions under images and titles of rows and columns."""
     font = ImageFont.load_default(FONT_SIZE)
+    row_titles = [visible(title) for title in row_titles or ()]
     height, width = (SCALE * side for side in rows[0][0].shape[:2])
-    text_left = max((int(font.getlength(line)) + 1 for title in row_titles or () for line in _lines(title)), default=-PAD) + PAD
+    text_left = max((int(font.getlength(line)) + 1 for title in row_titles for line in _lines(title)), default=-PAD) + PAD
     text_below = [LINE * max((len(_lines(c)) for c in row), default=0) for row in captions] if captions else [0] * len(rows)
     top = LINE + PAD if column_titles else PAD
     columns = max(map(len, rows))

@@ -22,7 +22,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, cast
 
-from ddpmctl.errors import DataError, UsageError, out_of_memory, shortage
+from ddpmctl.errors import DataError, UsageError, out_of_memory, limit_reached
 
 if TYPE_CHECKING:
     from torch import nn
@@ -124,7 +124,7 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file") from None
     except OSError as error:
-        raise shortage(error) or DataError(f"{path}: cannot be read ({error.strerror})") from None
+        raise limit_reached(error) or DataError(f"{path}: cannot be read ({error.strerror})") from None
     with file:
         yield checked(file, str(path))
 

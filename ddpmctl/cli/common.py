@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from ddpmctl.config import Config, Value
 from ddpmctl.config_sources import assumed, overrides
 from ddpmctl.distributed.job import SINGLE, Job
 from ddpmctl.errors import UsageError
-from ddpmctl.files import prepare_folder
+from ddpmctl.files import prepare_file, prepare_folder
 from ddpmctl.labels import parse_label
 
 if TYPE_CHECKING:
@@ -85,7 +86,10 @@ def prepare_output(path: Path, flag: str, *, folder: bool, suffix: str = "") -> 
     if not above.exists() and not above.parent.exists():
         raise UsageError(f"{flag}: there is no folder {above.parent}; make it first, or name another place than {path}")
     made = not above.exists()
-    prepare_folder(path if folder else path.parent, flag)
+    if folder:
+        prepare_folder(path, flag)
+    else:
+        prepare_file(path, flag)
     if made:
         Terminal().say(f"made the folder {path.parent}")
 
@@ -128,11 +132,11 @@ class Outputs:
         for flag, folder in (("--grid", self.grid), ("--figures", self.figures)):
             if folder:
                 prepare_output(folder, flag, folder=True)
-        named: dict[Path, str] = {}
+        named: dict[str, str] = {}
         for flag, file in {"--out": self.out, **self.files()}.items():
             if file is None or str(file) == "-":
                 continue
-            if (other := named.setdefault(file.resolve(), flag)) != flag:
+            if (other := named.setdefault(os.path.realpath(file), flag)) != flag:
                 raise UsageError(f"{other} and {flag}: both name {file}, and one would overwrite the other")
             prepare_output(file, flag, folder=False, suffix=".png" if flag == "--out" else "")
 

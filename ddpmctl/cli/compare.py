@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, Outputs, evaluation_spec, figure_line, named_conditions, only_one_source, reference_images
+from ddpmctl.cli.common import Given, Outputs, evaluation_spec, figure_line, named_conditions, only_one_source, prepare_output, reference_images
 from ddpmctl.cli.completion import checkpoints
 from ddpmctl.cli.options import OUTPUTS, RUNS, Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, RunsDir, SceneCount, command
 from ddpmctl.cli.terminal import Terminal
@@ -77,6 +77,8 @@ def compare(
     if outputs.only_json:
         raise UsageError("--json: compare prints tables on stdout; name a file")
     outputs.prepare()
+    if not recorded:
+        prepare_output(_verdict_figure(out), "--out", folder=False)
 
     from ddpmctl.runs.named import located_all
 
@@ -93,6 +95,10 @@ def compare(
     spec = replace(evaluation_spec(files, evaluator, data, chosen, seed=seed, repeats=repeats), every_image=fidelity)
     against = terminal.finish(reference_images(spec, data, scenes)) if fidelity else None  # first, so that conditions are refused before sampling
     _on_new_images(terminal, paths, at_epoch, comparison, spec, outputs, against, anyway=anyway)
+
+
+def _verdict_figure(out: Path) -> Path:
+    return out.with_name(f"{out.stem}-verdict.png")
 
 
 def _on_new_images(
@@ -186,7 +192,7 @@ def _conclude(
     for sentence in found.sentences():
         terminal.sentence(sentence)
     assert outputs.out is not None
-    figure = save_verdict_figure(outputs.out.with_name(f"{outputs.out.stem}-verdict.png"), found)
+    figure = save_verdict_figure(_verdict_figure(outputs.out), found)
     terminal.result(figure_line(figure))
     outputs.write(
         terminal,

@@ -44,7 +44,7 @@ def _in_quotes() -> bool:
 def run_names(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the runs that complete a text, as names, or as paths where the text is one."""
     folder = _runs_dir(ctx)
-    names = sorted(file.parent.name for file in folder.glob("*/config.toml"))
+    names = sorted(file.parent.name for file in folder.glob("*/config.toml") if file.parent.name.isprintable())  # others could act on the terminal
     return [text for name in names for text in (name, f"{folder}/{name}") if text.startswith(incomplete) and ("/" in text) == ("/" in incomplete)]
 
 
@@ -59,7 +59,7 @@ def _in_run(incomplete: str, path: str) -> bool:
 
 
 def _checkpoint_files(folder: Path) -> Iterator[str]:
-    return map(str, sorted(folder.glob("*/checkpoints/*.pth")))
+    return filter(str.isprintable, map(str, sorted(folder.glob("*/checkpoints/*.pth"))))
 
 
 def _runs_dir(ctx: typer.Context) -> Path:

@@ -145,7 +145,7 @@ def _write_values(
 
     result = as_dict(rows, failures, spec, trained, selection, beside.fidelity if beside else ())
     if outputs.only_json:
-        terminal.result(json_text(result))
+        terminal.document(json_text(result))
     outputs.write(terminal, json=lambda file: write_json(file, result), csv=lambda file: write_csv(file, result))
 
 

@@ -82,7 +82,7 @@ def _conclude(
     table, answers = images_table(scored, spec.classifier), answers_of(scored)
     result = images_as_dict(scored, spec.classifier, trained, beside)
     if outputs.only_json:
-        terminal.result(json_text(result))
+        terminal.document(json_text(result))
     else:
         terminal.sentence(sentence)
         for part in (table, *(breakdown_tables(answers) if breakdown else ()), *(beside.tables if beside else ())):

@@ -22,7 +22,7 @@ from ddpmctl.cli.signals import Stopped, stop_is_raised
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Setting, check_range, range_words, settings
 from ddpmctl.distributed.job import SINGLE, Job, is_single_process, join
-from ddpmctl.errors import DdpmctlError, UsageError, shortage
+from ddpmctl.errors import DdpmctlError, UsageError, limit_reached
 from ddpmctl.files import remove_empty_folders
 
 FILES = "Files and folders, where they are not the usual ones"
@@ -120,7 +120,7 @@ def command(*sections: str, first: Sequence[str] = ()) -> Callable[[Callable[...
             except (typer.Exit, typer.Abort, BrokenPipeError):  # the last one: whoever read our output went away
                 raise
             except Exception as error:
-                if (short := shortage(error)) is not None:
+                if (short := limit_reached(error)) is not None:
                     _tell(job, str(short))
                     raise typer.Exit(short.exit_code) from None
                 file = report(error)

@@ -60,7 +60,7 @@ def _list(runs_dir: RunsFolder, json_file: JsonFile) -> None:
     if json_file:
         text = json_text(_as_dict(runs_dir, records, broken))
         if outputs.only_json:
-            terminal.result(text)
+            terminal.document(text)
             return
         write_text(json_file, text + "\n")
     if not records and not broken:

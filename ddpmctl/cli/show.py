@@ -13,6 +13,7 @@ from ddpmctl.cli.completion import run_names
 from ddpmctl.cli.options import RUNS, RunsDir, command
 from ddpmctl.cli.terminal import Terminal, human_seconds
 from ddpmctl.cli.train import longer, next_commands
+from ddpmctl.files import named_after
 
 if TYPE_CHECKING:
     from ddpmctl.runs.record import Record, Scored
@@ -41,7 +42,7 @@ def show(
     terminal = Terminal()
     folder = located(run, runs_dir) if run else newest_run(runs_dir)
     record = read_record(folder)
-    out = out or Path(f"show-{folder.resolve().name}.png")
+    out = out or Path(named_after(folder.resolve().name, ".png", "show-"))
     Outputs(html=html, out=out).prepare()
 
     from ddpmctl.report.run_figures import save_run_figure

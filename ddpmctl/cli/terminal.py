@@ -16,6 +16,7 @@ from rich.progress import Progress as ProgressBars
 from rich.text import Text
 
 from ddpmctl.cli.layout import lay_out, length
+from ddpmctl.errors import visible
 from ddpmctl.progress import Notice, Progress
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ E = TypeVar("E")
 R = TypeVar("R")
 DAY = 24 * 3600
 PIPE_CLOSED = 141  # 128 + SIGPIPE
+ASCII = {ord("─"): "-", ord("…"): "..."}  # for terminals that have no other characters
 
 
 class Terminal:
@@ -42,20 +44,25 @@ class Terminal:
 
     def error(self, text: str) -> None:
         """Print an error in one line on stderr."""
-        self.err.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+        self.err.print(f"[bold red]error:[/] {escape(self.err.shown(text))}", soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Print a note in one line on stderr."""
-        self.err.print(f"[yellow]note:[/] {escape(text)}", soft_wrap=True)
+        self.err.print(f"[yellow]note:[/] {escape(self.err.shown(text))}", soft_wrap=True)
 
     def say(self, text: str) -> None:
         """Print a message on stderr."""
-        self.err.print(escape(text), soft_wrap=True)
+        self.err.print(escape(self.err.shown(text)), soft_wrap=True)
 
     def result(self, text: str) -> None:
-        """Print a result on stdout, without markup."""
+        """Print a result in one line on stdout."""
         self._printed = True
-        self.out.print(text, markup=False, soft_wrap=True)
+        self.out.print(self.out.shown(text), markup=False, soft_wrap=True)
+
+    def document(self, text: str) -> None:
+        """Print a text of several lines on stdout, such as JSON."""
+        for line in text.rstrip("\n").split("\n"):
+            self.result(line)
 
     def table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, groups: Sequence[str] = (), marked: int | None = None, caption: str = ""
@@ -65,14 +72,15 @@ class Terminal:
         On a terminal it fits the window. Elsewhere it is plain text without box characters, as wide as it needs to be, or at most as wide
         as the environment variable COLUMNS says.
         """
-        lines = lay_out(columns, rows, groups, width=self._width)
+        shown = self.out.shown  # before the widths are measured
+        lines = lay_out([*map(shown, columns)], [[*map(shown, row)] for row in rows], [*map(shown, groups)], width=self._width)
         if self._printed:
             self.result("")
         self.sentence(title, "bold")
         for line in lines.head:
             self._line(line, "bold cyan")
         if self._on_screen:
-            self._line("─" * max(length(line) for part in (lines.head, *lines.rows) for line in part), "dim")
+            self._line(shown("─") * max(length(line) for part in (lines.head, *lines.rows) for line in part), "dim")
         for number, (first, *more) in enumerate(lines.rows):
             self._line(first, "bold green" if number == marked else "")
             for line in more:
@@ -82,6 +90,7 @@ class Terminal:
 
     def sentence(self, text: str, style: str = "") -> None:
         """Print a sentence on stdout; where the width is limited, lines end between words."""
+        text = self.out.shown(text)
         for line in [text] if self._width is None else textwrap.wrap(text, self._width, break_long_words=False, break_on_hyphens=False):
             self._line(line, style)
 
@@ -106,7 +115,7 @@ class Terminal:
             "disk": plan.disk,
         }
         for name, text in lines.items():
-            self.err.print(f"[bold]{name:>10}[/]  {escape(text)}", soft_wrap=True)
+            self.err.print(f"[bold]{name:>10}[/]  {escape(self.err.shown(text))}", soft_wrap=True)
         if plan.seconds is not None and plan.seconds > DAY:
             self.warn(f"this takes about {human_seconds(plan.seconds)} here; --preset quick is much shorter")
 
@@ -127,7 +136,16 @@ class Terminal:
 
 
 class _Console(Console):
-    """A console that ends the command as a shell expects when its reader, such as ``head``, has gone."""
+    """A console that says how it shows texts, and that ends the command as a shell expects when its reader, such as ``head``, has gone."""
+
+    def shown(self, text: str) -> str:
+        """Return a text as it can be shown: without control characters, in the characters that the output's encoding has."""
+        text = visible(text)
+        try:
+            text.encode(self.encoding)
+        except UnicodeEncodeError:
+            return text.translate(ASCII).encode(self.encoding, "backslashreplace").decode(self.encoding)
+        return text
 
     def on_broken_pipe(self) -> None:
         """Exit with the code of SIGPIPE; nothing more can be written."""
@@ -148,7 +166,7 @@ class _Remaining(ProgressColumn):
 class _Plain:
     """Without a terminal: one line per epoch and per long stage."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: _Console) -> None:
         self.console = console
         self.stage, self.started = "", 0.0
 
@@ -156,7 +174,7 @@ class _Plain:
         for event in events:
             line = self._stage(event) if isinstance(event, Progress) else describe(event)
             if line:
-                self.console.print(escape(line), soft_wrap=True)
+                self.console.print(escape(self.console.shown(line)), soft_wrap=True)
             yield event
 
     def _stage(self, event: Any) -> str:
@@ -172,7 +190,7 @@ class _Plain:
 class _Live:
     """On a terminal: a progress bar for the run and for the current stage."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: _Console) -> None:
         self.console = console
         self.bars: dict[str, TaskID] = {}
         self.accuracies = ""
@@ -196,12 +214,12 @@ class _Live:
             case events.Evaluated():
                 self.accuracies = "  ".join(f"{name} {score.accuracy:.3f}" for name, score in event.scores.items())
         if line := describe(event):
-            progress.console.print(escape(line), soft_wrap=True)
+            progress.console.print(escape(self.console.shown(line)), soft_wrap=True)
 
     def _bar(self, progress: ProgressBars, stage: str, done: float, total: float, note: str) -> None:
         if stage not in self.bars:
-            self.bars[stage] = progress.add_task(escape(stage), note="")
-        progress.update(self.bars[stage], completed=done, total=total, note=escape(note))
+            self.bars[stage] = progress.add_task(escape(self.console.shown(stage)), note="")
+        progress.update(self.bars[stage], completed=done, total=total, note=escape(self.console.shown(note)))
         if done >= total:
             progress.remove_task(self.bars.pop(stage))
 

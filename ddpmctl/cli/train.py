@@ -83,7 +83,7 @@ def train(
     resume = _named(resume, runs_dir, job) if resume else None
     resolved = _resumed(resume, given, config, override) if resume else resolve(given, config, preset)
     if print_config:
-        terminal.result(dump_toml(resolved.config, resolved.origins).rstrip())
+        terminal.document(dump_toml(resolved.config, resolved.origins))
         return
 
     terminal.say("starting: loading torch, the data and the network")
@@ -100,7 +100,7 @@ def train(
     if dry_run:
         plan = plan_only(request)
         terminal.plan(plan)
-        terminal.result(dump_toml(plan.config, resolved.origins).rstrip())
+        terminal.document(dump_toml(plan.config, resolved.origins))
     else:
         _train(terminal, request, stop, busy=busy, tensorboard=tensorboard)
 

@@ -24,6 +24,7 @@ from ddpmctl.evaluation.classifier_file import ClassifierFile, KnownClassifier
 from ddpmctl.evaluation.remembered_device import RememberedDevice
 from ddpmctl.evaluation.result_cache import load_results, result_key, save_results, with_more_repeats
 from ddpmctl.evaluation.results import CheckpointResult, EvaluationEvent, Failed, FileResults
+from ddpmctl.files import named_after
 from ddpmctl.grids import save_grid
 from ddpmctl.progress import Progress
 from ddpmctl.sampling.requests import BATCH, Batch, ImageRequest, in_batches, requests_for, with_actual_steps
@@ -218,7 +219,7 @@ def _concluded(due: _Due, parts: Sequence[ScoredBatch], spec: EvaluationSpec) ->
         if spec.grids:
             captions = [", ".join(r.labels) for r in scored_images.requests]
             title = spec.titles.get(outline.path, outline.path.stem)
-            save_grid(spec.grids / f"{title}_{name}.png", scored_images.images, captions, columns=max(8, spec.repeats))
+            save_grid(spec.grids / named_after(title, f"_{name}.png"), scored_images.images, captions, columns=max(8, spec.repeats))
     asked = {name: answers[name].first(spec.repeats) for name in spec.conditions}
     return CheckpointResult(outline.path, outline.sha256, outline.epoch, outline.loss, outline.recorded, asked, due.config, outline.foreign, not due.missing)
 

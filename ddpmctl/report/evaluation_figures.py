@@ -19,7 +19,7 @@ from ddpmctl.evaluation.results import FileResults
 from ddpmctl.evaluation.scores import Outputs
 from ddpmctl.labels import CLASSES, COLOURS, SHAPES
 from ddpmctl.report.style import COLOURS as PALETTE
-from ddpmctl.report.style import DASHES, MARKERS, save_figure
+from ddpmctl.report.style import DASHES, MARKERS, in_figure, save_figure
 from ddpmctl.report.tables import FOUND, SHOWN
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def save_class_bars(path: Path, answers: Mapping[str, FileResults], title: str) 
     axis.axhline(hits / asked, color="black", linewidth=1, linestyle=":", label=f"all: {hits / asked:.3f}")
     axis.set_xticks(range(len(COLOURS)), COLOURS)
     axis.set(ylim=(0, 1.1), ylabel="objects found (bars: %)")
-    axis.set_title(f"{title}\n{FOUND}", fontsize=10)
+    axis.set_title(f"{in_figure(title)}\n{FOUND}", fontsize=10)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return save_figure(path, figure)
 
@@ -69,7 +69,7 @@ def save_confusion(path: Path, answers: Mapping[str, FileResults], title: str) -
         axis.axhline(edge - 0.5, color=PALETTE[1], linewidth=0.8)
         axis.axvline(edge - 0.5, color=PALETTE[1], linewidth=0.8)
     axis.set(xlabel="shown", ylabel="requested", aspect="equal", ylim=(len(CLASSES) - 0.5, -0.5))
-    axis.set_title(f"{title}\n{SHOWN}", fontsize=10)
+    axis.set_title(f"{in_figure(title)}\n{SHOWN}", fontsize=10)
     bar = figure.colorbar(image, ax=axis, shrink=0.6, label="fraction of the images that request the class (from 5 %: in %)")
     for colours in bar.ax.collections:
         colours.set(rasterized=False, edgecolor="face")  # shapes, whose colours a dark page can change
@@ -82,7 +82,7 @@ def save_spectra(path: Path, spectra: Mapping[str, np.ndarray], title: str) -> P
     axis = figure.subplots()
     for number, (name, power) in enumerate(spectra.items()):
         style = {"color": PALETTE[number % len(PALETTE)], "linestyle": DASHES[number % len(DASHES)]}
-        axis.loglog(range(1, len(power) + 1), power, label=name, **style)
+        axis.loglog(range(1, len(power) + 1), power, label=in_figure(name), **style)
     axis.set(xlabel="cycles per image", ylabel="power (grey levels squared)", title=title)
     axis.grid(alpha=0.3, which="both")
     axis.legend(frameon=False)
@@ -123,7 +123,7 @@ def save_sweep(path: Path, setting: str, series: Mapping[str, Sequence[SweepPoin
     by_calls = setting == "steps"
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axis = figure.subplots()
-    for number, (name, points) in enumerate(series.items()):
+    for number, (name, points) in enumerate((in_figure(name), points) for name, points in series.items()):
         x = [point.nfe if by_calls else float(str(point.value)) for point in points]
         y = [point.accuracy.estimate for point in points]
         errors = [[p.accuracy.estimate - p.accuracy.low for p in points], [p.accuracy.high - p.accuracy.estimate for p in points]]

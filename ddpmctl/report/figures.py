@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from ddpmctl.comparison.recorded import Comparison, RecordedRun
 from ddpmctl.comparison.verdict import HELDOUT, Verdict, arm_interval
 from ddpmctl.config import Value
-from ddpmctl.report.style import COLOURS, DASHES, MARKERS, save_figure
+from ddpmctl.report.style import COLOURS, DASHES, MARKERS, in_figure, save_figure
 from ddpmctl.runs.record import SCORED
 from ddpmctl.statistics.intervals import Interval
 
@@ -31,8 +31,8 @@ def save_comparison_figure(path: Path, comparison: Comparison) -> Path:
     figure = Figure(figsize=(4.6 * len(titles), 4.4), layout="constrained")
     axes = figure.subplots(1, len(titles), squeeze=False)[0]
     for number, (title, arms) in enumerate(replicates(comparison).items()):
-        colour = COLOURS[number % len(COLOURS)]
-        style = {"color": colour, "linestyle": DASHES[number % len(DASHES)], "marker": MARKERS[number % len(MARKERS)], "markersize": 4, "label": title}
+        colour, label = COLOURS[number % len(COLOURS)], in_figure(title)
+        style = {"color": colour, "linestyle": DASHES[number % len(DASHES)], "marker": MARKERS[number % len(MARKERS)], "markersize": 4, "label": label}
         epochs = sorted(set.intersection(*({point.epoch for point in arm.points} for arm in arms)))
         points = [[point for point in arm.points if point.epoch in epochs] for arm in arms]
         series = [[[point.accuracy[name] for point in of] for of in points] for name in SCORED] + [[[point.loss for point in of] for of in points]]
@@ -80,14 +80,15 @@ def save_verdict_figure(path: Path, verdict: Verdict) -> Path:
         intervals = [arm_interval(arm, [file]) for arm in verdict.arms]
         places = [row + (number - (len(files) - 1) / 2) * 0.22 for row in range(len(verdict.arms))]
         _bars(left, intervals, places, COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)], file, 1.0)
-    left.set_yticks(range(len(verdict.arms)), [_wrapped(f"{arm.name}\n{_seeds(len(arm.rows))}") for arm in verdict.arms])
+    left.set_yticks(range(len(verdict.arms)), [_wrapped(f"{in_figure(arm.name)}\n{_seeds(len(arm.rows))}") for arm in verdict.arms])
     left.set(xlabel="accuracy, 95 % interval", ylim=(len(verdict.arms) - 0.5, -0.5))
     left.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.3 / (1 + 0.08 * lines)), ncols=len(files))
     for row, finding in enumerate(findings):
         colour = COLOURS[0] if finding.significant else "#777777"
         _bars(right, [finding.contrast.interval], [row], colour, "o" if finding.significant else "D", "", 100.0)
     right.axvline(0, color="black", linewidth=1, linestyle=":")
-    right.set_yticks(range(len(findings)), [_wrapped(f"{f.name}\np = {f.p_adjusted:.2g}{'' if f.significant else ': not significant'}") for f in findings])
+    told = [f"p = {f.p_adjusted:.2g}{'' if f.significant else ': not significant'}" for f in findings]
+    right.set_yticks(range(len(findings)), [_wrapped(f"{in_figure(f.name)}\n{line}") for f, line in zip(findings, told, strict=True)])
     right.set(xlabel=f"points of accuracy, {' + '.join(verdict.files)}\n95 % interval", ylim=(len(findings) - 0.5, -0.5))
     for axis in (left, right):
         axis.grid(alpha=0.3, axis="x")

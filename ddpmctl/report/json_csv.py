@@ -1,14 +1,15 @@
-"""Results as JSON and CSV, for other programs."""
+"""Results as JSON and CSV, for other programs. Names of files are exact in JSON, and escaped by ``visible`` in CSV."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpmctl.comparison.verdict import Finding, Verdict, arm_interval
+from ddpmctl.errors import visible
 from ddpmctl.evaluation.misses import Misses, breakdown, recall
 from ddpmctl.files import atomic_write, json_text, write_text
 from ddpmctl.report.tables import Table
@@ -122,13 +123,14 @@ def write_csv(path: Path, result: Mapping[str, Any]) -> None:
         for row in result["checkpoints"]
         for name, score in row["scores"].items()
     ]  # fmt: skip
-    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else ["path"])
-        writer.writeheader()
-        writer.writerows(rows)
+    _write_rows(path, [list(rows[0]), *(row.values() for row in rows)] if rows else [["path"]])
 
 
 def write_table_csv(path: Path, table: Table) -> None:
     """Write one table as CSV."""
+    _write_rows(path, [table.columns, *table.rows])
+
+
+def _write_rows(path: Path, rows: Iterable[Iterable[object]]) -> None:
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([table.columns, *table.rows])
+        csv.writer(file).writerows([visible(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)

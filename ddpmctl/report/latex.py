@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from ddpmctl.errors import visible
 from ddpmctl.files import write_text
 from ddpmctl.report.cells import apart, spans
 from ddpmctl.report.tables import Table
@@ -48,4 +49,4 @@ def _row(cells: Iterable[str]) -> str:
 def _latex(text: str) -> str:
     """Escape LaTeX's special characters."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", **{c: "\\" + c for c in "&%$#_{}"}}
-    return "".join(special.get(character, character) for character in text)
+    return "".join(special.get(character, character) for character in visible(text))

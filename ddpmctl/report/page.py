@@ -19,6 +19,7 @@ from PIL import Image
 from ddpmctl import __version__
 from ddpmctl.comparison.verdict import Arm, Verdict
 from ddpmctl.diffusion.schedules import Schedule, make_schedule
+from ddpmctl.errors import visible
 from ddpmctl.evaluation.evaluate import EvaluationSpec
 from ddpmctl.evaluation.results import CheckpointResult, FileResults
 from ddpmctl.evaluation.scores import THRESHOLD
@@ -240,8 +241,11 @@ def _schedules(folder: Path, rows: Sequence[CheckpointResult]) -> PageFigure:
 
 
 def write_page(path: Path, page: Page) -> Path:
-    """Write the page; all texts are escaped."""
-    environment = Environment(loader=PackageLoader("ddpmctl.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    """Write the page; all texts are escaped, as HTML and by ``visible``."""
+    environment = Environment(
+        loader=PackageLoader("ddpmctl.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        finalize=lambda value: visible(value) if isinstance(value, str) else value,
+    )  # fmt: skip
     environment.filters |= {"apart": apart, "spans": spans}
     text = environment.get_template("page.html.j2").render(page=page, version=__version__)
     return write_text(path, text)

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 from PIL import Image
 
-from ddpmctl.files import atomic_write, read_plain
-from ddpmctl.report.style import COLOURS, DASHES, DPI, MARKERS, save_figure
+from ddpmctl.files import read_plain
+from ddpmctl.report.style import COLOURS, DASHES, DPI, MARKERS, save_figure, write_figure
 from ddpmctl.runs.record import SCORED, Record
 
 WIDTH, HEIGHT = 11.0, 4.2  # inches of the curves
@@ -28,7 +28,7 @@ def save_curves(path: Path, record: Record) -> Path:
     figure = Figure(figsize=(WIDTH, HEIGHT))
     draw_curves(figure, record)
     figure.subplots_adjust(left=0.05, right=0.98, top=0.82, bottom=0.13, wspace=0.17)  # faster than a layout that is computed
-    return _save_png(path, figure, SMALL_DPI)
+    return write_figure(path, figure, "png", dpi=SMALL_DPI)
 
 
 def save_run_figure(path: Path, record: Record) -> Path:
@@ -44,7 +44,7 @@ def save_run_figure(path: Path, record: Record) -> Path:
         axis.set_title(title, fontsize=11)
         axis.set_axis_off()
         axis.set_anchor("N")
-    return _save_png(path, figure, DPI)
+    return write_figure(path, figure, "png", dpi=DPI)
 
 
 def save_curves_for_page(path: Path, record: Record) -> Path:
@@ -52,12 +52,6 @@ def save_curves_for_page(path: Path, record: Record) -> Path:
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     draw_curves(figure, record)
     return save_figure(path, figure)
-
-
-def _save_png(path: Path, figure: Figure, dpi: int) -> Path:
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=dpi)
-    return path
 
 
 def last_samples(record: Record) -> list[tuple[str, Path]]:
