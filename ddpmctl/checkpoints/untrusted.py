@@ -22,7 +22,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, cast
 
-from ddpmctl.errors import DataError, UsageError, out_of_memory, limit_reached
+from ddpmctl.errors import DataError, UsageError, limit_reached, out_of_memory
 
 if TYPE_CHECKING:
     from torch import nn
