@@ -25,7 +25,8 @@ _made: list[Path] = []  # by prepare_folder, in the order in which they were mad
 
 def cannot_write(folder: Path, error: OSError) -> UsageError:
     """Return the error for a folder that cannot be written to."""
-    return limit_reached(error) or UsageError(f"{folder}: cannot write here ({error.strerror or error}); choose another folder or make room")
+    reason = "no space left on the disk, or no inodes: too many files" if error.errno == errno.ENOSPC else error.strerror or error
+    return limit_reached(error) or UsageError(f"{folder}: cannot write here ({reason}); choose another folder or make room")
 
 
 def named_after(name: str, ending: str, beginning: str = "") -> str:

@@ -181,12 +181,15 @@ def create_run(parent: Path, name: str | None, config: Config, sources: RunSourc
         _sweep_unfinished(parent)
         made = parent / f".run-{secrets.token_hex(8)}.tmp"
         made.mkdir()
-        run = Run(made)
-        run.checkpoints.mkdir()
-        run.samples.mkdir()
     except OSError as error:
         raise cannot_write(parent, error) from None
+    run = Run(made)
     try:
+        for folder in (run.checkpoints, run.samples):
+            try:
+                folder.mkdir()
+            except OSError as error:
+                raise cannot_write(parent, error) from None
         save_config(run, config)
         sources.save(run.data_file)
         return Run(_claim(made, parent, name, config))

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddpmctl.files import cannot_write
-from ddpmctl.runs.folder import Run
+from ddpmctl.errors import DataError
+from ddpmctl.files import cannot_write, read_plain
+from ddpmctl.runs.folder import MAX_LOG_BYTES, Run
 from ddpmctl.training.events import EpochDone, Evaluated, Event, Overridden, RolledBack, StepDone
 
 RESULT_COLUMNS = (
@@ -19,6 +20,7 @@ RESULT_COLUMNS = (
 )  # fmt: skip
 TIMES = ("seconds", "images_per_second")
 KINDS: dict[type, str] = {StepDone: "step", EpochDone: "epoch", RolledBack: "rollback", Overridden: "override"}
+EPOCH_ROW = b'{"event": "epoch"'
 LOGGED = frozenset({*KINDS, Evaluated})
 
 
@@ -56,6 +58,29 @@ class RunLog:
                 with file.open("rb+") as handle:
                     os.fsync(handle.fileno())
         return {name: file.stat().st_size if file.exists() else 0 for name, file in self.files.items()}
+
+    def require_own(self, sizes: Mapping[str, Any], epoch: int, loss: float, where: str) -> None:
+        """Check that the log agrees with a saved state: another run of the same settings and data has other losses in a budget of minutes.
+
+        Args:
+            sizes: of the files, in the state.
+            epoch, loss: the last whole epoch in the state, and its mean loss.
+            where: names the state.
+
+        Raises:
+            DataError: the log says otherwise, and was longer than now or as long when the state was saved. Nothing is changed.
+        """
+        size = sizes.get(self._metrics.name)
+        if self._metrics.name not in self.files or not isinstance(size, int) or not self._metrics.exists() or self._metrics.stat().st_size < size:
+            return
+        kept = read_plain(self._metrics, MAX_LOG_BYTES)[:size]
+        last = next((line for line in reversed(kept.splitlines()) if line.startswith(EPOCH_ROW)), None)
+        try:
+            same = last is None or ((row := json.loads(last))["epoch"], row["loss"]) == (epoch, loss)
+        except (ValueError, LookupError, TypeError, RecursionError):
+            same = False
+        if not same or not kept[-1:] == b"\n" * bool(kept):
+            raise DataError(f"{where}: is not the state of this run, or {self._metrics.name} was changed: they differ in epoch {epoch}; restore the file")
 
     def cut(self, sizes: Mapping[str, Any]) -> list[str]:
         """Truncate the files to the sizes in a saved state; return the names of files that are shorter, having lost rows."""

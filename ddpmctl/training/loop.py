@@ -113,6 +113,7 @@ def _restore(trainer: Trainer, log: RunLog, run: Run, recorded: Config) -> Itera
     if other := _recipe_changes(of, recorded):
         changes = "; ".join(f"{name}: {before} in the state, {now} in config.toml" for name, (before, now) in other.items())
         raise DataError(f"{where}: its settings differ from {run.config_file.name} ({changes}); restore the file, and change settings with --override")
+    log.require_own(sizes, trainer.counters.epoch, trainer.counters.last_loss, where)
     if short := log.cut(sizes):
         yield Notice(f"{run.folder}: {', '.join(short)} lost rows from before the saved state; these rows stay missing")
     differs = trainer.config.training.minutes is not None or _recipe_changes(recorded, trainer.config)  # otherwise the same files are written again

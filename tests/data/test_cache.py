@@ -170,7 +170,7 @@ def test_atomic_write_names_the_folder_that_cannot_be_written(tmp_path: Path) ->
         pass
     with pytest.raises(UsageError, match="cannot write here"), atomic_write(tmp_path / "folder") as temporary:
         temporary.write_text("the folder was moved")
-    with pytest.raises(UsageError, match="No space left"), atomic_write(tmp_path / "x"):
+    with pytest.raises(UsageError, match="no space left"), atomic_write(tmp_path / "x"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
 

@@ -97,6 +97,22 @@ def test_a_full_disk_loses_nothing_and_the_run_resumes_after_space_is_freed(smal
     assert epochs == list(range(1, len(epochs) + 1))
 
 
+@pytest.mark.parametrize("inodes", [3, 9, 11, 14, 17])
+def test_a_disk_on_which_no_more_files_fit_loses_nothing(inodes: int, small_disk: Path, run: Path) -> None:
+    """Files are made in this order: the run's folder, the state, the log, the checkpoint, the grids, the pointers."""
+    subprocess.run(["mount", "-o", f"remount,nr_inodes={inodes}", str(small_disk)], check=True)
+    command = ("train", *TINY, "--epochs", 2, "--scenes", 4, "--runs-dir", small_disk / "runs", "--name", "r")
+    assert "no inodes" in refused(2, *command)
+    subprocess.run(["mount", "-o", "remount,nr_inodes=1000", str(small_disk)], check=True)
+    assert not list(small_disk.rglob("*.tmp"))
+    result = ddpmctl(*command, "--exist-ok", "resume")
+    assert result.exit_code == 0, result.output
+    folder = small_disk / "runs" / "r"
+    assert (folder / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {path.name for path in (run / "checkpoints").iterdir()}
+    assert len((folder / "results.csv").read_text().splitlines()) == 3
+
+
 def test_a_write_to_a_full_disk_keeps_the_old_file(small_disk: Path) -> None:
     from ddpmctl.files import write_verified
 

@@ -269,6 +269,19 @@ def test_a_damaged_or_foreign_state_is_an_error_and_never_a_new_start(damage: st
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != ".lock"} == before
 
 
+def test_the_state_of_another_run_with_the_same_settings_and_data_is_refused(copy: Path, tmp_path: Path) -> None:
+    """With a budget in minutes, such runs differ; here the state is of a run that was as long, but had another loss."""
+    counters = load_tensors(copy / "state.pt")[0]["counters"]
+    edited(copy / "state.pt", counters={**counters, "last_loss": counters["last_loss"] + 0.1})
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert "state.pt: is not the state of this run" in refused(3, "train", "--resume", copy, "--epochs", 3, "--override", "epochs")
+    log = load_tensors(copy / "state.pt")[0]["log"]
+    edited(copy / "state.pt", counters=counters, log={**log, "metrics.jsonl": log["metrics.jsonl"] - 3})
+    assert "state.pt: is not the state of this run" in refused(3, "train", "--resume", copy, "--epochs", 3, "--override", "epochs")
+    after = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name not in (".lock", "state.pt")}
+    assert after == {path: content for path, content in before.items() if path.name != "state.pt"}
+
+
 def test_edited_settings_of_a_run_are_reported(copy: Path) -> None:
     file = copy / "config.toml"
     file.write_text(file.read_text().replace("lr = 0.0001", "lr = 0.5"))
