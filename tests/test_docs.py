@@ -176,6 +176,6 @@ def test_a_correct_text_has_no_problems() -> None:
     assert problems(ROOT / "README.md", text) == []
 
 
-@pytest.mark.parametrize("name", [file.stem for file in sorted((ROOT / "tests" / "benchmarks").glob("[a-z]*.py"))])
+@pytest.mark.parametrize("name", [file.stem for file in sorted((ROOT / "tests" / "benchmarks").glob("[a-z]*.py"))] + ["fuzz.__main__"])
 def test_every_benchmark_can_be_imported(name: str) -> None:
     importlib.import_module(f"tests.benchmarks.{name}")

@@ -61,8 +61,8 @@ class Terminal:
 
     def document(self, text: str) -> None:
         """Print a text of several lines on stdout, such as JSON."""
-        for line in text.rstrip("\n").split("\n"):
-            self.result(line)
+        self._printed = True
+        self.out.print("\n".join(map(self.out.shown, text.rstrip("\n").split("\n"))), markup=False, soft_wrap=True)
 
     def table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, groups: Sequence[str] = (), marked: int | None = None, caption: str = ""
