@@ -81,7 +81,7 @@ def train(
     _refuse_conflicts(resume, scenes=scenes, name=name, override=override, exist_ok=exist_ok)
     terminal, busy = Terminal(silent=not job.is_leader), others_are_busy()
     resume = _named(resume, runs_dir, job) if resume else None
-    resolved = _resumed(resume, given, config, override) if resume else resolve(given, config, preset)
+    resolved = _resumed(resume, given, config, override, job) if resume else resolve(given, config, preset)
     if print_config:
         terminal.result(dump_toml(resolved.config, resolved.origins).rstrip())
         return
@@ -127,13 +127,13 @@ def _named(run: Path, runs_dir: Path, job: Job) -> Path:
     return job.from_leader(lambda: located(run, runs_dir))
 
 
-def _resumed(folder: Path, given: dict[str, str], config_file: Path | None, override: str | None) -> Resolved:
+def _resumed(folder: Path, given: dict[str, str], config_file: Path | None, override: str | None, job: Job) -> Resolved:
     """Return a run's own settings; those of device and run may change, those of its recipe only by name."""
     from ddpmctl.training.session import overridable, resumed_config
 
     allowed = overridable(override)
     around = overrides(given, "device", "run", config_file=config_file)
-    config, changed = resumed_config(folder, around, overrides(given, *RECIPE, config_file=config_file), allowed)
+    config, changed = resumed_config(folder, around, overrides(given, *RECIPE, config_file=config_file), allowed, job)
     return Resolved(config, {key: "flag" if key in changed else f"run {folder}" for key in config.flat()})
 
 
