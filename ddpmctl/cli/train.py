@@ -86,6 +86,7 @@ def train(
         terminal.result(dump_toml(resolved.config, resolved.origins).rstrip())
         return
 
+    job.be_patient(resolved.config.run.peer_timeout)
     terminal.say("starting: loading torch, the data and the network")
     if tensorboard:
         from ddpmctl.training.tensorboard import require_tensorboard
@@ -159,6 +160,7 @@ def _train(terminal: Terminal, request: TrainingRequest, stop: StopRequest, *, b
                     case events.Prepared():
                         run = Run(event.plan.run)
                         run_folder.set(run.folder)
+                        request.job.be_patient(request.config.run.peer_timeout, f"to go on from the last saved state: ddpmctl train --resume {run.folder}")
                         terminal.plan(event.plan)
                         if busy and event.plan.device.startswith("cpu") and request.config.device.threads is None:
                             terminal.warn("other processes use this machine's cores; --threads 1 may train faster until they end")

@@ -96,9 +96,7 @@ def plan_only(request: TrainingRequest) -> Plan:
     return make_plan(Trainer(request.config, compute, no_images), request.folder, classifier.describe())
 
 
-def resumed_config(
-    folder: Path, around: Mapping[str, Value], recipe: Mapping[str, Value], allowed: set[str], job: Job = SINGLE
-) -> tuple[Config, set[str]]:
+def resumed_config(folder: Path, around: Mapping[str, Value], recipe: Mapping[str, Value], allowed: set[str], job: Job = SINGLE) -> tuple[Config, set[str]]:
     """Return a run's settings with the changes of a resume, and the names of the changed ones.
 
     Args:
