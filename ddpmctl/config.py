@@ -115,6 +115,7 @@ class RunConfig:
     keep: int | None = setting(None, "Scored checkpoints kept beside the best and the last (none: all).", low=0)
     on_nan: str = setting("stop", "On NaN or inf: stop, or reload the last saved state at half the learning rate.", choices=("stop", "rollback"))
     micro_batch: int | None = setting(None, "Images per network call; their gradients are added up to the batch's (none: the whole batch).", low=1)
+    peer_timeout: float = setting(120.0, "Under torchrun, seconds without an answer from a process that others wait for, until the job ends.", low=5)
     sync_bn: str = setting("on", "Under torchrun, batch norm sees the whole batch, or each process's share of it (off).", choices=("on", "off"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,6 +62,17 @@ def make_compute_device(config: DeviceConfig, local: int = 0) -> ComputeDevice:
     device = _device(config.device, local)
     precision = config.precision if config.precision != "auto" else ("bf16" if _bf16_is_faster(device) else "fp32")
     return ComputeDevice(device, precision, config.compile)
+
+
+def cores() -> int:
+    """Return the number of this machine's cores for each process; the processes of a job share them."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def threads_that_fit(threads: int | None) -> int | None:
+    """Return a number of threads, or None, with which torch decides, where this machine has fewer cores."""
+    return threads if threads is not None and threads <= cores() else None
 
 
 def release_memory(compute: ComputeDevice) -> None:

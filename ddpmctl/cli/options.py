@@ -98,6 +98,7 @@ def command(*sections: str, first: Sequence[str] = ()) -> Callable[[Callable[...
             try:
                 with stop_is_raised():
                     job = join()
+                    _watch(job)
                     job.require_one_version()
                     if "job" in signature.parameters:
                         values["job"] = job
@@ -136,6 +137,25 @@ def command(*sections: str, first: Sequence[str] = ()) -> Callable[[Callable[...
         return run
 
     return decorate
+
+
+def _watch(job: Job) -> None:
+    """Print what is noticed about other processes of the job that do not answer."""
+    if job.watch is None:
+        return
+    terminal = Terminal()
+
+    def ended(show: Callable[[str], None], text: str) -> None:
+        terminal.err.show_cursor()  # a progress bar may have hidden it
+        show(text)
+
+    def failed(text: str) -> None:
+        ended(terminal.error, f"{job}: {text}")
+
+    def stopped(number: int, text: str) -> None:
+        ended(terminal.say, f"{Stopped(number).words}; {text}")
+
+    job.watch.start(job.claim, terminal.warn, failed, stopped)
 
 
 def _tell(job: Job, text: str) -> None:

@@ -81,11 +81,12 @@ def train(
     _refuse_conflicts(resume, scenes=scenes, name=name, override=override, exist_ok=exist_ok)
     terminal, busy = Terminal(silent=not job.is_leader), others_are_busy()
     resume = _named(resume, runs_dir, job) if resume else None
-    resolved = _resumed(resume, given, config, override) if resume else resolve(given, config, preset)
+    resolved = _resumed(resume, given, config, override, job) if resume else resolve(given, config, preset)
     if print_config:
         terminal.document(dump_toml(resolved.config, resolved.origins))
         return
 
+    job.be_patient(resolved.config.run.peer_timeout)
     terminal.say("starting: loading torch, the data and the network")
     if tensorboard:
         from ddpmctl.training.tensorboard import require_tensorboard
@@ -128,13 +129,13 @@ def _named(run: Path, runs_dir: Path, job: Job) -> Path:
     return job.from_leader(lambda: located(run, runs_dir))
 
 
-def _resumed(folder: Path, given: dict[str, str], config_file: Path | None, override: str | None) -> Resolved:
+def _resumed(folder: Path, given: dict[str, str], config_file: Path | None, override: str | None, job: Job) -> Resolved:
     """Return a run's own settings; those of device and run may change, those of its recipe only by name."""
     from ddpmctl.training.session import overridable, resumed_config
 
     allowed = overridable(override)
     around = overrides(given, "device", "run", config_file=config_file)
-    config, changed = resumed_config(folder, around, overrides(given, *RECIPE, config_file=config_file), allowed)
+    config, changed = resumed_config(folder, around, overrides(given, *RECIPE, config_file=config_file), allowed, job)
     return Resolved(config, {key: "flag" if key in changed else f"run {folder}" for key in config.flat()})
 
 
@@ -160,6 +161,7 @@ def _train(terminal: Terminal, request: TrainingRequest, stop: StopRequest, *, b
                     case events.Prepared():
                         run = Run(event.plan.run)
                         run_folder.set(run.folder)
+                        request.job.be_patient(request.config.run.peer_timeout, f"to go on from the last saved state: ddpmctl train --resume {run.folder}")
                         terminal.plan(event.plan)
                         if busy and event.plan.device.startswith("cpu") and request.config.device.threads is None:
                             terminal.warn("other processes use this machine's cores; --threads 1 may train faster until they end")

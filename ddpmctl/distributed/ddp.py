@@ -14,13 +14,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddpmctl.distributed.job import Job, peer_errors
+from ddpmctl.distributed.job import Job
 from ddpmctl.distributed.replicas import Replicas
 from ddpmctl.errors import UsageError
 
 # The argument's name in the installed torch: 2.15 deprecates the older name, the only one in 2.11.
 SYNC_BUFFERS = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in inspect.signature(DistributedDataParallel).parameters)
-STEP_TIMEOUT = timedelta(minutes=10)  # of a collective within a training step
+STEP_TIMEOUT = timedelta(hours=1)  # of a collective within a training step, for a GPU that hangs in a process that answers; rank 0 may save meanwhile
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def data_parallel_replicas(job: Job, device: torch.device) -> Iterator[DataParal
     if device.type == "cuda":
         torch.cuda.set_device(device)
     job.from_leader(lambda: None)  # connects the processes
-    with peer_errors():
+    with job.waiting():
         group = dist.new_group(backend=backend, timeout=STEP_TIMEOUT)
     yield DataParallelReplicas(job, device, group)
     dist.destroy_process_group(group)  # not after an error: it would wait for processes that are gone
@@ -66,7 +66,7 @@ class DataParallelReplicas(Replicas):
         places = [torch.cuda.current_device()] if self._device.type == "cuda" else None
         # Buffers need no broadcast: with sync_bn they are equal, and without it training does not read them.
         unsynced: dict[str, Any] = {SYNC_BUFFERS: False}
-        with peer_errors():
+        with self.job.waiting():
             return DistributedDataParallel(net, device_ids=places, process_group=self.group, gradient_as_bucket_view=True, **unsynced)
 
     def without_reduction(self, net: nn.Module) -> AbstractContextManager[object]:
@@ -74,16 +74,16 @@ class DataParallelReplicas(Replicas):
         context: AbstractContextManager[object] = net.no_sync()  # type: ignore[operator]
         return context
 
-    def peer_errors(self) -> AbstractContextManager[None]:
-        """Return the context that turns backend errors into PeerError."""
-        return peer_errors()
+    def waiting(self) -> AbstractContextManager[None]:
+        """Return the job's context of waiting."""
+        return self.job.waiting()
 
     def agree(self, loss: Tensor, signal: int) -> tuple[Tensor, int]:
         """Return the sum of the losses, bitwise equal on all ranks, and the signal to stop for; rank 0's step time is sent along."""
         values = [0.0, self._seconds if self.job.is_leader else 0.0, float(signal == SIGINT), float(signal == SIGTERM)]
         own = torch.tensor(values, dtype=torch.float64).to(self._device)
         own[0] = loss
-        with peer_errors():
+        with self.job.waiting():
             total = sum_over_ranks(own, self.group)
             _, self._agreed_seconds, interrupted, terminated = total.tolist()
         return total[0].float(), SIGTERM if terminated else SIGINT if interrupted else 0

@@ -3,11 +3,11 @@
 A single process is a job of size 1, which exchanges nothing and does not import torch.distributed. Under torchrun, values are sent with
 torch's object collectives over a gloo group (``ddpmctl.distributed.ddp`` has its own group for gradients).
 
-Three things are implemented here because torch lacks them. Collectives block in C++, where Python handles no signals, so they run in a
+Four things are implemented here because torch lacks them. Collectives block in C++, where Python handles no signals, so they run in a
 second thread while the main thread checks for signals and failures. The first process that fails writes its message to the launcher's
 store, so that the job prints one error and not one per process (torchelastic's error file names a cause only after all processes have
 ended). And the processes agree on a new key prefix for that store (``meeting``): torchrun's own attempt number counts the failures of one
-machine, and differs between machines after a restart.
+machine, and differs between machines after a restart. Processes that are frozen are noticed in ``ddpmctl.distributed.watch``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,10 +35,12 @@ from ddpmctl.progress import Progress
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
+    from ddpmctl.distributed.watch import Watch
+
 T = TypeVar("T")
 P = TypeVar("P")
 CONNECT_SECONDS = 300
-PATIENCE_DAYS = 30  # timeout of a collective: rank 0 may score for hours; when a process ends, its connections close and the others notice at once
+PATIENCE_DAYS = 30  # timeout of a collective: rank 0 may score for hours; the others notice at once that a process ended, and ``watch`` that it is frozen
 POLL_SECONDS = 0.1  # between two checks of the store
 FAILURE = "failure"
 
@@ -56,12 +58,14 @@ class Job:
         rank, size: as torchrun's RANK and WORLD_SIZE.
         local: the rank on this machine, which is the index of its GPU.
         store: key-value store that all processes share; None for a single process.
+        watch: notices processes that do not answer; None for a single process.
     """
 
     rank: int = 0
     size: int = 1
     local: int = 0
     store: Store | None = None
+    watch: Watch | None = None
 
     @property
     def is_single(self) -> bool:
@@ -85,6 +89,21 @@ class Job:
             return bool(self.store.compare_set(FAILURE, "", f"{self}: {text}"[:2000]).decode() == f"{self}: {text}"[:2000])
         except RuntimeError:  # the launcher is gone
             return self.is_leader
+
+    def be_patient(self, seconds: float, kept: str = "") -> None:
+        """Set after how many seconds without an answer from another process the job ends, and what the message then says is kept."""
+        if self.watch is not None:
+            self.watch.timeout, self.watch.kept = seconds, kept
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """In the body, which may wait for other processes, notice those that do not answer, and convert backend errors about them to PeerError.
+
+        Raises:
+            PeerError: another process failed.
+        """
+        with self.watch.waiting() if self.watch is not None else nullcontext(), peer_errors():
+            yield
 
     def from_leader(self, value: Callable[[], T]) -> T:
         """Return rank 0's ``value()`` on every process; the others do not call it. All processes must call this method in the same order.
@@ -177,7 +196,7 @@ class Job:
             PeerError: another process failed.
         """
         running = self._thread.submit(lambda: call(self._torch))
-        with peer_errors():
+        with self.waiting():
             while not running.done():
                 wait([running], POLL_SECONDS)
                 self._raise_if_one_failed()
@@ -188,8 +207,12 @@ class Job:
 
     def _raise_if_one_failed(self) -> None:
         assert self.store is not None
-        if self.store.check([FAILURE]):
-            raise PeerError(f"another process of this job failed: {self.store.get(FAILURE).decode()}")
+        try:
+            failure = self.store.get(FAILURE).decode() if self.store.check([FAILURE]) else ""
+        except RuntimeError:
+            raise PeerError("torchrun, which started this process, has ended or was killed") from None
+        if failure:
+            raise PeerError(f"another process of this job failed: {failure}")
 
     @cached_property
     def _thread(self) -> ThreadPoolExecutor:
@@ -242,13 +265,17 @@ def is_single_process(environ: Mapping[str, str] = os.environ) -> bool:
 def _join(environ: Mapping[str, str]) -> Job:
     from datetime import timedelta
 
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is loaded: a lost connection is no stack of C++ frames, but our one line
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
     from torch.distributed.rendezvous import rendezvous
+
+    from ddpmctl.distributed.watch import Watch
 
     try:
         store, rank, size = next(iter(rendezvous("env://", timeout=timedelta(seconds=CONNECT_SECONDS))))
         store = PrefixStore("ddpmctl", store)
-        return Job(rank, size, int(environ.get("LOCAL_RANK", "0")), PrefixStore(meeting(store, rank, size), store))
+        store = PrefixStore(meeting(store, rank, size), store)
+        return Job(rank, size, int(environ.get("LOCAL_RANK", "0")), store, Watch(store, rank, size))
     except (RuntimeError, ValueError) as error:
         raise UsageError(f"torchrun: its other processes cannot be reached ({' '.join(str(error).split())[:200]})") from None
 

@@ -31,8 +31,8 @@ class Replicas:
         """Return the context in which gradients stay local, to be reduced with those of a later part of the batch."""
         return nullcontext()
 
-    def peer_errors(self) -> AbstractContextManager[None]:
-        """Return the context in which a backend's error about another process becomes PeerError."""
+    def waiting(self) -> AbstractContextManager[None]:
+        """Return the context of waiting for other replicas, in which their errors become PeerError."""
         return nullcontext()
 
     def agree(self, loss: Tensor, signal: int) -> tuple[Tensor, int]:

@@ -58,7 +58,7 @@ class Gradients:
         """
         size = self.config.run.micro_batch or len(chosen)
         try:
-            with self.replicas.peer_errors():
+            with self.replicas.waiting():
                 return self._accumulate(chosen, size, step, fraction)
         except Exception as error:
             if not out_of_memory(error):

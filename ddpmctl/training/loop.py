@@ -95,7 +95,8 @@ def _begin(trainer: Trainer, log: RunLog, run: Run, recorded: Config, *, resume:
     if changed:
         save_state(trainer, log, run)  # from now on the state has the new settings
         if trainer.replicas.job.is_leader:
-            save_config(run, trainer.config)
+            # Where this machine had too few cores for the recorded number of threads, that number stays.
+            save_config(run, trainer.config.replace(threads=trainer.config.device.threads or recorded.device.threads))
         event = Overridden(trainer.counters.step, changed)
         log.read(event)
         yield event

@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ddpmctl.benchmark.embedded import scene_count
 from ddpmctl.config import RECIPE, Config, Value, settings
+from ddpmctl.config_sources import in_words
 from ddpmctl.data.dataset import Dataset, load_conditions, load_dataset
-from ddpmctl.device import ComputeDevice, make_compute_device
+from ddpmctl.device import ComputeDevice, cores, make_compute_device, threads_that_fit
 from ddpmctl.distributed.job import SINGLE, Job
 from ddpmctl.distributed.replicas import replicas
 from ddpmctl.errors import UsageError
@@ -28,6 +30,7 @@ from ddpmctl.training.loop import training_events
 from ddpmctl.training.plan import Plan, check_room, make_plan
 from ddpmctl.training.trainer import Trainer, require_trainable
 
+BITS = ("precision", "threads", "compile", "micro_batch", "sync_bn")  # settings outside of the recipe that change the last bits, or more
 # Settings that cannot change on resume, even with --override.
 FIXED = frozenset({"net", "act", "width", "optimizer", "ema", "seed"})
 
@@ -73,18 +76,19 @@ def run_training(request: TrainingRequest) -> Generator[Event, None, None]:
     """
     if not request.exist_ok and not request.resume and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
         raise UsageError("--exist-ok: torchrun --max-restarts repeats the same command; add --exist-ok resume, so that it resumes the run")
-    compute, request = _on_device(request)
-    if request.resume:
-        yield from _resume(request, compute)
-    elif request.exist_ok and request.job.from_leader((request.folder / "config.toml").is_file):
-        yield from _resume_existing(request, compute)
-    else:
+    recorded = _recorded(request)
+    compute, request = _on_device(request, recorded)
+    if recorded is None:
         yield from _begin(request, compute)
+    elif request.resume:
+        yield from _resume(request, compute, recorded)
+    else:
+        yield from _resume_existing(request, compute, recorded)
 
 
 def plan_only(request: TrainingRequest) -> Plan:
     """Return the plan of ``run_training``, without creating a folder or loading images."""
-    compute, request = _on_device(request)
+    compute, request = _on_device(request, _recorded(request))
     if request.resume or (request.name and Run(request.folder).config_file.is_file()):
         sources = RunSources.load(open_run(request.folder).data_file)
         request = replace(request, data=request.data or sources.data, scenes=sources.scenes, classifier=request.classifier or sources.evaluator)
@@ -94,7 +98,7 @@ def plan_only(request: TrainingRequest) -> Plan:
     return make_plan(Trainer(request.config, compute, no_images), request.folder, classifier.describe())
 
 
-def resumed_config(folder: Path, around: Mapping[str, Value], recipe: Mapping[str, Value], allowed: set[str]) -> tuple[Config, set[str]]:
+def resumed_config(folder: Path, around: Mapping[str, Value], recipe: Mapping[str, Value], allowed: set[str], job: Job = SINGLE) -> tuple[Config, set[str]]:
     """Return a run's settings with the changes of a resume, and the names of the changed ones.
 
     Args:
@@ -102,11 +106,12 @@ def resumed_config(folder: Path, around: Mapping[str, Value], recipe: Mapping[st
         around: device settings and run settings, which may always change.
         recipe: settings of the recipe that were given; they may differ from the run's where they are ``allowed``.
         allowed: names given to ``--override``.
+        job: its rank 0 reads the folder, which the others may not see.
 
     Raises:
         UsageError: a setting of the recipe differs and is not allowed to, or is allowed to and does not differ.
     """
-    config = open_run(folder).config()
+    config = job.from_leader(lambda: open_run(folder).config())
     flat = config.flat()
     changed: dict[str, Value] = {key: value for key, value in recipe.items() if value != flat[key]}
     refused = [f"{key}: {flat[key]} in the run, {value} now" for key, value in changed.items() if key not in allowed]
@@ -118,7 +123,8 @@ def resumed_config(folder: Path, around: Mapping[str, Value], recipe: Mapping[st
         raise UsageError(f"--override {','.join(unused)}: has not changed; give the new value too, e.g. --{unused[0].replace('_', '-')} VALUE")
     if len({"epochs", "minutes"} & set(changed)) == 1:
         changed = {"epochs": None, "minutes": None, **changed}
-    return config.replace(**around, **changed), {*around, *changed}
+    threads = threads_that_fit(config.device.threads)
+    return config.replace(**{"threads": threads, **around, **changed}), {*around, *changed}
 
 
 def overridable(text: str | None) -> set[str]:
@@ -136,13 +142,53 @@ def overridable(text: str | None) -> set[str]:
     return names
 
 
-def _on_device(request: TrainingRequest) -> tuple[ComputeDevice, TrainingRequest]:
-    """Return the device, and the request with auto precision resolved on rank 0: a resumed run must keep it."""
+def _recorded(request: TrainingRequest) -> Config | None:
+    """Return the settings of the run that is resumed, None for a new run."""
+
+    def read() -> Config | None:
+        exists = request.resume or (request.exist_ok and Run(request.folder).config_file.is_file())
+        return open_run(request.folder).config() if exists else None
+
+    return request.job.from_leader(read)
+
+
+def _on_device(request: TrainingRequest, recorded: Config | None) -> tuple[ComputeDevice, TrainingRequest]:
+    """Return the device, and the request with the precision and the number of threads that a resumed run must keep.
+
+    What ``--exist-ok resume`` leaves open is taken from the existing run (``recorded``); what a new run leaves open is decided here.
+    """
     config, job = request.config, request.job
     require_trainable(config)
     job.require_same("setting", {key: value for key, value in config.flat().items() if key not in ("device", "threads")})
+    if recorded is not None and not request.resume:  # --resume begins with the run's settings
+        kept: dict[str, Value] = {"precision": recorded.device.precision} if config.device.precision == "auto" else {}
+        if config.device.threads is None:
+            kept["threads"] = threads_that_fit(recorded.device.threads)
+        config = config.replace(**kept)
     config = config.replace(precision=job.from_leader(lambda: make_compute_device(config.device).precision))
-    return make_compute_device(config.device, job.local), replace(request, config=config)
+    compute = make_compute_device(config.device, job.local)
+    by_torchrun = not job.is_single and "OMP_NUM_THREADS" in os.environ  # the same on every machine
+    if recorded is None and config.device.threads is None and compute.device.type == "cpu" and not by_torchrun:
+        config = config.replace(threads=torch.get_num_threads())
+        make_compute_device(config.device, job.local)  # set as a resumed run sets it
+    return compute, replace(request, config=config)
+
+
+def _changed_bits(recorded: Config, request: TrainingRequest, compute: ComputeDevice) -> str:
+    """Return the settings outside of the recipe that differ from the run's and change the last bits of its weights, as text."""
+    before, after = recorded.flat(), request.config.flat()
+    after["threads"] = torch.get_num_threads()
+    spared = {  # not recorded by earlier versions, or without effect here
+        "precision": before["precision"] == "auto",
+        "threads": before["threads"] is None or compute.device.type != "cpu",
+        "sync_bn": request.job.is_single,
+    }
+    changed = [name for name in BITS if after[name] != before[name] and not spared.get(name)]
+    if not changed:
+        return ""
+    new, old = (in_words({name: values[name] for name in changed}) for values in (after, before))
+    fewer = "threads" in changed and threads_that_fit(recorded.device.threads) is None
+    return f"{new} instead of {old}{f' (this machine has cores for {cores()} in each process)' if fewer else ''}"
 
 
 def _begin(request: TrainingRequest, compute: ComputeDevice) -> Generator[Event, None, None]:
@@ -170,26 +216,27 @@ def _begin(request: TrainingRequest, compute: ComputeDevice) -> Generator[Event,
 
     made = job.from_leader(make)
     if made is None:
-        yield from _resume_existing(request, compute)
+        recorded = _recorded(request)
+        assert recorded is not None  # otherwise its name would not be taken
+        yield from _resume_existing(request, compute, recorded)
         return
     run = Run(made)
     with locked(run) if job.is_leader else nullcontext():
         yield from _follow(request, run, dataset, classifier, compute, recorded=None)
 
 
-def _resume_existing(request: TrainingRequest, compute: ComputeDevice) -> Generator[Event, None, None]:
+def _resume_existing(request: TrainingRequest, compute: ComputeDevice, recorded: Config) -> Generator[Event, None, None]:
     """Resume the run of the request's name."""
-    _require_same_run(request)
+    _require_same_run(request, recorded)
     yield Notice(f"{request.folder}: exists already; resuming it")
-    yield from _resume(replace(request, resume=request.folder), compute)
+    yield from _resume(replace(request, resume=request.folder), compute, recorded)
 
 
-def _require_same_run(request: TrainingRequest) -> None:
+def _require_same_run(request: TrainingRequest, recorded: Config) -> None:
     """Check that the existing run has the request's settings and data."""
-    folder, job = request.folder, request.job
-    recorded: dict[str, Value] = job.from_leader(lambda: open_run(folder).config().flat())
+    folder, job, before = request.folder, request.job, recorded.flat()
     names = {setting.name for section in RECIPE for setting in settings(section)}
-    others = [f"{key}: {recorded[key]} in the run, {value} now" for key, value in request.config.flat().items() if key in names and recorded[key] != value]
+    others = [f"{key}: {before[key]} in the run, {value} now" for key, value in request.config.flat().items() if key in names and before[key] != value]
     sources = job.from_leader(lambda: RunSources.load(Run(folder).data_file))
     if sources.scenes != (scene_count(request.scenes) if request.data is None else None):
         others.append(f"scenes: {sources.scenes} in the run, {request.scenes} now")
@@ -197,11 +244,12 @@ def _require_same_run(request: TrainingRequest) -> None:
         raise UsageError(f"--exist-ok: {folder} has other settings ({'; '.join(others)}); give the new run another --name")
 
 
-def _resume(request: TrainingRequest, compute: ComputeDevice) -> Generator[Event, None, None]:
+def _resume(request: TrainingRequest, compute: ComputeDevice, recorded: Config) -> Generator[Event, None, None]:
     """Resume a run with its own data and classifier."""
     folder, job = request.folder, request.job
     run = Run(folder)
-    recorded: Config = job.from_leader(lambda: open_run(folder).config())
+    if changed := _changed_bits(recorded, request, compute):
+        yield Notice(f"{folder}: goes on with {changed}; the last bits then differ from those of a run that was not stopped")
     sources = job.from_leader(lambda: RunSources.load(run.data_file))
     if request.data is not None and sources.data is None:
         raise UsageError("--data: the run trains on the embedded benchmark, and a resumed run keeps its data")

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,11 @@ import ddpmctl as package
 
 from ..conftest import TINY, ddpmctl, load_tensors
 from ..survival.kills import RECIPE, differences
+from ..survival.test_failures import small_disk
 from ..test_cli_errors import folder
 from .launch import finished, several, torchrun, workers
 
-__all__ = ["folder"]
+__all__ = ["folder", "small_disk"]
 pytestmark = [several, pytest.mark.slow]
 EPOCHS = 4
 OFTEN = ["--checkpoint-minutes", "0.004", "--save-every", "2"]
@@ -140,7 +142,112 @@ def test_sigterm_to_the_launcher_is_a_resumable_stop_at_any_world_size(uninterru
     assert [row["epoch"] for row in rows if row["event"] == "epoch"] == list(range(1, epochs))
 
 
+# Frozen ranks, launchers that are killed, and slow and full disks
+
+ENDLESS = ["--epochs", 100_000, "--save-every", 100_000, "--checkpoint-minutes", "0.004"]
+
+
+def endless(folder: Path, *arguments: object, module: str = "ddpmctl") -> subprocess.Popen[str]:
+    """Start a job of two ranks, which trains until it is stopped."""
+    process = torchrun(2, "train", *RECIPE, *ENDLESS, "--runs-dir", folder, "--name", "r", *arguments, module=module)
+    wait_for_rows(process, folder / "r", 2)
+    return process
+
+
+def goes_on(run: Path) -> None:
+    """Check that nobody holds the run, and that it goes on from a state in its midst."""
+    step = load_tensors(run / "state.pt")[0]["counters"]["step"]
+    assert step > 0
+    result = ddpmctl("train", "--resume", run, "--epochs", step // 6 + 2, "--override", "epochs")
+    assert result.exit_code == 0, result.output
+    assert f"after step {step}" in result.stderr
+
+
+def test_a_rank_that_was_frozen_for_a_while_is_named_and_goes_on_with_the_same_bytes(uninterrupted: Path, tmp_path: Path) -> None:
+    process = torchrun(2, "train", *RECIPE, *OFTEN, "--epochs", EPOCHS, "--runs-dir", tmp_path, "--name", "r", "--peer-timeout", 24)
+    wait_for_rows(process, tmp_path / "r", 1)
+    frozen = workers(process.pid)[1]
+    os.kill(frozen, signal.SIGSTOP)
+    time.sleep(9)
+    os.kill(frozen, signal.SIGCONT)
+    _, message = finished(process)
+    (line,) = [line for line in message.splitlines() if "not answered" in line]
+    assert line.startswith("note: rank 1 of 2 on ")
+    assert "the job ends after 24 s without an answer (--peer-timeout)" in line
+    assert differences(uninterrupted, tmp_path / "r") == []
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_frozen_rank_ends_the_job_with_one_line_that_names_it(rank: int, tmp_path: Path) -> None:
+    process = endless(tmp_path, "--peer-timeout", 5)
+    frozen = time.monotonic()
+    os.kill(workers(process.pid)[rank], signal.SIGSTOP)
+    _, message = finished(process, code=1, timeout=60)
+    assert time.monotonic() - frozen < 25  # torchrun waits 30 seconds for a process that does not end
+    (line,) = errors_in(message)
+    assert line.startswith(f"error: rank {1 - rank} of 2 on ")
+    assert f": rank {rank} of 2 on " in line
+    assert "has not answered for 5 s (--peer-timeout)" in line
+    assert f"from the last saved state: ddpmctl train --resume {tmp_path / 'r'}" in line
+    assert "exitcode  : 5" in message  # in torchrun's report
+    goes_on(tmp_path / "r")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sigterm_while_a_rank_is_frozen_is_a_resumable_stop(rank: int, tmp_path: Path) -> None:
+    process = endless(tmp_path)
+    os.kill(workers(process.pid)[rank], signal.SIGSTOP)
+    time.sleep(1)
+    signalled = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, message = process.communicate(timeout=60)
+    assert time.monotonic() - signalled < 25
+    (line,) = [line for line in message.splitlines() if line.startswith("terminated")]
+    assert f"terminated; rank {rank} of 2 on " in line
+    assert f"from the last saved state: ddpmctl train --resume {tmp_path / 'r'}" in line
+    assert errors_in(message) == []
+    goes_on(tmp_path / "r")
+
+
+def test_a_killed_launcher_is_a_resumable_stop_of_its_ranks(tmp_path: Path) -> None:
+    process = endless(tmp_path)
+    process.kill()
+    _, message = process.communicate(timeout=30)  # until no rank has the pipe
+    (line,) = [line for line in message.splitlines() if "--resume" in line]
+    assert line.startswith("stopped in epoch ")
+    assert errors_in(message) == []
+    assert "frame #" not in message  # of torch's C++
+    goes_on(tmp_path / "r")
+
+
+def test_no_rank_is_lost_while_the_leader_waits_for_a_slow_disk(uninterrupted: Path, tmp_path: Path) -> None:
+    arguments = ["train", *RECIPE, *OFTEN, "--epochs", EPOCHS, "--runs-dir", tmp_path, "--name", "r", "--peer-timeout", 5]
+    _, message = finished(torchrun(2, *arguments, module="tests.ranks.slow_disk"))
+    assert "not answered" not in message
+    assert differences(uninterrupted, tmp_path / "r") == []
+
+
+def test_a_full_disk_of_rank_0_ends_the_job_with_one_line_and_loses_nothing(small_disk: Path) -> None:
+    process = endless(small_disk)
+    with (small_disk / "ballast").open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    _, message = finished(process, code=1, timeout=60)
+    (line,) = errors_in(message)
+    assert line.startswith("error: rank 0 of 2 on ")
+    assert "make room" in line
+    (small_disk / "ballast").unlink()
+    goes_on(small_disk / "r")
+
+
 # Ranks that differ
+
+
+def test_other_ranks_need_not_see_the_folder_of_a_resumed_run(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "r")
+    arguments = ["train", "--resume", tmp_path / "r", "--epochs", 3, "--override", "epochs"]
+    finished(torchrun(2, *arguments, module="tests.ranks.one_differs", environment={"DIFFERS": "disk"}))
+    assert load_tensors(tmp_path / "r" / "state.pt")[0]["counters"]["epoch"] == 3
 
 
 @pytest.mark.parametrize(
