@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,10 +34,10 @@ def located_all(named: Sequence[Path], runs_dir: Path) -> list[Path]:
 
 
 def _matches(named: Path, runs_dir: Path) -> list[Path]:
-    if named.exists():
+    if os.path.exists(named):
         return [named]
     inside = None if named.is_absolute() else runs_dir / named
-    if inside is not None and inside.exists():
+    if inside is not None and os.path.exists(inside):
         return [inside]
     if glob.has_magic(str(named)):
         if found := [Path(text) for text in sorted(glob.glob(str(named)))]:

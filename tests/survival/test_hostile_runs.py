@@ -166,6 +166,11 @@ def test_a_pointer_leads_to_a_checkpoint_of_its_run_or_nowhere(kind: str, hostil
         assert f"{hostile}: is not a run with a checkpoint" in refused(2, *sample)
 
 
+@pytest.mark.parametrize("command", [("show",), ("evaluate",), ("sample", "-l", "red cube"), ("train", "--resume")])
+def test_a_name_that_no_file_can_have_is_refused(command: tuple[str, ...], tmp_path: Path) -> None:
+    assert "there is no such file or folder" in refused(2, *command, "x" * 5000, "--runs-dir", tmp_path)
+
+
 def test_a_score_names_no_file_outside_of_the_run(hostile: Path, tmp_path: Path) -> None:
     rows = (hostile / "results.csv").read_text().splitlines()
     (hostile.parent / "other.pth").write_bytes(b"")
