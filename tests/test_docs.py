@@ -49,7 +49,8 @@ def problem_of_line(line: str) -> str | None:
     """Return what is wrong with a command line, or None."""
     words = shlex.split(line, comments=True)
     if words[:2] == ["python", "-m"] and words[2].startswith("tests."):
-        return None if (ROOT / (words[2].replace(".", "/") + ".py")).is_file() else f"{line}: no such module"
+        place = ROOT / words[2].replace(".", "/")
+        return None if place.with_suffix(".py").is_file() or (place / "__main__.py").is_file() else f"{line}: no such module"
     if words[0] == "python" and words[1].endswith(".py"):
         return None if (ROOT / words[1]).is_file() else f"{line}: no such file"
     if words[0] == "torchrun":
