@@ -48,15 +48,37 @@ def test_help_of_train_names_every_registered_entry_without_loading_torch() -> N
                 assert name in out, name
 
 
+LOADING = (("sample", "-l", "red cube"), ("denoise-grid",), ("evaluator", "check"), ("train", "--epochs", "1"))
+
+
+def without_torch(*arguments: str) -> list[str]:
+    """Return a Python command that calls ours where importing torch is an error."""
+    lines = ["import sys", "sys.modules['torch'] = None", f"sys.argv = ['ddpmctl', *{arguments!r}]", "from ddpmctl.cli.app import main", "main()"]
+    return [sys.executable, "-c", "\n".join(lines)]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="terminals of POSIX")
+@pytest.mark.parametrize("command", LOADING, ids=lambda each: each[0])
+def test_a_terminal_shows_that_torch_is_being_loaded_before_it_is(command: tuple[str, ...], tmp_path: Path) -> None:
+    import pty
+
+    master, terminal = pty.openpty()
+    environment = {**os.environ, "DDPMCTL_CACHE_DIR": str(tmp_path), "TERM": "xterm", "COLUMNS": "200"}
+    done = subprocess.run(without_torch(*command), stdout=terminal, stderr=terminal, check=False, env=environment, cwd=tmp_path)
+    os.close(terminal)
+    shown = os.read(master, 100_000).decode()
+    os.close(master)
+    assert done.returncode == 1
+    assert "loading torch" in shown.partition("import of torch halted")[0]
+
+
 @pytest.mark.parametrize("command", ["evaluate", "compare"])
 def test_cached_results_are_shown_without_loading_torch(command: str, run: Path, tmp_path: Path) -> None:
     ask = [command, *sorted(map(str, run.glob("checkpoints/*.pth"))), "--repeats", "2", "--html", str(tmp_path / "a.html")]
     ask += ["-o", str(tmp_path / "a.png")] if command == "compare" else ["--figures", str(tmp_path), "--breakdown", "--json", str(tmp_path / "a.json")]
     first = subprocess.run([*PYTHON, *ask], capture_output=True, text=True, check=True)
     files = {file.name for file in tmp_path.iterdir()}
-    lines = ["import sys", "sys.modules['torch'] = None  # importing it is now an error", f"sys.argv = ['ddpmctl', *{ask!r}]"]
-    program = "\n".join([*lines, "from ddpmctl.cli.app import main", "main()"])
-    again = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    again = subprocess.run(without_torch(*ask), capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert again.stdout == re.sub(r"[0-2](\s+of 2\s+from)", r"2\1", first.stdout)
     assert files == {file.name for file in tmp_path.iterdir()}

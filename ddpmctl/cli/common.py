@@ -277,10 +277,11 @@ def ready_pipeline(named: Path | None, runs_dir: Path, given: Given, terminal: T
     Raises:
         UsageError, DataError: a setting or the checkpoint cannot be used.
     """
-    from ddpmctl.evaluation.evaluate import pipeline_for
+    with terminal.busy("loading torch and the checkpoint"):
+        from ddpmctl.evaluation.evaluate import pipeline_for
 
-    checkpoint = chosen_checkpoint(named, runs_dir, given.assumed, terminal)
-    job.require_same("checkpoint", {"its content": checkpoint.sha256[:12], **given.sampling})
-    pipeline = pipeline_for(checkpoint, given.sampling, agreed_device(given.device, job))
+        checkpoint = chosen_checkpoint(named, runs_dir, given.assumed, terminal)
+        job.require_same("checkpoint", {"its content": checkpoint.sha256[:12], **given.sampling})
+        pipeline = pipeline_for(checkpoint, given.sampling, agreed_device(given.device, job))
     terminal.say(pipeline.describe())
     return pipeline

@@ -67,10 +67,11 @@ def denoise_grid(
         raise UsageError("--gif: cannot be combined with --checkpoints")
     named: list[Path | None] = [Path(part.strip()) for part in checkpoints.split(",")] if checkpoints else [checkpoint]
 
-    from ddpmctl.evaluation.classifiers import load_classifier
-    from ddpmctl.report.denoising import save_denoise_gif, save_denoise_grid
-    from ddpmctl.sampling.requests import requests_for
-    from ddpmctl.sampling.trajectory import spread
+    with terminal.busy("loading torch"):
+        from ddpmctl.evaluation.classifiers import load_classifier
+        from ddpmctl.report.denoising import save_denoise_gif, save_denoise_grid
+        from ddpmctl.sampling.requests import requests_for
+        from ddpmctl.sampling.trajectory import spread
 
     recorded = _recorded(terminal, named, runs_dir, chosen, requests_for("sample", label_sets, seed=seed))
     times = [frame.t for frame in recorded[0]]

@@ -44,11 +44,12 @@ def score_images(
     if len(folders) != len(conditions or ()):
         raise UsageError("--images: give --conditions test (or new_test, heldout, a JSON file), one for each folder and in the same order")
 
-    from ddpmctl.data.dataset import load_conditions
-    from ddpmctl.evaluation.classifiers import load_classifier
-    from ddpmctl.evaluation.evaluate import EvaluationSpec
-    from ddpmctl.evaluation.image_files import ONE, ImageFolder, check_pattern, score_folder
-    from ddpmctl.report.scored_images import answers_of
+    with terminal.busy("loading torch"):
+        from ddpmctl.data.dataset import load_conditions
+        from ddpmctl.evaluation.classifiers import load_classifier
+        from ddpmctl.evaluation.evaluate import EvaluationSpec
+        from ddpmctl.evaluation.image_files import ONE, ImageFolder, check_pattern, score_folder
+        from ddpmctl.report.scored_images import answers_of
 
     pattern = pattern or ONE
     check_pattern(pattern)

@@ -44,12 +44,13 @@ def train_on_renders(
     ddpmctl evaluator train --out evaluator.pt
     ddpmctl evaluator train --network resnet18 --out second.pt
     """
-    from ddpmctl.config import Config
-    from ddpmctl.device import make_compute_device
-    from ddpmctl.evaluation.classifier_training import ClassifierStep, ClassifierTrained, train_classifier
-
     terminal = Terminal()
     prepare_output(out, "--out", folder=False)
+    with terminal.busy("loading torch"):
+        from ddpmctl.config import Config
+        from ddpmctl.device import make_compute_device
+        from ddpmctl.evaluation.classifier_training import ClassifierStep, ClassifierTrained, train_classifier
+
     compute = make_compute_device(Config().replace(**overrides(given, "device")).device)
     for event in terminal.follow(train_classifier(out, network=network, steps=steps, scenes=scenes, seed=seed, compute=compute)):
         if isinstance(event, ClassifierStep):
@@ -70,14 +71,19 @@ def check(
     ddpmctl evaluator check
     ddpmctl evaluator check --evaluator checkpoint.pth --scenes 500
     """
-    from ddpmctl.evaluation.classifier_training import check_classifier
-    from ddpmctl.evaluation.classifiers import load_classifier
-    from ddpmctl.evaluation.half_right import SURE, check_half_right
-
     terminal = Terminal()
-    loaded = load_classifier(evaluator)
-    _table(terminal, loaded.describe(), check_classifier(loaded, scenes, seed=seed))
-    rows = [[kind.name, str(kind.images), f"{kind.sure:.2%}", f"{kind.one_of_two:.2%}"] for kind in check_half_right(loaded, seed=seed)]
+    with terminal.busy("loading torch and the classifier"):
+        from ddpmctl.evaluation.classifier_training import check_classifier
+        from ddpmctl.evaluation.classifiers import load_classifier
+        from ddpmctl.evaluation.half_right import SURE, check_half_right
+
+        loaded = load_classifier(evaluator)
+    with terminal.busy("rendering images and scoring them"):
+        scores = check_classifier(loaded, scenes, seed=seed)
+    _table(terminal, loaded.describe(), scores)
+    with terminal.busy("rendering images that are half right and scoring them"):
+        half_right = check_half_right(loaded, seed=seed)
+    rows = [[kind.name, str(kind.images), f"{kind.sure:.2%}", f"{kind.one_of_two:.2%}"] for kind in half_right]
     columns = ["one object", "images", f"sure of a shape (above {SURE:g})", "finds one of two shapes"]
     terminal.table("images that are half right", columns, rows)
 

@@ -71,12 +71,13 @@ def sample(
     if job.is_leader:
         prepare_output(out, "--out", folder=True)
 
+    pipeline = ready_pipeline(checkpoint, runs_dir, chosen, terminal, job)
+
     from ddpmctl.evaluation.image_files import GRID
     from ddpmctl.grids import save_grid, save_images
     from ddpmctl.sampling.pipeline import sample_images
     from ddpmctl.sampling.requests import requests_for
 
-    pipeline = ready_pipeline(checkpoint, runs_dir, chosen, terminal, job)
     requests = requests_for(name, label_sets, seed=seed, repeats=count)
     with when_stopped("no image was written"):
         made = terminal.finish(sample_images(pipeline, requests, job=job))

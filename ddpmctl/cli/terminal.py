@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
@@ -129,6 +130,12 @@ class Terminal:
         for event in self.follow(events()):
             show(event)
         return result[0]
+
+    @contextmanager
+    def busy(self, text: str) -> Iterator[None]:
+        """Say on a terminal what the body does, while it does it: such as to load torch, which takes seconds. No line is left."""
+        with self.err.status(escape(text)) if self.err.is_interactive else nullcontext():
+            yield
 
     def follow(self, events: Iterator[E]) -> Iterator[E]:
         """Display events and yield them; unknown events are not displayed."""
