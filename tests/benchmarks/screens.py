@@ -1,6 +1,6 @@
 """What a user sees: typical command lines and mistakes, in terminals of two sizes and in a pipe, as text files.
 
-    python -m tests.benchmarks.screens [--out FOLDER] [--only NAME ...]
+    python -m tests.benchmarks.screens [--out FOLDER] [--only NAME ...] [--sizes SIZE ...]
 
 Every command runs with ``tmux`` at 80x24 and at 120x40, and with its output in a pipe. FOLDER (tests/benchmarks/screens) gets one text file a
 command and size, with the whole screen and the exit code. The files are under version control: after a change of output, run this again and
@@ -131,10 +131,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "screens")
     parser.add_argument("--only", nargs="*", default=list(COMMANDS), help="names of commands; those that they need must be among them")
+    parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=tuple(SIZES))
     given = parser.parse_args()
     if shutil.which("tmux") is None:
         parser.error("tmux is not installed")
-    for size, (width, height) in SIZES.items():
+    for size in given.sizes:
+        width, height = SIZES[size]
         (given.out / size).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="screens-") as name:
             folder = Path(name)
