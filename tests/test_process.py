@@ -84,6 +84,17 @@ def test_cached_results_are_shown_without_loading_torch(command: str, run: Path,
     assert files == {file.name for file in tmp_path.iterdir()}
 
 
+def test_cached_results_of_the_labs_own_state_dict_are_shown_without_loading_torch(tmp_path: Path) -> None:
+    from .report_network import report_net, saved, within_a_ddpm
+
+    checkpoint = saved(tmp_path, within_a_ddpm(report_net().state_dict()), "epoch5_0.1_0.1.pth")
+    ask = ["evaluate", str(checkpoint), "--conditions", "test", "--steps", "2", "--sampler", "ddim"]
+    first = subprocess.run([*PYTHON, *ask], capture_output=True, text=True, check=True)
+    again = subprocess.run(without_torch(*ask), capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == re.sub(r"0(\s+of 1\s+from)", r"1\1", first.stdout)
+
+
 def test_results_go_to_stdout_and_messages_to_stderr(run: Path, tmp_path: Path) -> None:
     done = subprocess.run([*PYTHON, "sample", run, "-l", "red cube", "-o", tmp_path], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(tmp_path / "000-red-cube-seed0-000.png"), str(tmp_path / "grid.png")]

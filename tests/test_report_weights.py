@@ -61,6 +61,17 @@ def test_the_schedule_is_detected_from_its_buffer(tmp_path: Path, schedule: str,
     assert (diffusion.schedule, diffusion.timesteps) == (schedule, timesteps)
 
 
+@pytest.mark.parametrize("stored", [Tensor.double, lambda bar: torch.cat((torch.zeros(3), bar))[3:]], ids=["float64", "part of a larger tensor"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_schedule_is_detected_in_every_form_of_its_buffer(tmp_path: Path, stored: Callable[[Tensor], Tensor], prefix: str) -> None:
+    buffers = schedule_buffers(periodic_betas(20))
+    buffers["alphabar_t"] = stored(buffers["alphabar_t"])
+    content = {**buffers, **{f"nn_model.{name}": value for name, value in report_net().state_dict().items()}}
+    path = saved(tmp_path, {f"{prefix}{name}": value for name, value in content.items()})
+    diffusion = load_checkpoint(path).config.diffusion
+    assert (diffusion.schedule, diffusion.timesteps) == ("cosine-periodic", 20)
+
+
 def test_assumed_settings_override_the_reports(tmp_path: Path) -> None:
     path = saved(tmp_path, report_net().state_dict())
     assert load_checkpoint(path).config == Config().replace(width=WIDTH)

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddpmctl.checkpoints.outline import FORMAT, CheckpointOutline, assuming, foreign_outline, has_settings, own_outline
+from ddpmctl.checkpoints.outline import FORMAT, CheckpointOutline, StateDict, outline_in
 from ddpmctl.checkpoints.untrusted import TensorFile, checked, mismatches, open_tensors
 from ddpmctl.config import Config, Value
-from ddpmctl.diffusion.schedules import make_schedule
 from ddpmctl.errors import DataError, show
 from ddpmctl.files import write_verified
 from ddpmctl.registry import NETWORKS
-
-SCHEDULE_BUFFERS = ("alphabar_t", "alpha_bar_t", "alphas_cumprod")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +28,6 @@ class Checkpoint(CheckpointOutline):
     """
 
     weights: dict[str, Tensor]
-
-    def outline(self) -> CheckpointOutline:
-        """Return the metadata alone, so that the weights can be freed."""
-        return CheckpointOutline(**{name: value for name, value in vars(self).items() if name != "weights"})
 
     def network(self) -> nn.Module:
         """Return the network with these weights, on the CPU, in evaluation mode."""
@@ -91,36 +83,19 @@ def load_checkpoint(path: Path, assume: Mapping[str, Value] | None = None) -> Ch
         DataError: the file is damaged, or is not a checkpoint of a known network.
     """
     with open_tensors(path) as file:
-        return _own(path, file) if has_settings(file) else _foreign(path, file, assume or {})
+        outline, where = outline_in(path, file, assume or {})
+        return load_weights(outline, file, where)
 
 
-def _own(path: Path, file: TensorFile) -> Checkpoint:
-    outline = own_outline(path, file)
-    net = _check_shapes(path, outline.config, file.outline["weights"])
-    return Checkpoint(**vars(outline), weights=usable_weights(net, file.load()["weights"], str(path)))
+def load_weights(outline: CheckpointOutline, file: TensorFile, where: StateDict) -> Checkpoint:
+    """Return the checkpoint of an open file, from what ``outline_in`` returned.
 
-
-def _foreign(path: Path, file: TensorFile, assume: Mapping[str, Value]) -> Checkpoint:
-    outline, where = foreign_outline(path, file, assume)
-    net = _check_shapes(path, outline.config, where.weights_in(file.outline))
-    content = file.load()
-    weights = usable_weights(net, where.weights_in(content), str(path))
-    if where.prefixed:
-        config = outline.config.replace(**_schedule_of(path, where.all_in(content)))
-        outline = replace(outline, config=assuming(path, config, assume))
+    Raises:
+        DataError: the weights are not those of the network, or are not finite.
+    """
+    net = _check_shapes(outline.path, outline.config, where.weights_in(file.outline))
+    weights = usable_weights(net, where.weights_in(file.load()), str(outline.path))
     return Checkpoint(**vars(outline), weights=weights)
-
-
-def _schedule_of(path: Path, tensors: Mapping[str, Any]) -> dict[str, Value]:
-    """Return the settings of the schedule whose alpha_bar is stored with the weights."""
-    bar = next((tensors[name] for name in SCHEDULE_BUFFERS if isinstance(tensors.get(name), Tensor)), None)
-    if bar is None or bar.ndim != 1 or not 3 <= len(bar) <= 10_001:
-        return {}
-    for schedule in ("linear", "cosine-periodic", "cosine"):
-        config = Config.from_flat({"schedule": schedule, "timesteps": len(bar) - 1})
-        if np.allclose(make_schedule(config.diffusion).alpha_bar, bar.double().numpy(), atol=1e-4):
-            return {"schedule": schedule, "timesteps": len(bar) - 1}
-    raise DataError(f"{path}: its schedule is unknown; give one with --assume schedule=NAME after removing the buffer")
 
 
 def _check_shapes(path: Path, config: Config, declared: Any) -> nn.Module:

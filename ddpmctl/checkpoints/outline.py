@@ -8,12 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ddpmctl.checkpoints.contents import Declared
 from ddpmctl.checkpoints.names import recorded_in_name
-from ddpmctl.checkpoints.untrusted import Declared, TensorFile, open_tensors
+from ddpmctl.checkpoints.untrusted import TensorFile, open_tensors
 from ddpmctl.config import Config, Value
+from ddpmctl.diffusion.schedules import make_schedule
 from ddpmctl.errors import DataError, UsageError, show
 
 FORMAT = "ddpmctl checkpoint 1"
+SCHEDULE_BUFFERS = ("alphabar_t", "alpha_bar_t", "alphas_cumprod")
+LONGEST_SCHEDULE = 10_001
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +43,7 @@ class CheckpointOutline:
 
 @dataclass(frozen=True)
 class StateDict:
-    """Where the weights of a file without settings are.
+    """Where in a file the weights are.
 
     Attributes:
         keys: nested keys that lead to them, outermost first; none for a bare state dict.
@@ -47,45 +53,32 @@ class StateDict:
     keys: tuple[str, ...]
     prefixed: bool
 
-    def all_in(self, content: Any) -> Any:
-        """Return everything beside the weights too, by its name in the file."""
+    def all_in(self, content: Any) -> dict[str, Any]:
+        """Return the weights and what is stored beside them, by name, without the prefix of DataParallel."""
         for key in self.keys:
             content = content[key]
-        return content
+        return {name.removeprefix("module."): value for name, value in content.items()}
 
     def weights_in(self, content: Any) -> dict[str, Any]:
         """Return the weights without the prefixes of wrappers."""
-        names = {name.removeprefix("module."): value for name, value in self.all_in(content).items()}
+        names = self.all_in(content)
         return {name.removeprefix("nn_model."): value for name, value in names.items() if name.startswith("nn_model.") or not self.prefixed}
 
 
-def read_outline(path: Path, assume: Mapping[str, Value]) -> CheckpointOutline | None:
-    """Return the outline of a checkpoint, or None if tensors are needed to know its settings.
-
-    The weights may still be wrong or not finite. ``assume`` is as for ``load_checkpoint``.
-
-    Raises:
-        UsageError: there is no such file.
-        DataError: the file is damaged, or is not a checkpoint of a known network.
-    """
+def read_outline(path: Path, assume: Mapping[str, Value]) -> CheckpointOutline:
+    """Return the outline of a checkpoint; its weights may still be wrong or not finite. Arguments and errors are those of ``load_checkpoint``."""
     with open_tensors(path) as file:
-        if has_settings(file):
-            return own_outline(path, file)
-        outline, where = foreign_outline(path, file, assume)
-        return None if where.prefixed else outline
+        return outline_in(path, file, assume)[0]
 
 
-def has_settings(file: TensorFile) -> bool:
-    """Return whether a file is a checkpoint in our format."""
-    return isinstance(file.outline, dict) and file.outline.get("format") == FORMAT
+def outline_in(path: Path, file: TensorFile, assume: Mapping[str, Value]) -> tuple[CheckpointOutline, StateDict]:
+    """Return the outline of an open checkpoint, and where its weights are. Errors are those of ``load_checkpoint``."""
+    if isinstance(file.outline, dict) and file.outline.get("format") == FORMAT:
+        return _own(path, file), StateDict(("weights",), prefixed=False)
+    return _foreign(path, file, assume)
 
 
-def own_outline(path: Path, file: TensorFile) -> CheckpointOutline:
-    """Return the outline of a checkpoint in our format.
-
-    Raises:
-        DataError: a part is missing or invalid.
-    """
+def _own(path: Path, file: TensorFile) -> CheckpointOutline:
     content = file.outline
     try:
         config = Config.from_dict(content["config"])
@@ -97,7 +90,7 @@ def own_outline(path: Path, file: TensorFile) -> CheckpointOutline:
         if loss is not None and not (isinstance(loss, float) and math.isfinite(loss)):
             raise ValueError(f"loss {show(loss)}")
         if not isinstance(content["weights"], dict):
-            raise TypeError("weights")
+            raise TypeError("the weights have no names")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{path}: a part of the checkpoint is missing or invalid ({show(repr(error))})") from None
     except UsageError as error:
@@ -112,16 +105,11 @@ def _share(value: Any) -> float:
     return float(value)
 
 
-def foreign_outline(path: Path, file: TensorFile, assume: Mapping[str, Value]) -> tuple[CheckpointOutline, StateDict]:
-    """Return the outline of a state dict of the report's network, with the report's and the assumed settings, and where its weights are.
-
-    Raises:
-        DataError: it is something else.
-        UsageError: an assumed setting is invalid.
-    """
+def _foreign(path: Path, file: TensorFile, assume: Mapping[str, Value]) -> tuple[CheckpointOutline, StateDict]:
+    """Return the outline of a state dict of the report's network, with the report's and the assumed settings, and where its weights are."""
     keys = _state_dict_keys(path, file.outline)
     names = StateDict(keys, prefixed=False).all_in(file.outline)
-    where = StateDict(keys, prefixed=any(name.removeprefix("module.").startswith("nn_model.") for name in names))
+    where = StateDict(keys, prefixed=any(name.startswith("nn_model.") for name in names))
     first = where.weights_in(file.outline).get("init_conv.conv1.0.weight")
     if not isinstance(first, Declared) or len(first.shape) != 4:
         raise DataError(f"{path}: is neither a ddpmctl checkpoint nor a state dict of the report's network (init_conv, down1, ...)")
@@ -129,23 +117,29 @@ def foreign_outline(path: Path, file: TensorFile, assume: Mapping[str, Value]) -
         config = Config.from_flat({"width": first.shape[0]})
     except UsageError as error:
         raise DataError(f"{path}: no known network has these weights ({error})") from None
+    if where.prefixed:
+        config = config.replace(**_schedule_of(path, file, where.all_in(file.outline)))
+    try:
+        config = config.replace(**assume)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
     known = recorded_in_name(path)
     epoch = known.pop("epoch", None)
-    config = assuming(path, config, assume)
     outline = CheckpointOutline(path=path, config=config, sha256=file.sha256, foreign=True, epoch=None if epoch is None else int(epoch), recorded=known)
     return outline, where
 
 
-def assuming(path: Path, config: Config, assume: Mapping[str, Value]) -> Config:
-    """Return the settings with the assumed ones.
-
-    Raises:
-        UsageError: one of them is invalid.
-    """
-    try:
-        return config.replace(**assume)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
+def _schedule_of(path: Path, file: TensorFile, names: Mapping[str, Any]) -> dict[str, Value]:
+    """Return the settings of the schedule whose alpha_bar is stored with the weights."""
+    bar = next((names[name] for name in SCHEDULE_BUFFERS if isinstance(names.get(name), Declared)), None)
+    if bar is None or len(bar.shape) != 1 or not 3 <= bar.shape[0] <= LONGEST_SCHEDULE:
+        return {}
+    stored, timesteps = file.vector(bar), bar.shape[0] - 1
+    for schedule in ("linear", "cosine-periodic", "cosine"):
+        config = Config.from_flat({"schedule": schedule, "timesteps": timesteps})
+        if stored is not None and np.allclose(make_schedule(config.diffusion).alpha_bar, stored, atol=1e-4):
+            return {"schedule": schedule, "timesteps": timesteps}
+    raise DataError(f"{path}: its schedule is unknown; give one with --assume schedule=NAME after removing the buffer")
 
 
 def _state_dict_keys(path: Path, outline: Any) -> tuple[str, ...]:

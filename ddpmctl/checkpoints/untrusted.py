@@ -2,26 +2,25 @@
 
 ``torch.load(weights_only=True)`` runs no code, but it unpacks compressed parts, allocates memory before shapes can be checked, and
 does not verify checksums. So the archive is checked first: the size of its directory, no compression, no overlapping parts, the CRC32
-of every part. A restricted unpickler then reads shapes and sizes without creating tensors, and compares them with the parts.
+of every part. ``contents.py`` then reads shapes and sizes without creating tensors, and compares them with the parts.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-import pickle
 import stat
 import struct
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+import numpy as np
+
+from ddpmctl.checkpoints.contents import MAX_PICKLE_BYTES, Declared, NotACheckpointError, read_contents
 from ddpmctl.errors import DataError, UsageError, limit_reached, out_of_memory
 
 if TYPE_CHECKING:
@@ -29,34 +28,11 @@ if TYPE_CHECKING:
 
 MAX_PARTS = 100_000
 MAX_DIRECTORY_BYTES = 80 * MAX_PARTS  # an entry of torch has about 65 bytes; zipfile needs about ten times as much memory
-MAX_PICKLE_BYTES = 8 * 2**20  # 25,000 tensors need about 4 MiB
-MAX_STEPS = 1_000_000  # opcodes of a pickle; a tensor needs about 35, and one opcode makes up to 100 bytes, here and again in torch
-MAX_PLAIN_VALUES = 1_000_000
-MAX_DEPTH = 50  # of containers in each other
-MAX_DIMENSIONS = 64  # as in torch
-LARGEST_KEY = 2**31  # of a dict; larger numbers can be chosen so that all have the same hash, which takes hours
 END = struct.Struct("<4s4H2LH")  # zip end record: signature, disks, entries, size and offset of the directory, length of the comment
 END64 = struct.Struct("<4sQ2H2L4Q")  # its zip64 record: signature, own size, versions, disks, entries, size and offset of the directory
 LOCATOR = struct.Struct("<4sLQL")  # between the two: signature, disk, offset of the zip64 record, disks
-ITEM_BYTES = {
-    "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2,
-    "LongStorage": 8, "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1,
-}  # fmt: skip
-
-
-class _NoCheckpoint(Exception):
-    """The file is not a valid checkpoint; the message says why."""
-
-
-@dataclass(frozen=True)
-class Declared:
-    """The declared storage type, e.g. "FloatStorage", and shape of a tensor in a file."""
-
-    kind: str
-    shape: tuple[int, ...]
-
-
 FLOATING = ("DoubleStorage", "FloatStorage", "HalfStorage", "BFloat16Storage")
+NUMPY_TYPES = {"DoubleStorage": "<f8", "FloatStorage": "<f4"}
 
 
 def mismatches(net: nn.Module, declared: Any) -> list[str]:
@@ -73,12 +49,6 @@ def mismatches(net: nn.Module, declared: Any) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Storage:
-    kind: str
-    count: int = 0
-
-
-@dataclass(frozen=True)
 class TensorFile:
     """A checked, open file.
 
@@ -91,6 +61,16 @@ class TensorFile:
     sha256: str
     outline: Any
     _file: BinaryIO
+
+    def vector(self, tensor: Declared) -> np.ndarray | None:
+        """Return a tensor of one dimension as float64, read without torch; None if it has another form or precision."""
+        dtype = NUMPY_TYPES.get(tensor.kind)
+        if dtype is None or len(tensor.shape) != 1 or tensor.stride != (1,):
+            return None
+        with zipfile.ZipFile(self._file) as archive:
+            items = np.frombuffer(archive.read(tensor.part), dtype)
+        values: np.ndarray = items[tensor.offset : tensor.offset + tensor.shape[0]].astype(np.float64)
+        return values
 
     def load(self) -> Any:
         """Return the content with its tensors on the CPU, in plain containers.
@@ -140,15 +120,15 @@ def checked(file: BinaryIO, name: str) -> TensorFile:
         directory = _directory(file, size)
         with zipfile.ZipFile(file) as archive:
             if directory != (len(archive.infolist()), archive.start_dir):  # torch has its own zip reader, which must see the same
-                raise _NoCheckpoint(TWO_DIRECTORIES)
+                raise NotACheckpointError(TWO_DIRECTORIES)
             parts = _parts(archive, size)
             if (damaged := archive.testzip()) is not None:
-                raise _NoCheckpoint(f"the checksum of its part {damaged[:80]!r} is wrong")
-            outline = _Outline(archive.read("/".join((_root(parts), "data.pkl"))), parts).load()
-        _count(outline)
+                raise NotACheckpointError(f"the checksum of its part {damaged[:80]!r} is wrong")
+            root = _root(parts)
+            outline = read_contents(archive.read(f"{root}/data.pkl"), parts, f"{root}/data/")
         file.seek(0)
         return TensorFile(name, hashlib.file_digest(cast("Any", file), "sha256").hexdigest(), outline, file)
-    except _NoCheckpoint as error:
+    except NotACheckpointError as error:
         raise DataError(f"{name}: is not a checkpoint, or is damaged ({error})") from None
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror})") from None
@@ -164,23 +144,23 @@ TWO_DIRECTORIES = "it has two zip directories"
 def _directory(file: BinaryIO, size: int) -> tuple[int, int]:
     """Return the number of parts and the offset of the zip directory, which must be followed by its end records and the end of the file."""
     if size < END.size:
-        raise _NoCheckpoint("it is empty" if size == 0 else "it is too short")
+        raise NotACheckpointError("it is empty" if size == 0 else "it is too short")
     at = size - END.size
     signature, _, _, *values, comment = _read(file, END, at)
     if signature != b"PK\5\6" or comment:
-        raise _NoCheckpoint("its end is missing, or torch before 1.6 wrote it: save it again with a newer torch")
+        raise NotACheckpointError("its end is missing, or torch before 1.6 wrote it: save it again with a newer torch")
     if at >= LOCATOR.size + END64.size and (locator := _read(file, LOCATOR, at - LOCATOR.size))[0] == b"PK\6\7":
         at -= LOCATOR.size + END64.size
         found, _, _, _, _, _, *long = _read(file, END64, at)
         short = zip(values, long, (0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF), strict=True)
         if found != b"PK\6\6" or locator[2] != at or any(value not in (other, maximum) for value, other, maximum in short):
-            raise _NoCheckpoint(TWO_DIRECTORIES)
+            raise NotACheckpointError(TWO_DIRECTORIES)
         values = long
     here, entries, length, start = values
     if here != entries or start + length != at:
-        raise _NoCheckpoint(TWO_DIRECTORIES)
+        raise NotACheckpointError(TWO_DIRECTORIES)
     if entries > MAX_PARTS or length > MAX_DIRECTORY_BYTES:
-        raise _NoCheckpoint(f"it has over {MAX_PARTS} parts")
+        raise NotACheckpointError(f"it has over {MAX_PARTS} parts")
     return entries, start
 
 
@@ -193,150 +173,20 @@ def _parts(archive: zipfile.ZipFile, size: int) -> dict[str, int]:
     """Return the sizes of the parts in bytes; refuse compressed or overlapping parts."""
     entries = archive.infolist()
     if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.compress_size != entry.file_size for entry in entries):
-        raise _NoCheckpoint("its parts are compressed or encrypted, which torch does not do")
+        raise NotACheckpointError("its parts are compressed or encrypted, which torch does not do")
     parts = {entry.filename: entry.file_size for entry in entries}
     if len(parts) < len(entries) or sum(parts.values()) > size:
-        raise _NoCheckpoint("its parts overlap")
+        raise NotACheckpointError("its parts overlap")
     return parts
 
 
 def _root(parts: dict[str, int]) -> str:
     roots = [name.removesuffix("/data.pkl") for name in parts if name.endswith("/data.pkl")]
     if len(roots) != 1 or "/" in roots[0] or not all(name.startswith(roots[0] + "/") for name in parts):
-        raise _NoCheckpoint("it is another kind of archive")
+        raise NotACheckpointError("it is another kind of archive")
     if parts[f"{roots[0]}/data.pkl"] > MAX_PICKLE_BYTES:
-        raise _NoCheckpoint(f"its table of contents is over {MAX_PICKLE_BYTES // 2**20} MiB")
+        raise NotACheckpointError(f"its table of contents is over {MAX_PICKLE_BYTES // 2**20} MiB")
     return roots[0]
-
-
-# The opcodes that torch uses. Opcodes that allocate much memory from a few bytes (BYTEARRAY8, LONG4) are excluded.
-OPCODES = (
-    "PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "BUILD", "BINPERSID", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET",
-    "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING",
-    "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS",
-)  # fmt: skip
-
-
-def _counted(load: Callable[[_Outline], None]) -> Callable[[_Outline], None]:
-    """Return an opcode's function that also counts it: in lists and dicts, a few megabytes of opcodes would need gigabytes."""
-
-    def step(outline: _Outline) -> None:
-        outline.steps += 1
-        if outline.steps > MAX_STEPS:
-            raise _NoCheckpoint(f"its table of contents has over {MAX_STEPS} steps")
-        load(outline)
-
-    return step
-
-
-# The Python unpickler: the C one allocates memory for any memo index in the file.
-class _Outline(pickle._Unpickler):
-    """An unpickler that creates no tensors and calls only the functions listed in ``_known``."""
-
-    dispatch: ClassVar[dict[int, Any]] = {code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in OPCODES)}
-    stack: list[Any]
-    steps = 0
-
-    def __init__(self, data: bytes, parts: dict[str, int]) -> None:
-        super().__init__(BytesIO(data))
-        self._parts, self._data_folder = parts, f"{_root(parts)}/data/"
-        self._known: dict[tuple[str, str], Callable[..., Any] | _Storage] = {
-            ("collections", "OrderedDict"): _state_dict,
-            ("torch", "Size"): _size,
-            ("torch._utils", "_rebuild_tensor_v2"): _declared,
-            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-            **{("torch", kind): _Storage(kind) for kind in ITEM_BYTES},
-        }
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self._known[module, name]
-        except KeyError:
-            raise _NoCheckpoint(f"it contains {f'{module}.{name}'[:80]!r}, which is neither a tensor nor a plain value") from None
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        word, storage, key, _, count = pid
-        part = self._parts.get(f"{self._data_folder}{key}") if isinstance(key, str) else None
-        if word != "storage" or not isinstance(storage, _Storage) or type(count) is not int or part is None:
-            raise _NoCheckpoint("the data of a tensor is missing")
-        if part != count * ITEM_BYTES[storage.kind]:
-            raise _NoCheckpoint("the data of a tensor has another size than declared")
-        return _Storage(storage.kind, count)
-
-    def load_proto(self) -> None:
-        """Accept only protocol 2, which torch writes; torch warns about others."""
-        if self.read(1) != b"\2":  # type: ignore[attr-defined]
-            raise _NoCheckpoint("it uses another pickle protocol than torch")
-
-    def load_build(self) -> None:
-        """Ignore attributes of a state dict, such as its version numbers; ``_plain`` removes those that torch sets."""
-        self.stack.pop()
-        if not isinstance(self.stack[-1], OrderedDict):
-            raise _NoCheckpoint("it sets attributes of an object that is not a state dict")
-
-    def load_setitem(self) -> None:
-        """Set an item of a dict, after a check of its key."""
-        _check_keys(self.stack[-2:-1])
-        pickle._Unpickler.load_setitem(self)  # type: ignore[attr-defined]
-
-    def load_setitems(self) -> None:
-        """Set items of a dict, keys and values in turn, after a check of the keys."""
-        _check_keys(self.stack[::2])
-        pickle._Unpickler.load_setitems(self)  # type: ignore[attr-defined]
-
-    dispatch |= {pickle.PROTO[0]: load_proto, pickle.BUILD[0]: load_build, pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems}
-    dispatch = {code: _counted(load) for code, load in dispatch.items()}
-
-
-def _check_keys(keys: list[Any]) -> None:
-    """Accept only keys whose hash is found in a moment: of a tuple in a million tuples, Python's stack overflows."""
-    if not all(key is None or isinstance(key, str) or (isinstance(key, int) and abs(key) < LARGEST_KEY) for key in keys):
-        raise _NoCheckpoint("it has a key that is neither text nor a small number")
-
-
-def _state_dict() -> OrderedDict[Any, Any]:
-    """Return an empty state dict; torch adds the items afterwards, so that ``_check_keys`` sees their keys."""
-    return OrderedDict()
-
-
-def _size(sizes: Any) -> tuple[int, ...]:
-    if not isinstance(sizes, (tuple, list)) or len(sizes) > MAX_DIMENSIONS:
-        raise _NoCheckpoint("the shape of a tensor is invalid")
-    return tuple(sizes)
-
-
-def _declared(storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any = False, hooks: Any = None, *more: Any) -> Declared:  # noqa: FBT002
-    if hooks or more:
-        raise _NoCheckpoint("it sets attributes of a tensor")
-    sizes = (offset, *_size(shape), *_size(stride))
-    if not isinstance(storage, _Storage) or len(shape) != len(stride) or any(type(size) is not int or not 0 <= size < 2**63 for size in sizes):
-        raise _NoCheckpoint("the shape of a tensor is invalid")
-    last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-    if math.prod(shape) > storage.count or (math.prod(shape) and last >= storage.count):
-        raise _NoCheckpoint("the declared shape of a tensor is larger than its data")
-    return Declared(storage.kind, tuple(shape))
-
-
-def _count(outline: Any) -> None:
-    """Limit the number of values and their depth: a few bytes can describe a list of itself, or many nested lists."""
-    level, seen = [outline], 1
-    for _ in range(MAX_DEPTH):
-        level, containers = [], level
-        for value in containers:
-            inner = _inner(value)
-            seen += len(inner)
-            if seen > MAX_PLAIN_VALUES or (isinstance(value, (str, bytes)) and len(value) > MAX_PLAIN_VALUES):
-                raise _NoCheckpoint(f"it holds more than {MAX_PLAIN_VALUES} values")
-            level += inner
-        if not level:
-            return
-    raise _NoCheckpoint(f"its values are nested more than {MAX_DEPTH} deep")
-
-
-def _inner(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [*value.keys(), *value.values()]
-    return list(value) if isinstance(value, (list, tuple)) else []
 
 
 def _plain(value: Any) -> Any:

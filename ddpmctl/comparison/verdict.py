@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ddpmctl.checkpoints.outline import read_outline
 from ddpmctl.comparison.recorded import IGNORED
 from ddpmctl.config import Value
 from ddpmctl.errors import DataError, UsageError
-from ddpmctl.evaluation.evaluate import EvaluationSpec, evaluate_checkpoints, outline_of, used_config
+from ddpmctl.evaluation.evaluate import EvaluationSpec, evaluate_checkpoints, used_config
 from ddpmctl.evaluation.results import CheckpointResult, EvaluationEvent, pooled_tally
 from ddpmctl.runs.folder import Run, epoch_in_name, find_checkpoints
 from ddpmctl.runs.record import SCORED
@@ -171,7 +172,7 @@ def _check_alike(paths: Sequence[Path], spec: EvaluationSpec) -> None:
     used: list[tuple[Path, dict[str, Value]]] = []
     for path in paths:
         with contextlib.suppress(DataError):  # a file that cannot be used is reported when it is scored
-            used.append((path, asdict(used_config(outline_of(path, spec.assume), spec).sampling)))
+            used.append((path, asdict(used_config(read_outline(path, spec.assume), spec).sampling)))
     for path, sampling in used[1:]:
         first, other = used[0][1], used[0][0]
         differing = [f"{name.replace('_', '-')} {first[name]} against {sampling[name]}" for name in first if first[name] != sampling[name]]

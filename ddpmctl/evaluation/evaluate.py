@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ddpmctl import __version__
-from ddpmctl.checkpoints.outline import CheckpointOutline, read_outline
+from ddpmctl.checkpoints.outline import CheckpointOutline, outline_in
+from ddpmctl.checkpoints.untrusted import open_tensors
 from ddpmctl.config import Config, Value
 from ddpmctl.diffusion.schedules import make_schedule
 from ddpmctl.distributed.job import SINGLE, Job
@@ -156,29 +157,6 @@ def used_config(checkpoint: CheckpointOutline, spec: EvaluationSpec) -> Config:
     return replace(config, sampling=with_actual_steps(config.sampling, make_schedule(config.diffusion)))
 
 
-def outline_of(path: Path, assume: Mapping[str, Value]) -> CheckpointOutline:
-    """Return a checkpoint's outline.
-
-    Raises:
-        UsageError, DataError: the file cannot be used.
-    """
-    return _read(path, assume)[0]
-
-
-def _read(path: Path, assume: Mapping[str, Value]) -> tuple[CheckpointOutline, Checkpoint | None]:
-    """Return a checkpoint's outline, and the checkpoint itself if its settings are in its tensors."""
-    if (outline := read_outline(path, assume)) is not None:
-        return outline, None
-    checkpoint = _load(path, assume)
-    return checkpoint.outline(), checkpoint
-
-
-def _load(path: Path, assume: Mapping[str, Value]) -> Checkpoint:
-    from ddpmctl.checkpoints.format import load_checkpoint
-
-    return load_checkpoint(path, assume)
-
-
 @dataclass(frozen=True)
 class _Due:
     """A checkpoint with its cached results and the missing images, by condition file."""
@@ -254,14 +232,15 @@ def _missing_batches(paths: Sequence[Path], spec: EvaluationSpec, worker: _Worke
 
 def _prepared(path: Path, spec: EvaluationSpec) -> tuple[_Due, Checkpoint | None]:
     """Return what is missing of a checkpoint's results, and the checkpoint if anything is."""
-    outline, checkpoint = _read(path, spec.assume)
-    due = _due(outline, spec)
-    if not due.missing:
-        return due, None
-    checkpoint = checkpoint or _load(path, spec.assume)
-    if checkpoint.sha256 != outline.sha256:
-        raise DataError(f"{path}: was changed while it was read")
-    return due, checkpoint
+    with open_tensors(path) as file:
+        outline, where = outline_in(path, file, spec.assume)
+        due = _due(outline, spec)
+        if not due.missing:
+            return due, None
+
+        from ddpmctl.checkpoints.format import load_weights
+
+        return due, load_weights(outline, file, where)
 
 
 def _reason(error: DdpmctlError, path: Path) -> str:
@@ -297,13 +276,14 @@ class _Worker:
         """
         if work.sha256 in self._unusable:
             return Failed(work.path, self._unusable[work.sha256])
+        from ddpmctl.checkpoints.format import load_checkpoint
         from ddpmctl.evaluation.scoring import score_batch
         from ddpmctl.sampling.pipeline import NotFiniteError
 
         classifier, compute = self._spec.tools()
         if self._last is None or self._last[0] != work.sha256:
             offered = self._offered
-            checkpoint = offered if offered and offered.sha256 == work.sha256 else _load(work.path, self._spec.assume)
+            checkpoint = offered if offered and offered.sha256 == work.sha256 else load_checkpoint(work.path, self._spec.assume)
             if checkpoint.sha256 != work.sha256:
                 raise DataError(f"{work.path}: is not the same file as on rank 0")
             self._last = work.sha256, pipeline_for(checkpoint, self._spec.sampling, compute)
