@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from ddpmctl.cli.app import app
-from ddpmctl.runs.folder import Run, locked
+from ddpmctl.runs.folder import Run
+from ddpmctl.runs.lock import locked
 from ddpmctl.runs.removal import remove_run
 from ddpmctl.statistics.ranking import Standing, best_index
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, Outputs, evaluation_spec, figure_line, named_conditions, only_one_source, prepare_output, reference_images
+from ddpmctl.cli.common import Given, evaluation_spec, named_conditions, only_one_source, reference_images
 from ddpmctl.cli.completion import checkpoints
-from ddpmctl.cli.options import OUTPUTS, RUNS, Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, RunsDir, SceneCount, command
+from ddpmctl.cli.options import RUNS, Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, RunsDir, SceneCount, command
+from ddpmctl.cli.outputs import Outputs, figure_line, output_option, prepare_output
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.errors import UsageError
 
@@ -46,14 +47,10 @@ def compare(
     conditions: ConditionFiles = None,
     evaluator: ClassifierFile = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG of accuracy over epochs; the verdict's figure stands beside it.")] = OUT,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write what is found as JSON.", show_default=False, rich_help_panel=OUTPUTS)] = None,
-    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the differences as CSV.", show_default=False, rich_help_panel=OUTPUTS)] = None,
-    latex: Annotated[
-        Path | None, typer.Option("--latex", help="Write the verdict's tables as LaTeX (booktabs, graphicx).", show_default=False, rich_help_panel=OUTPUTS)
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option("--html", help="Write one page with everything, to open in a browser.", show_default=False, rich_help_panel=OUTPUTS)
-    ] = None,
+    json_file: Annotated[Path | None, output_option("--json", "Write what is found as JSON.")] = None,
+    csv_file: Annotated[Path | None, output_option("--csv", "Write the differences as CSV.")] = None,
+    latex: Annotated[Path | None, output_option("--latex", "Write the verdict's tables as LaTeX (booktabs, graphicx).")] = None,
+    html: Annotated[Path | None, output_option("--html", "Write one page with everything, to open in a browser.")] = None,
     runs_dir: RunsDir = RUNS,
     config: ConfigFile = None,
     assume: Assume = None,

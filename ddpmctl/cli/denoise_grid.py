@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, parse_labels, prepare_output, ready_pipeline
+from ddpmctl.cli.common import Given, parse_labels, ready_pipeline
 from ddpmctl.cli.completion import checkpoints as complete_checkpoints
 from ddpmctl.cli.completion import labels as complete_labels
 from ddpmctl.cli.options import RUNS, Assume, ClassifierAlone, ConfigFile, RunsDir, command
+from ddpmctl.cli.outputs import prepare_output
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.errors import UsageError
 

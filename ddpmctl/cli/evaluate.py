@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, Outputs, beside_real, evaluation_spec, figure_line, named_conditions, only_one_source, prepare_output, reference_images
+from ddpmctl.cli.common import Given, beside_real, evaluation_spec, named_conditions, only_one_source, reference_images
 from ddpmctl.cli.completion import checkpoints as complete_checkpoints
 from ddpmctl.cli.evaluate_images import refuse_sampling, score_images
-from ddpmctl.cli.options import OUTPUTS, RUNS, Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, RunsDir, SceneCount, command
+from ddpmctl.cli.options import RUNS, Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, RunsDir, SceneCount, command
+from ddpmctl.cli.outputs import Outputs, figure_line, output_option, prepare_output
 from ddpmctl.cli.signals import when_stopped
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Value, settings
@@ -53,18 +54,12 @@ def evaluate(
     breakdown: Annotated[bool, typer.Option("--breakdown", help="Tables by class, colour, shape and number of objects, and of errors.")] = False,  # noqa: FBT002
     fidelity: Annotated[bool, typer.Option("--fidelity", help="Compare the sampled images with real ones: sharpness, variety, copies.")] = False,  # noqa: FBT002
     confirm: Annotated[bool, typer.Option(help="Score the best of several checkpoints again, on new noise.")] = True,  # noqa: FBT002
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the results as JSON ('-': to stdout, without tables).", show_default=False, rich_help_panel=OUTPUTS)
-    ] = None,
-    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the results as CSV.", show_default=False, rich_help_panel=OUTPUTS)] = None,
-    latex: Annotated[
-        Path | None, typer.Option("--latex", help="Write the table as LaTeX (booktabs, graphicx).", show_default=False, rich_help_panel=OUTPUTS)
-    ] = None,
-    html: Annotated[Path | None, typer.Option("--html", help="Write all results as one HTML page.", show_default=False, rich_help_panel=OUTPUTS)] = None,
-    figures: Annotated[
-        Path | None, typer.Option("--figures", help="Folder for figures of the best checkpoint, as PNG and SVG.", show_default=False, rich_help_panel=OUTPUTS)
-    ] = None,
-    grid: Annotated[Path | None, typer.Option("--grid", help="Folder for image grids.", show_default=False, rich_help_panel=OUTPUTS)] = None,
+    json_file: Annotated[Path | None, output_option("--json", "Write the results as JSON ('-': to stdout, without tables).")] = None,
+    csv_file: Annotated[Path | None, output_option("--csv", "Write the results as CSV.")] = None,
+    latex: Annotated[Path | None, output_option("--latex", "Write the table as LaTeX (booktabs, graphicx).")] = None,
+    html: Annotated[Path | None, output_option("--html", "Write all results as one HTML page.")] = None,
+    figures: Annotated[Path | None, output_option("--figures", "Folder for figures of the best checkpoint, as PNG and SVG.")] = None,
+    grid: Annotated[Path | None, output_option("--grid", "Folder for image grids.")] = None,
     sweep: Annotated[
         str | None, typer.Option("--sweep", help="Compare values of a sampling setting, e.g. steps=5,10,20,50 or guidance=0,1,2,4.", show_default=False)
     ] = None,

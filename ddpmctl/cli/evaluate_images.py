@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpmctl.cli.common import Outputs, agreed_device, beside_real, figure_line, named_conditions, reference_images
+from ddpmctl.cli.common import agreed_device, beside_real, named_conditions, reference_images
+from ddpmctl.cli.outputs import Outputs, figure_line
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Value, settings
 from ddpmctl.distributed.job import SINGLE

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddpmctl.cli.commands import App
-from ddpmctl.cli.common import prepare_output
 from ddpmctl.cli.completion import one_of
 from ddpmctl.cli.options import ClassifierAlone, command
+from ddpmctl.cli.outputs import prepare_output
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config_sources import overrides
 

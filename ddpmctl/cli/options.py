@@ -17,13 +17,10 @@ from typing import Annotated, Any
 import typer
 
 from ddpmctl.cli.completion import one_of
-from ddpmctl.cli.crash import in_one_line, report
-from ddpmctl.cli.signals import Stopped, stop_is_raised
-from ddpmctl.cli.terminal import Terminal
+from ddpmctl.cli.execution import execute
 from ddpmctl.config import Setting, check_range, range_words, settings
-from ddpmctl.distributed.job import SINGLE, Job, is_single_process, join
-from ddpmctl.errors import DdpmctlError, UsageError, limit_reached
-from ddpmctl.files import remove_empty_folders
+from ddpmctl.distributed.job import Job
+from ddpmctl.errors import UsageError
 
 FILES = "Files and folders, where they are not the usual ones"
 OUTPUTS = "Files to write, for a report or another program"
@@ -94,40 +91,17 @@ def command(*sections: str, first: Sequence[str] = ()) -> Callable[[Callable[...
             given = {s.name: values.pop(s.name) for s in chosen}
             if "given" in signature.parameters:
                 values["given"] = {name: value for name, value in given.items() if value is not None}
-            job = SINGLE
-            try:
-                with stop_is_raised():
-                    job = join()
-                    _watch(job)
-                    job.require_one_version()
-                    if "job" in signature.parameters:
-                        values["job"] = job
-                    elif not job.is_single:
-                        raise UsageError("torchrun: this command runs in one process; call it without torchrun")
-                    for name, permitted in ranges.items():
-                        permitted.check(values[name])
-                    try:
-                        function(**values)
-                    finally:
-                        remove_empty_folders()
-            except DdpmctlError as error:
-                _tell(job, str(error))
-                raise typer.Exit(error.exit_code) from None
-            except Stopped as stop:
-                # Not where torchrun ends those who are left after another one failed, nor before it is known which of them this is.
-                if job.is_leader and job.is_single == is_single_process() and job.claim(stop.words):
-                    Terminal().say(stop.words)
-                raise typer.Exit(stop.exit_code) from None
-            except (typer.Exit, typer.Abort, BrokenPipeError):  # the last one: whoever read our output went away
-                raise
-            except Exception as error:
-                if (short := limit_reached(error)) is not None:
-                    _tell(job, str(short))
-                    raise typer.Exit(short.exit_code) from None
-                file = report(error)
-                where = f"the full traceback is in {file}" if file else "and the traceback could not be written anywhere"
-                _tell(job, f"unexpected: {in_one_line(error)}; {where}. Please report it")
-                raise typer.Exit(1) from None
+
+            def work(job: Job) -> None:
+                if "job" in signature.parameters:
+                    values["job"] = job
+                elif not job.is_single:
+                    raise UsageError("torchrun: this command runs in one process; call it without torchrun")
+                for name, permitted in ranges.items():
+                    permitted.check(values[name])
+                function(**values)
+
+            execute(work)
 
         del run.__wrapped__  # typer would read the options of the function inside
         run.__annotations__ = {}
@@ -137,31 +111,6 @@ def command(*sections: str, first: Sequence[str] = ()) -> Callable[[Callable[...
         return run
 
     return decorate
-
-
-def _watch(job: Job) -> None:
-    """Print what is noticed about other processes of the job that do not answer."""
-    if job.watch is None:
-        return
-    terminal = Terminal()
-
-    def ended(show: Callable[[str], None], text: str) -> None:
-        terminal.err.show_cursor()  # a progress bar may have hidden it
-        show(text)
-
-    def failed(text: str) -> None:
-        ended(terminal.error, f"{job}: {text}")
-
-    def stopped(number: int, text: str) -> None:
-        ended(terminal.say, f"{Stopped(number).words}; {text}")
-
-    job.watch.start(job.claim, terminal.warn, failed, stopped)
-
-
-def _tell(job: Job, text: str) -> None:
-    """Print an error, unless another process of the job failed first."""
-    if job.claim(text):
-        Terminal().error(text if job.is_single else f"{job}: {text}")
 
 
 @dataclass(frozen=True)

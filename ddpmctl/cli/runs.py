@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddpmctl.cli.commands import App
-from ddpmctl.cli.common import Outputs
 from ddpmctl.cli.completion import run_names
 from ddpmctl.cli.options import RUNS, command
+from ddpmctl.cli.outputs import Outputs
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import RECIPE, Value, settings
 from ddpmctl.errors import DdpmctlError, UsageError

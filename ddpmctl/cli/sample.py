@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, named_conditions, parse_labels, prepare_output, ready_pipeline
+from ddpmctl.cli.common import Given, named_conditions, parse_labels, ready_pipeline
 from ddpmctl.cli.completion import checkpoints
 from ddpmctl.cli.completion import labels as complete_labels
 from ddpmctl.cli.options import RUNS, Assume, ConfigFile, Data, RunsDir, command
+from ddpmctl.cli.outputs import prepare_output
 from ddpmctl.cli.signals import when_stopped
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.distributed.job import Job

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Outputs
 from ddpmctl.cli.completion import run_names
 from ddpmctl.cli.options import RUNS, RunsDir, command
+from ddpmctl.cli.outputs import Outputs
 from ddpmctl.cli.terminal import Terminal, human_seconds
 from ddpmctl.cli.train import longer, next_commands
 from ddpmctl.files import named_after

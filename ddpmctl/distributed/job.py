@@ -18,8 +18,6 @@ import itertools
 import os
 import platform
 import sys
-import time
-import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 P = TypeVar("P")
-CONNECT_SECONDS = 300
 PATIENCE_DAYS = 30  # timeout of a collective: rank 0 may score for hours; the others notice at once that a process ended, and ``watch`` that it is frozen
 POLL_SECONDS = 0.1  # between two checks of the store
 FAILURE = "failure"
@@ -269,6 +266,7 @@ def _join(environ: Mapping[str, str]) -> Job:
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
     from torch.distributed.rendezvous import rendezvous
 
+    from ddpmctl.distributed.meeting import CONNECT_SECONDS, meeting
     from ddpmctl.distributed.watch import Watch
 
     try:
@@ -278,45 +276,6 @@ def _join(environ: Mapping[str, str]) -> Job:
         return Job(rank, size, int(environ.get("LOCAL_RANK", "0")), store, Watch(store, rank, size))
     except (RuntimeError, ValueError) as error:
         raise UsageError(f"torchrun: its other processes cannot be reached ({' '.join(str(error).split())[:200]})") from None
-
-
-def meeting(store: Store, rank: int, size: int) -> str:
-    """Return a prefix for this job's keys, equal on all processes and never used before.
-
-    The launcher's store outlives restarts, and values from before a restart must not be read after it. So each process posts a random
-    token and takes the prefix that rank 0 posts in answer to that token; rank 0 answers until every process has acknowledged the prefix.
-
-    Raises:
-        RuntimeError: a process did not come within CONNECT_SECONDS.
-    """
-    own, until = uuid.uuid4().hex, time.monotonic() + CONNECT_SECONDS
-    if rank > 0:
-        store.set(f"token/{rank}", own)
-        while True:
-            token, _, name = _read(store, f"answer/{rank}").partition(" ")
-            if token == own:
-                store.set(f"{name}/met/{rank}", "")
-                return name
-            _nap("rank 0", until)
-    answered: dict[int, str] = {}
-    while missing := [other for other in range(1, size) if not store.check([f"{own}/met/{other}"])]:
-        for other in missing:
-            token = _read(store, f"token/{other}")
-            if token != answered.get(other, ""):  # another token: a process that was restarted meanwhile
-                store.set(f"answer/{other}", f"{token} {own}")
-                answered[other] = token
-        _nap(f"rank {missing[0]}", until)
-    return own
-
-
-def _read(store: Store, key: str) -> str:
-    return store.get(key).decode() if store.check([key]) else ""
-
-
-def _nap(awaited: str, until: float) -> None:
-    if time.monotonic() > until:
-        raise RuntimeError(f"{awaited} did not answer in {CONNECT_SECONDS} s")
-    time.sleep(0.01)
 
 
 @contextmanager

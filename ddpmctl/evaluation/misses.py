@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from ddpmctl.evaluation.scores import THRESHOLD, Outputs, Score, highest, score
+from ddpmctl.evaluation.scores import THRESHOLD, Probabilities, Score, highest, score
 from ddpmctl.labels import CLASSES, multi_hot
 
 
@@ -77,12 +77,12 @@ def _matched(missing: Sequence[str], others: Sequence[str]) -> tuple[int, int]:
     return max((taken.bit_count(), colours) for taken, colours in best.items())
 
 
-def account_for(probabilities: Outputs, requests: Sequence[Sequence[str]]) -> Misses:
+def account_for(probabilities: Probabilities, requests: Sequence[Sequence[str]]) -> Misses:
     """Return the counts of a batch of images, from the classifier's outputs (B, 24) and the requested labels."""
     return sum((account(labels, seen) for labels, seen in zip(requests, _shown(probabilities), strict=True)), Misses())
 
 
-def breakdown(probabilities: Outputs, requests: Sequence[Sequence[str]]) -> dict[str, dict[str, Score]]:
+def breakdown(probabilities: Probabilities, requests: Sequence[Sequence[str]]) -> dict[str, dict[str, Score]]:
     """Return scores by number of objects and by whether two objects share a colour: {aspect: {value: score}}."""
     groups: dict[str, dict[str, list[int]]] = {"objects": {}, "colours": {}}
     for index, labels in enumerate(requests):
@@ -93,7 +93,7 @@ def breakdown(probabilities: Outputs, requests: Sequence[Sequence[str]]) -> dict
     return {aspect: {value: score(probabilities[chosen], wanted[chosen]) for value, chosen in sorted(parts.items())} for aspect, parts in groups.items()}
 
 
-def recall(probabilities: Outputs, requests: Sequence[Sequence[str]]) -> dict[str, dict[str, tuple[int, int]]]:
+def recall(probabilities: Probabilities, requests: Sequence[Sequence[str]]) -> dict[str, dict[str, tuple[int, int]]]:
     """Return (hits, requested) by class, colour and shape: {aspect: {value: counts}}; hits are among the k highest outputs."""
     counts: dict[str, dict[str, tuple[int, int]]] = {"class": {}, "colour": {}, "shape": {}}
     for outputs, labels in zip(np.asarray(probabilities), requests, strict=True):
@@ -105,7 +105,7 @@ def recall(probabilities: Outputs, requests: Sequence[Sequence[str]]) -> dict[st
     return {aspect: dict(sorted(parts.items())) for aspect, parts in counts.items()}
 
 
-def confusion(probabilities: Outputs, requests: Sequence[Sequence[str]]) -> list[list[float]]:
+def confusion(probabilities: Probabilities, requests: Sequence[Sequence[str]]) -> list[list[float]]:
     """Return a 24 x 24 table: the fraction of images with a requested class (row) that show a class (column).
 
     Other requested classes of the image do not count.
@@ -121,7 +121,7 @@ def confusion(probabilities: Outputs, requests: Sequence[Sequence[str]]) -> list
     return [[value / max(count, 1) for value in row] for row, count in zip(shown, asked, strict=True)]
 
 
-def _shown(probabilities: Outputs) -> list[list[str]]:
+def _shown(probabilities: Probabilities) -> list[list[str]]:
     """Return the classes that each image shows."""
     return [[CLASSES[index] for index in np.flatnonzero(present)] for present in np.asarray(probabilities) > THRESHOLD]
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
-Outputs = npt.NDArray[np.float32]
+Probabilities = npt.NDArray[np.float32]
 """A classifier's outputs, (B, 24)."""
 
 THRESHOLD = 0.5
@@ -44,7 +44,7 @@ class Score:
         return {**asdict(self), "accuracy": self.accuracy, "exact_match": self.exact_match}
 
 
-def highest(outputs: Outputs, count: int) -> npt.NDArray[np.intp]:
+def highest(outputs: Probabilities, count: int) -> npt.NDArray[np.intp]:
     """Return which ``count`` classes have the highest outputs (24,) of one image, in no order.
 
     Where equal outputs compete for the last place, it is torch's ``topk`` that decides, as in the lab's code.
@@ -60,7 +60,7 @@ def highest(outputs: Outputs, count: int) -> npt.NDArray[np.intp]:
     return top
 
 
-def top_k_hits(probabilities: Outputs, requested: npt.NDArray[np.generic]) -> list[int]:
+def top_k_hits(probabilities: Probabilities, requested: npt.NDArray[np.generic]) -> list[int]:
     """Return, per image, how many of its k requested labels are among the k highest outputs.
 
     This is the lab's count. Extra objects are not punished.
@@ -69,7 +69,7 @@ def top_k_hits(probabilities: Outputs, requested: npt.NDArray[np.generic]) -> li
     return [int(wanted[highest(outputs, int(wanted.sum()))].sum()) for outputs, wanted in zip(np.asarray(probabilities), every_wanted, strict=True)]
 
 
-def score(probabilities: Outputs, requested: npt.NDArray[np.generic]) -> Score:
+def score(probabilities: Probabilities, requested: npt.NDArray[np.generic]) -> Score:
     """Return the score of images from classifier outputs and multi-hot requests, both (B, 24)."""
     wanted = np.asarray(requested).astype(bool)
     exact = ((np.asarray(probabilities) > THRESHOLD) == wanted).all(axis=1)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from ddpmctl.diffusion.schedules import Schedule
 from ddpmctl.evaluation.misses import confusion, recall
 from ddpmctl.evaluation.results import FileResults
-from ddpmctl.evaluation.scores import Outputs
+from ddpmctl.evaluation.scores import Probabilities
 from ddpmctl.labels import CLASSES, COLOURS, SHAPES
 from ddpmctl.report.style import COLOURS as PALETTE
 from ddpmctl.report.style import DASHES, MARKERS, in_figure, save_figure
@@ -140,5 +140,5 @@ def save_sweep(path: Path, setting: str, series: Mapping[str, Sequence[SweepPoin
     return save_figure(path, figure)
 
 
-def _together(answers: Mapping[str, FileResults]) -> tuple[Outputs, list[tuple[str, ...]]]:
+def _together(answers: Mapping[str, FileResults]) -> tuple[Probabilities, list[tuple[str, ...]]]:
     return np.concatenate([a.flat for a in answers.values()]), [labels for a in answers.values() for labels in a.requested]

@@ -13,7 +13,8 @@ from typing import Any
 from ddpmctl.config import Config
 from ddpmctl.errors import DataError, UsageError
 from ddpmctl.files import read_plain
-from ddpmctl.runs.folder import MAX_LOG_BYTES, Run, is_locked, open_run
+from ddpmctl.runs.folder import MAX_LOG_BYTES, Run, open_run
+from ddpmctl.runs.lock import is_locked
 from ddpmctl.runs.sources import RunSources
 from ddpmctl.statistics.ranking import Standing
 

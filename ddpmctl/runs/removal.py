@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ddpmctl.errors import UsageError
 from ddpmctl.files import cannot_write
-from ddpmctl.runs.folder import Run, held
+from ddpmctl.runs.folder import Run
+from ddpmctl.runs.lock import held
 
 
 def require_removable(folder: Path) -> None:

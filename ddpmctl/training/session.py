@@ -23,7 +23,8 @@ from ddpmctl.evaluation.classifier_file import BUILT_IN
 from ddpmctl.evaluation.classifiers import Classifier, load_classifier
 from ddpmctl.files import prepare_folder
 from ddpmctl.progress import Notice, Progress
-from ddpmctl.runs.folder import Run, TakenError, create_run, locked, name_for, open_run
+from ddpmctl.runs.folder import Run, TakenError, create_run, name_for, open_run
+from ddpmctl.runs.lock import locked
 from ddpmctl.runs.sources import RunSources
 from ddpmctl.training.events import Event, Prepared
 from ddpmctl.training.loop import training_events

@@ -17,8 +17,8 @@ import pytest
 import ddpmctl as package
 
 from ..conftest import TINY, ddpmctl, load_tensors
+from ..survival.conftest import small_disk
 from ..survival.kills import RECIPE, differences
-from ..survival.test_failures import small_disk
 from ..test_cli_errors import folder
 from .launch import finished, several, torchrun, workers
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch.distributed as dist
 
-from ddpmctl.distributed.job import meeting
+from ddpmctl.distributed.meeting import meeting
 
 from .launch import several
 

@@ -14,7 +14,7 @@ import pytest
 
 from ..conftest import ddpmctl
 from ..test_cli_errors import refused
-from .test_resume import edited
+from .tools import edited
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="links and pipes are POSIX")
 SMALL = ("config.toml", "data.json", "best.json", "latest.json", ".holder")

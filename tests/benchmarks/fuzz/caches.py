@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -14,6 +13,7 @@ from ddpmctl.data.cache import cached_images
 from ddpmctl.evaluation.result_cache import load_results, save_results
 from ddpmctl.evaluation.results import FileResults
 from ddpmctl.progress import Notice, Progress
+from tests.data.conftest import finish
 
 from .mutations import MUTATIONS, Fuzz, mutated
 
@@ -44,20 +44,10 @@ def cache_fuzz(folder: Path) -> Fuzz:
         (folder / name).write_bytes(whole[:first] + mutated(whole[first:last], mutations) + whole[last:])
         kept = load_results("k", conditions)
         assert kept is None or (np.array_equal(kept.images, results.images) and np.array_equal(kept.probabilities, results.probabilities))
-        events, found = finished(cached_images("k", 2, build))
+        events, found = finish(cached_images("k", 2, build))
         assert np.array_equal(found.images, images)
         notices = [event.text for event in events if isinstance(event, Notice)]
         assert all("is rebuilt" in text and text.isprintable() for text in notices)
         assert bool(notices) == any(isinstance(event, Progress) for event in events)
 
     return test, (st.sampled_from(sorted(sound)), MUTATIONS, st.sampled_from(("all", "start", "second array", "end")))
-
-
-def finished(events: Generator[Any, None, Any]) -> tuple[list[Any], Any]:
-    """Return what a task yielded, and its result."""
-    seen = []
-    while True:
-        try:
-            seen.append(next(events))
-        except StopIteration as stop:
-            return seen, stop.value
