@@ -55,7 +55,7 @@ def load_toml(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: is not valid TOML: {error}") from None
     except RecursionError:
-        raise UsageError(f"{path}: is nested too deeply; settings stand in [sections], and none is a list or a table") from None
+        raise UsageError(f"{path}: is nested too deeply; settings are numbers and texts in [sections]") from None
     except ValueError:  # of int, which reads at most 4,300 digits
         raise UsageError(f"{path}: a number has thousands of digits; no setting takes such a number") from None
     sections = {setting.name: setting.section for setting in settings()}

@@ -71,7 +71,7 @@ def cores() -> int:
 
 
 def threads_that_fit(threads: int | None) -> int | None:
-    """Return a number of threads, or None, with which torch decides, where this machine has fewer cores."""
+    """Return the number of threads, or None (torch decides) if this machine has fewer cores."""
     return threads if threads is not None and threads <= cores() else None
 
 

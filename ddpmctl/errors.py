@@ -39,7 +39,7 @@ class PeerError(DdpmctlError):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that GPU or CPU memory is exhausted, or the limit of the address space is reached."""
+    """Return whether an error means that memory is exhausted: of the GPU, of the machine, or within a limit (ulimit -v)."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     if isinstance(error, MemoryError):

@@ -30,7 +30,7 @@ def cannot_write(folder: Path, error: OSError) -> UsageError:
 
 
 def named_after(name: str, ending: str, beginning: str = "") -> str:
-    """Return the name of a file that is named after another one: where it would be longer than the 255 bytes that systems allow, cut, with a hash."""
+    """Return ``beginning`` + ``name`` + ``ending`` as a file name; if it has over 255 bytes, ``name`` is cut and a hash is appended."""
     long, room = os.fsencode(name), 255 - len(os.fsencode(beginning + ending))
     if len(long) > room:
         name = f"{long[: room - 9].decode(errors='ignore')}-{hashlib.sha256(long).hexdigest()[:8]}"
@@ -215,7 +215,7 @@ def read_plain(path: Path, limit: int) -> bytes:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     if len(content) > limit:
-        raise DataError(f"{path}: is over {in_bytes(limit)}, which no file of this name is")
+        raise DataError(f"{path}: is too large (over {in_bytes(limit)})")
     return content
 
 

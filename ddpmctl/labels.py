@@ -46,7 +46,7 @@ def _words(text: str) -> list[str]:
 
 
 def _offer(words: Sequence[str], text: str) -> str:
-    """Return the advice for an unknown label: labels that are like it, or how a label is written."""
+    """Return a hint for an unknown label: similar labels, or the form of a label."""
     colours, shapes = [word for word in words if word in COLOURS], [word for word in words if word in SHAPES]
     if len(words) == len(colours) + len(shapes) > 0:
         if len(colours) == len(shapes):  # as many as two labels have

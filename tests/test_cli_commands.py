@@ -162,7 +162,7 @@ class TestEvaluate:
         remembered.write_text('["cuda", "bf16"]')
         gone = ddpmctl(*ask)
         assert gone.exit_code == 2
-        assert "cuda, which was used last, is not available now" in gone.output
+        assert "the last evaluation used cuda, which is not available now; run the command again to use cpu" in gone.output
         assert "2 of 2 from cached results" in ddpmctl(*ask).stdout
         remembered.write_text('["cpu", "fp64"]')  # no precision of ours: as if nothing were remembered
         assert "2 of 2 from cached results" in ddpmctl(*ask).stdout

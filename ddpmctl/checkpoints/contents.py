@@ -147,7 +147,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 def _check_keys(keys: list[Any]) -> None:
-    """Accept only keys whose hash is found in a moment: of a tuple in a million tuples, Python's stack overflows."""
+    """Refuse keys that take long to hash. Hashing a deeply nested tuple even overflows Python's stack."""
     if not all(key is None or isinstance(key, str) or (isinstance(key, int) and abs(key) < LARGEST_KEY) for key in keys):
         raise NotACheckpointError("it has a key that is neither text nor a small number")
 

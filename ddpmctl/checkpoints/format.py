@@ -126,11 +126,11 @@ def usable_weights(net: nn.Module, tensors: Mapping[str, Tensor], where: str) ->
 
 
 def weights_problem(weights: Mapping[str, Tensor]) -> str | None:
-    """Return which weights no network can use, and why, such as ``'norm.running_var' are negative``; None if there are none."""
+    """Return the name of a tensor that is not finite, or of a negative variance, with the reason; None if there is none."""
     if (bad := not_finite(weights)) is not None:
         return f"{bad!r} are not finite"
     negative = (name for name, value in weights.items() if name.endswith("running_var") and (value < 0).any())
-    return next((f"{name!r} are negative, which variances cannot be" for name in negative), None)
+    return next((f"{name!r} are negative variances" for name in negative), None)
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:

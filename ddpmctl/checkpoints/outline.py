@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: settings, epoch and recorded scores, read without its tensors and without torch."""
+"""The outline of a checkpoint: settings, epoch and recorded scores, read without its tensors and without torch."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def compare(
     if recorded and (unmade := [flag for flag, value in for_verdict if value]):
         raise UsageError(f"{', '.join(unmade)}: only for the verdict, which --recorded leaves out")
     if outputs.only_json:
-        raise UsageError("--json: compare prints tables on stdout; name a file")
+        raise UsageError("--json -: compare prints its tables on stdout; give --json the name of a file")
     outputs.prepare()
     if not recorded:
         prepare_output(_verdict_figure(out), "--out", folder=False)

@@ -1,4 +1,4 @@
-"""How a command is carried out: it joins its job, and whatever ends it becomes one line and an exit code."""
+"""Execution of a command: it joins its job, and every error becomes one line and an exit code."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _unexpected(error: Exception) -> DdpmctlError:
 
 
 def _watch(job: Job) -> None:
-    """Print what is noticed about other processes of the job that do not answer."""
+    """Start to watch the other processes of the job, and print messages about those that do not answer."""
     if job.watch is None:
         return
     terminal = Terminal()

@@ -133,7 +133,7 @@ class Terminal:
 
     @contextmanager
     def busy(self, text: str) -> Iterator[None]:
-        """Say on a terminal what the body does, while it does it: such as to load torch, which takes seconds. No line is left."""
+        """Show a text on a terminal while the body runs, such as "loading torch", which takes seconds. The text is removed afterwards."""
         with self.err.status(escape(text)) if self.err.is_interactive else nullcontext():
             yield
 
@@ -143,7 +143,7 @@ class Terminal:
 
 
 class _Console(Console):
-    """A console that says how it shows texts, and that ends the command as a shell expects when its reader, such as ``head``, has gone."""
+    """A console that escapes what it cannot show, and ends the command with the code of SIGPIPE when its reader, such as ``head``, has ended."""
 
     def shown(self, text: str) -> str:
         """Return a text as it can be shown: without control characters, in the characters that the output's encoding has."""

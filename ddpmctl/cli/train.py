@@ -30,6 +30,18 @@ if TYPE_CHECKING:
 PRESETS = "; ".join(f"{name}: {text}" for name, text in PRESET_HELP.items())
 
 
+Resume = Annotated[
+    Path | None,
+    typer.Option(help="Go on with the run in this folder, with its settings.", show_default=False, rich_help_panel=RESUMING, autocompletion=run_names),
+]
+Override = Annotated[
+    str | None, typer.Option(help="With --resume: settings to change on resume, e.g. lr,epochs.", show_default=False, rich_help_panel=RESUMING)
+]
+EXISTING = one_of(("resume",))
+ExistOk = Annotated[
+    str | None,
+    typer.Option(help="resume: if the run exists already, resume it.", metavar="NAME", show_default=False, rich_help_panel=RESUMING, autocompletion=EXISTING),
+]
 FIRST = ("preset", "act", "net", "schedule", "epochs", "minutes", "batch_size", "lr", "seed", "data", "name", "dry_run", "print_config")
 
 
@@ -46,23 +58,9 @@ def train(
     evaluator: ClassifierFile = None,
     name: Annotated[str | None, typer.Option(help="Name of the run's folder (made from the settings).", show_default=False)] = None,
     runs_dir: RunsDir = RUNS,
-    resume: Annotated[
-        Path | None,
-        typer.Option(help="Go on with the run in this folder, with its settings.", show_default=False, rich_help_panel=RESUMING, autocompletion=run_names),
-    ] = None,
-    override: Annotated[
-        str | None, typer.Option(help="With --resume: settings to change on resume, e.g. lr,epochs.", show_default=False, rich_help_panel=RESUMING)
-    ] = None,
-    exist_ok: Annotated[
-        str | None,
-        typer.Option(
-            help="resume: if the run exists already, resume it.",
-            metavar="NAME",
-            show_default=False,
-            rich_help_panel=RESUMING,
-            autocompletion=one_of(("resume",)),
-        ),
-    ] = None,
+    resume: Resume = None,
+    override: Override = None,
+    exist_ok: ExistOk = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print every setting and its origin as TOML, and exit.")] = False,  # noqa: FBT002
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard event files, to RUN/tensorboard/.")] = False,  # noqa: FBT002
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and exit.")] = False,  # noqa: FBT002
@@ -88,13 +86,11 @@ def train(
 
     job.be_patient(resolved.config.run.peer_timeout)
     terminal.say("starting: loading torch, the data and the network")
-    if tensorboard:
-        from ddpmctl.training.tensorboard import require_tensorboard
-
-        require_tensorboard()
-
     from ddpmctl.training.session import TrainingRequest, plan_only
+    from ddpmctl.training.tensorboard import require_tensorboard
 
+    if tensorboard:
+        require_tensorboard()
     stop = StopRequest()
     signals = (lambda: stop.number, lambda: stop.continued)
     request = TrainingRequest(resolved.config, data, scenes, evaluator, name, runs_dir, resume, exist_ok is not None, job, *signals)
@@ -113,13 +109,13 @@ def _refuse_conflicts(resume: Path | None, *, scenes: int | None, name: str | No
         UsageError: one was given.
     """
     if resume and scenes is not None:
-        raise UsageError("--scenes: a resumed run keeps its data")
+        raise UsageError("--scenes: cannot be combined with --resume, because a run keeps its data")
     if resume and name is not None:
-        raise UsageError("--name: a resumed run keeps its folder")
+        raise UsageError("--name: cannot be combined with --resume, because a run keeps its folder")
     if override is not None and not resume:
-        raise UsageError("--override: goes with --resume; a new run takes any setting")
+        raise UsageError("--override: needs --resume; a new run accepts every setting without it")
     if exist_ok is not None and (exist_ok != "resume" or resume):
-        raise UsageError("--exist-ok: does not go with --resume" if resume else f"--exist-ok: {exist_ok!r} is not known; give --exist-ok resume")
+        raise UsageError("--exist-ok: cannot be combined with --resume" if resume else f"--exist-ok: {exist_ok!r} is not known; give --exist-ok resume")
 
 
 def _named(run: Path, runs_dir: Path, job: Job) -> Path:

@@ -103,7 +103,7 @@ def mark_used(*files: Path) -> None:
 
 
 def remove_unused(days: float = UNUSED_DAYS) -> list[CacheFile]:
-    """Remove the files of the cache that were not used for some days, temporary ones not before a day; return them."""
+    """Remove the files of the cache that were not used for ``days``, and temporary files older than a day; return them."""
     removed = []
     for file in cache_files():
         if file.days >= (max(days, 1) if file.path.suffix == ".tmp" else days):  # a temporary file may be one that is being written

@@ -75,7 +75,7 @@ class DataParallelReplicas(Replicas):
         return context
 
     def waiting(self) -> AbstractContextManager[None]:
-        """Return the job's context of waiting."""
+        """Return the context for code that waits for other processes; see ``Job.waiting``."""
         return self.job.waiting()
 
     def agree(self, loss: Tensor, signal: int) -> tuple[Tensor, int]:

@@ -88,7 +88,7 @@ class Job:
             return self.is_leader
 
     def be_patient(self, seconds: float, kept: str = "") -> None:
-        """Set after how many seconds without an answer from another process the job ends, and what the message then says is kept."""
+        """Set the timeout for other processes in seconds, and what the message at the end says about saved work."""
         if self.watch is not None:
             self.watch.timeout, self.watch.kept = seconds, kept
 

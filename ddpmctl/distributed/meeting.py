@@ -1,4 +1,4 @@
-"""How the processes of a job agree on a prefix for their keys in the launcher's store, also after a restart."""
+"""Agreement of the processes of a job on a prefix for their keys in the launcher's store, also after a restart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which classifier scores the images, known by its file before torch is loaded."""
+"""The file of the classifier that scores the images, identified before torch is loaded."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class Tools(NamedTuple):
-    """What scores images."""
+    """The loaded classifier and the compute device."""
 
     classifier: Classifier
     compute: ComputeDevice
@@ -231,7 +231,7 @@ def _missing_batches(paths: Sequence[Path], spec: EvaluationSpec, worker: _Worke
 
 
 def _prepared(path: Path, spec: EvaluationSpec) -> tuple[_Due, Checkpoint | None]:
-    """Return what is missing of a checkpoint's results, and the checkpoint if anything is."""
+    """Return which results of a checkpoint are missing, and the loaded checkpoint if any are."""
     with open_tensors(path) as file:
         outline, where = outline_in(path, file, spec.assume)
         due = _due(outline, spec)

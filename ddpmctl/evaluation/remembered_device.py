@@ -27,7 +27,7 @@ KINDS = ("cpu", "cuda", "mps")
 
 @dataclass(frozen=True)
 class RememberedDevice:
-    """What was chosen last time for these settings. It stays the choice, so that a machine's cached results are those of one precision."""
+    """The device of the last evaluation with these settings. It is used again, so that cached results on a machine have one precision."""
 
     kind: str
     precision: str
@@ -49,7 +49,7 @@ def _loaded(remembered: RememberedDevice) -> ComputeDevice:
     compute = make_compute_device(replace(remembered.settings, precision=remembered.precision))
     if compute.kind != remembered.kind:
         _file(remembered.settings).unlink(missing_ok=True)
-        raise UsageError(f"--device: {remembered.kind}, which was used last, is not available now; the same command will use {compute.kind}")
+        raise UsageError(f"--device: the last evaluation used {remembered.kind}, which is not available now; run the command again to use {compute.kind}")
     return compute
 
 
@@ -73,6 +73,6 @@ def remember_device(settings: DeviceConfig, compute: ComputeDevice) -> None:
 
 
 def _file(settings: DeviceConfig) -> Path:
-    """Return the file for these settings on this machine, with this version of torch and these visible GPUs."""
+    """Return where the device is kept: a file for each machine, version of torch, set of visible GPUs, and pair of settings."""
     machine = [platform.node(), platform.machine(), os.cpu_count(), importlib.metadata.version("torch"), os.environ.get("CUDA_VISIBLE_DEVICES")]
     return cache_folder() / "devices" / f"{hashlib.sha256(json.dumps([machine, settings.device, settings.precision]).encode()).hexdigest()}.json"

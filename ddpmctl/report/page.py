@@ -252,7 +252,7 @@ def write_page(path: Path, page: Page) -> Path:
 
 
 def _file_uri(file: Path, recolour: Callable[[str], str] = str) -> str:
-    """Return an SVG, with its text changed by ``recolour``, or a PNG as it is."""
+    """Return a figure as a data URI: an SVG after ``recolour`` has changed its text, or a PNG unchanged."""
     if file.suffix == ".png":
         return _uri("png", file.read_bytes())
     return _uri("svg+xml", recolour(file.read_text(encoding="utf-8")).encode())

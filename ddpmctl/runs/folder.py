@@ -81,13 +81,13 @@ class Run:
         others = (self.state_file, self.curves_file, self.diagnosis_file, self.lock_file)
         for path in (*folders, *small, *self.logs, *others):
             if problem := not_plain(path, stat.S_ISDIR if path in folders else stat.S_ISREG):
-                raise DataError(f"{path}: {problem}, and a run holds its own files and folders only; remove it, or put what belongs there in its place")
+                raise DataError(f"{path}: {problem}; a run may contain only regular files and folders, so remove it or replace it by a copy")
             limit = MAX_BYTES if path in small else MAX_LOG_BYTES if path in self.logs else None
             if limit is not None and path.exists() and path.stat().st_size > limit:
-                raise DataError(f"{path}: has {in_bytes(path.stat().st_size)}, which no file of this name has; the run is damaged")
+                raise DataError(f"{path}: is too large ({in_bytes(path.stat().st_size)}); the run is damaged")
 
     def lock_identity(self) -> tuple[int, int] | None:
-        """Return which file the lock is; None if there is none. No other file has this identity while the lock is held."""
+        """Return device and inode number of the lock file; None if there is none. While the lock is held, no other file has them."""
         try:
             about = self.lock_file.lstat()
         except OSError:
@@ -101,8 +101,8 @@ class Run:
             UsageError: it was deleted, moved or replaced.
         """
         if not os.path.lexists(self.config_file) or self.lock_identity() not in (lock, None):
-            what = "is gone or is another run now: it was deleted, moved or replaced while it was trained"
-            raise UsageError(f"{self.folder}: {what}, and nothing more is saved; train it again, or resume it where it is now")
+            what = "the run's folder was deleted, moved or replaced during training"
+            raise UsageError(f"{self.folder}: {what}, so nothing more is saved; if it was moved, resume it from its new place")
 
     def config(self) -> Config:
         """Return the run's settings.

@@ -32,7 +32,7 @@ def locked(run: Run) -> Iterator[None]:
         run.require_own_files()
         for file in run.logs:
             if file.exists() and file.stat().st_nlink > 1:
-                raise DataError(f"{file}: is a hard link, and training would also change its other names; put a copy of the file in its place")
+                raise DataError(f"{file}: is a hard link, so training would also change the file that it shares; replace it by a copy")
         lock = run.lock_identity()
         try:
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Which images to sample, in which batches, and the sampling settings in words: all that needs no network."""
+"""Requests for images, their batches, and sampling settings as text: the parts of sampling that need no network."""
 
 from __future__ import annotations
 

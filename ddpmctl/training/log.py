@@ -80,7 +80,7 @@ class RunLog:
         except (ValueError, LookupError, TypeError, RecursionError):
             same = False
         if not same or not kept[-1:] == b"\n" * bool(kept):
-            raise DataError(f"{where}: is not the state of this run, or {self._metrics.name} was changed: they differ in epoch {epoch}; restore the file")
+            raise DataError(f"{where}: does not match {self._metrics.name} in epoch {epoch}: one of them was changed or is of another run; restore it")
 
     def cut(self, sizes: Mapping[str, Any]) -> list[str]:
         """Truncate the files to the sizes in a saved state; return the names of files that are shorter, having lost rows."""

@@ -176,7 +176,7 @@ def _on_device(request: TrainingRequest, recorded: Config | None) -> tuple[Compu
 
 
 def _changed_bits(recorded: Config, request: TrainingRequest, compute: ComputeDevice) -> str:
-    """Return the settings outside of the recipe that differ from the run's and change the last bits of its weights, as text."""
+    """Return, as text, the settings outside of the recipe that differ from the run's and change the last bits of its weights."""
     before, after = recorded.flat(), request.config.flat()
     after["threads"] = torch.get_num_threads()
     spared = {  # not recorded by earlier versions, or without effect here
@@ -250,7 +250,7 @@ def _resume(request: TrainingRequest, compute: ComputeDevice, recorded: Config) 
     folder, job = request.folder, request.job
     run = Run(folder)
     if changed := _changed_bits(recorded, request, compute):
-        yield Notice(f"{folder}: goes on with {changed}; the last bits then differ from those of a run that was not stopped")
+        yield Notice(f"{folder}: resumes with {changed}; its last bits will differ from those of an uninterrupted run")
     sources = job.from_leader(lambda: RunSources.load(run.data_file))
     if request.data is not None and sources.data is None:
         raise UsageError("--data: the run trains on the embedded benchmark, and a resumed run keeps its data")

@@ -1,4 +1,4 @@
-"""Errors that nobody expected."""
+"""Unexpected errors."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def test_a_small_file_that_is_huge_is_refused(hostile: Path, tmp_path: Path) -> 
         (kept / name).touch()
         os.truncate(kept / name, 2**40)  # without blocks on the disk
         with within(20):
-            assert f"{kept / name}: has 1099.5 GB" in refused(3, "show", kept, "-o", tmp_path / "s.png")
+            assert f"{kept / name}: is too large (1099.5 GB)" in refused(3, "show", kept, "-o", tmp_path / "s.png")
         shutil.rmtree(kept)
 
 

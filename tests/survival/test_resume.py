@@ -190,4 +190,4 @@ def test_invalid_overrides_are_refused(arguments: list[str], expected: str, copy
 
 
 def test_override_without_resume(tmp_path: Path) -> None:
-    assert "goes with --resume" in refused(2, "train", *TINY, "--override", "lr", "--runs-dir", tmp_path)
+    assert "needs --resume" in refused(2, "train", *TINY, "--override", "lr", "--runs-dir", tmp_path)

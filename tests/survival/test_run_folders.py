@@ -1,4 +1,4 @@
-"""A run folder that loses files or is gone, and two processes that want the same one."""
+"""Retention of checkpoints, run folders that disappear, and two processes that train in the same one."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_run_whose_folder_is_gone_ends_in_one_line_and_makes_no_other(what: st
         rest = stderr.read()
         assert process.wait(60) == 2, rest
     (line,) = [line for line in rest.splitlines() if line.startswith("error:")]
-    assert line.startswith(f"error: {folder}: is gone or is another run now")
+    assert line.startswith(f"error: {folder}: the run's folder was deleted, moved or replaced during training")
     assert (files_of(folder) if folder.exists() else None) == before
     assert folder.exists() == (what == "replaced")
 

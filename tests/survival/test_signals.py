@@ -1,4 +1,4 @@
-"""Signals in all that takes long."""
+"""Signals during training, rendering and evaluation."""
 
 from __future__ import annotations
 

@@ -63,10 +63,10 @@ def test_the_state_of_another_run_with_the_same_settings_and_data_is_refused(cop
     counters = load_tensors(copy / "state.pt")[0]["counters"]
     edited(copy / "state.pt", counters={**counters, "last_loss": counters["last_loss"] + 0.1})
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != ".lock"}
-    assert "state.pt: is not the state of this run" in refused(3, "train", "--resume", copy, "--epochs", 3, "--override", "epochs")
+    assert "state.pt: does not match metrics.jsonl in epoch" in refused(3, "train", "--resume", copy, "--epochs", 3, "--override", "epochs")
     log = load_tensors(copy / "state.pt")[0]["log"]
     edited(copy / "state.pt", counters=counters, log={**log, "metrics.jsonl": log["metrics.jsonl"] - 3})
-    assert "state.pt: is not the state of this run" in refused(3, "train", "--resume", copy, "--epochs", 3, "--override", "epochs")
+    assert "state.pt: does not match metrics.jsonl in epoch" in refused(3, "train", "--resume", copy, "--epochs", 3, "--override", "epochs")
     after = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name not in (".lock", "state.pt")}
     assert after == {path: content for path, content in before.items() if path.name != "state.pt"}
 

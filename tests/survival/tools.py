@@ -1,4 +1,4 @@
-"""What several tests of failures use."""
+"""Helpers of the tests of failures."""
 
 from __future__ import annotations
 
