@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ddpmctl.data.folders import Problem
-from ddpmctl.errors import DataError, show
+from ddpmctl.errors import DataError, limit_reached, show
 from ddpmctl.files import in_bytes
 
 SIZE = 64  # pixels on a side of every training image
@@ -34,7 +34,7 @@ RGB_BYTES = 4  # of a pixel; Pillow keeps all modes with more than one channel l
 COEFFICIENT_BYTES = 2  # of a progressive JPEG, which is kept whole before it becomes pixels
 GRAY = ("1", "L")
 # malloc returns only blocks of more than 32 MiB at once to the system; of smaller ones, each thread keeps what it has freed.
-Image.core.set_block_size(2**26)  # type: ignore[attr-defined]
+getattr(Image.core, "set_block_size", int)(2**26)  # type: ignore[attr-defined]  # not documented, so it may be missing
 T = TypeVar("T")
 _opening = threading.Lock()
 
@@ -111,7 +111,7 @@ def decode_image(path: Path, *, resize: bool = True) -> np.ndarray:
             small = _reduced(image).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
         pixels = np.asarray(small.convert("RGB"))
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ... on bad bytes
-        raise DataError(f"{path}: {_reason(error)}") from error
+        raise limit_reached(error) or DataError(f"{path}: {_reason(error)}") from error
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
@@ -125,7 +125,7 @@ def check_image(path: Path) -> None:
         with _open(path) as image:
             image.verify()
     except Exception as error:
-        raise DataError(f"{path}: {_reason(error)}") from error
+        raise limit_reached(error) or DataError(f"{path}: {_reason(error)}") from error
     decode_image(path)
 
 

@@ -19,7 +19,7 @@ from ddpmctl.sampling.pipeline import SamplingPipeline, sample_images
 from ddpmctl.sampling.requests import requests_for
 from ddpmctl.training.trainer import Trainer
 
-from ..conftest import TINY
+from ..conftest import TINY, ddpmctl
 from .tools import PYTHON, files_of, posix, result_of
 
 
@@ -93,7 +93,7 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(dataset: object) -
 LIMITED = """import resource, sys
 from ddpmctl.cli.app import main
 def limit(event, arguments):
-    if event == "open" and str(arguments[0]).endswith(".pth"):
+    if event == "open" and str(arguments[0]).endswith((".pth", ".png")):
         resource.setrlimit({limit})
 if "{limit}":
     sys.addaudithook(limit)
@@ -122,6 +122,16 @@ def test_too_little_memory_and_too_few_open_files_are_said_in_one_line(limit: st
     assert words in line
     assert list(tmp_path.iterdir()) == []
     assert files_of(run) == before
+
+
+@posix
+def test_too_few_open_files_are_not_taken_for_damaged_images(tmp_path: Path) -> None:
+    assert ddpmctl("data", "render", tmp_path / "lab", "--scenes", 2).exit_code == 0
+    program = LIMITED.format(limit="resource.RLIMIT_NOFILE, (3, 3)")
+    done = subprocess.run([sys.executable, "-c", program, "data", "verify", tmp_path / "lab"], capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 2, done.stderr
+    assert "too many files are open" in done.stderr
+    assert "cannot be decoded" not in done.stdout + done.stderr
 
 
 @pytest.mark.slow
