@@ -30,6 +30,11 @@ class ComputeDevice:
         """The type of device: cpu, cuda or mps."""
         return self.device.type
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the network's products."""
+        return torch.float32 if self.precision == "fp32" else torch.bfloat16
+
     def compiled(self, net: nn.Module) -> Callable[..., Tensor]:
         """Return the network for training, compiled if the settings ask for it."""
         if self.compile_mode == "none":
@@ -40,7 +45,7 @@ class ComputeDevice:
         """Return the autocast context for network calls."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        return torch.autocast(self.device.type, self.dtype)
 
     def describe(self) -> str:
         """Return the device as text for messages."""

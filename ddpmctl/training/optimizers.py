@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,50 +18,87 @@ SMALLEST_MATRIX = 32  # smaller matrices embed labels, time or pixels, for which
 
 
 @OPTIMIZERS.register("adam")
-def adam(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+def adam(net: nn.Module, lr: float, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
     """Kingma & Ba 2015."""
     return [torch.optim.Adam(net.parameters(), lr=lr, fused=True)]
 
 
 @OPTIMIZERS.register("adamw")
-def adamw(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+def adamw(net: nn.Module, lr: float, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
     """Loshchilov & Hutter 2019."""
     return [torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)]
 
 
 @OPTIMIZERS.register("muon")
-def muon(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+def muon(net: nn.Module, lr: float, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
     """Jordan et al. 2024 on matrices and kernels between feature maps, AdamW on the rest."""
     ends = {id(p) for name in ("stem", "out", "init_conv") if hasattr(net, name) for p in getattr(net, name).parameters()}
     inner = [p for p in net.parameters() if p.ndim in (2, 4) and min(p.shape[:2]) >= SMALLEST_MATRIX and id(p) not in ends]
     chosen = {id(p) for p in inner}
     rest = [p for p in net.parameters() if id(p) not in chosen]
     beside = torch.optim.AdamW(rest, lr=lr * ADAMW_LR_RATIO, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    return [MatrixMuon(inner, lr=lr), beside] if inner else [beside]
+    return [MatrixMuon(inner, lr=lr, dtype=dtype), beside] if inner else [beside]
 
 
 class MatrixMuon(torch.optim.Muon):
-    """torch's Muon, given each convolution kernel as the matrix (out, in * height * width).
+    """Muon, given each convolution kernel as the matrix (out, in * height * width); matrices of one shape are orthogonalised together.
+
+    torch's own step takes one matrix after the other, and always in bf16, which CPUs without bf16 units emulate: there, it took two thirds of a
+    training step of ``quick``.
 
     Args:
         parameters: matrices (out, in) and kernels (out, in, height, width).
         lr: learning rate; updates are scaled by sqrt(out / in) where that is above 1.
+        dtype: in which matrices are orthogonalised.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, dtype: torch.dtype = torch.float32) -> None:
         """Make a matrix view of every parameter, which shares its memory."""
-        self._kernels = list(parameters)
+        self._kernels, self._dtype = list(parameters), dtype
         self._matrices = [nn.Parameter(_matrix(p.detach())) for p in self._kernels]
         for kernel, matrix in zip(self._kernels, self._matrices, strict=True):
             if kernel.data_ptr() != matrix.data_ptr():
                 raise ValueError("a parameter's memory cannot be viewed as a matrix; make it contiguous or channels_last first")
         super().__init__(self._matrices, lr=lr, momentum=0.95, weight_decay=0.0)
 
+    @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Update every parameter by the orthogonalised momentum of its gradient."""
+        """Update every parameter by its orthogonalised momentum; returns the closure's value, if there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        group = self.param_groups[0]
+        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
         for kernel, matrix in zip(self._kernels, self._matrices, strict=True):
-            matrix.grad = None if kernel.grad is None else _matrix(kernel.grad)
-        return super().step(closure)  # type: ignore[no-untyped-call]
+            if kernel.grad is None:
+                continue
+            gradient = _matrix(kernel.grad)
+            state = self.state[matrix]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(gradient)
+            momentum = state["momentum_buffer"]
+            momentum.lerp_(gradient, 1 - group["momentum"])
+            by_shape.setdefault(matrix.shape, []).append((matrix, gradient.lerp(momentum, group["momentum"])))  # Nesterov's momentum
+        for (rows, columns), pairs in by_shape.items():
+            updates = orthogonalised(torch.stack([update for _, update in pairs]), self._dtype)
+            for (own, _), update in zip(pairs, updates, strict=True):
+                own.add_(update, alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)))
+        return loss
+
+
+def orthogonalised(matrices: Tensor, dtype: torch.dtype, steps: int = 5) -> Tensor:
+    """Return matrices (N, rows, columns) of about the same singular vectors, with singular values between 0.7 and 1.2, float32.
+
+    Newton-Schulz iteration with the coefficients of Jordan et al. 2024, calculated in ``dtype``.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT  # the smaller Gram matrix
+    x: Tensor = (wide / torch.linalg.matrix_norm(wide, keepdim=True).clamp(min=1e-7)).to(dtype)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x if wide is matrices else x.mT).float()
 
 
 def _matrix(kernel: Tensor) -> Tensor:
@@ -70,9 +108,12 @@ def _matrix(kernel: Tensor) -> Tensor:
     return kernel.reshape(len(kernel), -1)
 
 
-def make_optimizers(net: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """Return the optimizers that a config names; each group stores its peak learning rate as ``peak_lr``."""
-    optimizers: list[torch.optim.Optimizer] = OPTIMIZERS.get(config.optimizer)(net, config.lr)
+def make_optimizers(net: nn.Module, config: TrainingConfig, dtype: torch.dtype = torch.float32) -> list[torch.optim.Optimizer]:
+    """Return the optimizers that a config names; each group stores its peak learning rate as ``peak_lr``.
+
+    ``dtype`` is that of the network's products; an optimizer may calculate in it where rounding does no harm.
+    """
+    optimizers: list[torch.optim.Optimizer] = OPTIMIZERS.get(config.optimizer)(net, config.lr, dtype)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

@@ -146,7 +146,7 @@ class Trainer:
         if training.ema is not None:
             self.average = AveragedModel(self.net, multi_avg_fn=ema_average(training.ema), use_buffers=True)
         self.forward = self.compute.compiled(self.replicas.wrap(self.net, sync_bn=self.config.run.sync_bn == "on"))
-        self.optimizers = make_optimizers(self.net, training)
+        self.optimizers = make_optimizers(self.net, training, self.compute.dtype)
         self.diffusion = Diffusion.of(self.config.diffusion)
         self.loss = TrainingLoss(self.diffusion, training, device)
         self.images = torch.from_numpy(self.dataset.images).to(device)

@@ -114,7 +114,7 @@ def test_too_little_memory_and_too_few_open_files_are_said_in_one_line(limit: st
     command, call, words = LIMITS[limit]
     before = files_of(run)
     flags = ["--labels", "red cube", "--count", "64", "--out", tmp_path / "out"] if command == "sample" else ["--repeats", "2", "--html", tmp_path / "out.html"]
-    shell = "exec \"$@\"" if call else "ulimit -v 400000; exec \"$@\""
+    shell = 'exec "$@"' if call else 'ulimit -v 400000; exec "$@"'
     arguments = [sys.executable, "-c", LIMITED.format(limit=call), command, run, *flags, "--threads", "1"]
     done = subprocess.run(["sh", "-c", shell, "sh", *map(str, arguments)], capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 2, done.stderr
@@ -142,6 +142,6 @@ def test_every_file_is_closed_again(run: Path, tmp_path: Path) -> None:
         shutil.copy(next((run / "checkpoints").glob("*.pth")), tmp_path / f"epoch{epoch}_0.5_0.5.pth")
     (tmp_path / "one.json").write_text('[["red cube"]]')
     arguments = [*PYTHON, "evaluate", tmp_path, "--conditions", tmp_path / "one.json", "--no-confirm", "--json", "-"]
-    done = subprocess.run(["sh", "-c", "ulimit -n 16; exec \"$@\"", "sh", *map(str, arguments)], capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run(["sh", "-c", 'ulimit -n 16; exec "$@"', "sh", *map(str, arguments)], capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["checkpoints"]) == 24
