@@ -105,3 +105,4 @@ LOSS_WEIGHTS: Registry[Any] = Registry("LOSS_WEIGHTS", "loss weight", "ddpmctl.d
 NETWORKS: Registry[Any] = Registry("NETWORKS", "network", "ddpmctl.nets")
 ACTIVATIONS: Registry[Any] = Registry("ACTIVATIONS", "activation", "ddpmctl.nets")
 OPTIMIZERS: Registry[Any] = Registry("OPTIMIZERS", "optimizer", "ddpmctl.training")
+FORMATS: Registry[Any] = Registry("FORMATS", "format of data", "ddpmctl.data.formats")

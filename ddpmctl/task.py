@@ -1,0 +1,166 @@
+"""What a data set asks of networks and classifiers: its classes, in order, and the size of its images.
+
+A task travels with the data, the run, every checkpoint and every classifier. The lab's is ``ICLEVR`` (``ddpmctl/iclevr.py``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ddpmctl.errors import UsageError, show
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LabelSet = tuple[str, ...]
+"""The labels requested of one image."""
+
+SIZES = (32, 64, 96, 128, 256)
+MOST_CLASSES = 1000
+LONGEST_NAME = 200
+MOST_SCORED = 2
+SAME_WORDS = {"grey": "gray", "colour": "color"}  # spellings of one word
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be drawn.
+
+    Attributes:
+        classes: names of the labels, in the order of their numbers; none for images without labels.
+        size: pixels on a side.
+        scored: names of the condition files on which training scores, one or two of them.
+    """
+
+    classes: tuple[str, ...]
+    size: int
+    scored: tuple[str, ...]
+
+    @property
+    def columns(self) -> int:
+        """C, the columns of multi-hot labels; one, always zero, where there are no classes, because layers need at least one input."""
+        return max(1, len(self.classes))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """The shape of an image, (3, H, W)."""
+        return (3, self.size, self.size)
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """The number of each class."""
+        return {name: index for index, name in enumerate(self.classes)}
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of classes and size: networks and classifiers of equal keys fit each other."""
+        return hashlib.sha256(json.dumps([self.classes, self.size]).encode()).hexdigest()
+
+    @cached_property
+    def _by_words(self) -> dict[tuple[str, ...], list[str]]:
+        found: dict[tuple[str, ...], list[str]] = {}
+        for name in self.classes:
+            found.setdefault(_key(name), []).append(name)
+        return found
+
+    def multi_hot(self, label_sets: Sequence[Sequence[str]]) -> np.ndarray:
+        """Return label sets as multi-hot vectors, uint8 (N, C); UsageError for an unknown label, as ``parse_label``."""
+        import numpy as np  # imported here to keep --help fast
+
+        out = np.zeros((len(label_sets), self.columns), dtype=np.uint8)
+        for row, names in zip(out, label_sets, strict=True):
+            row[[self.index[name] if name in self.index else self.index[self.parse_label(name)] for name in names]] = 1
+        return out
+
+    def class_index(self, text: str) -> int:
+        """Return the number of the class that a person wrote; errors as ``parse_label``."""
+        return self.index[self.parse_label(text)]
+
+    def parse_label(self, text: str) -> str:
+        """Return the class that a person wrote: in any case and order of words, with a hyphen, or in the plural.
+
+        Raises:
+            UsageError: no class, or more than one, has exactly these words; the message offers what may be meant.
+        """
+        if text in self.index:
+            return text
+        if not self.classes:
+            raise UsageError(f"{show(text)}: these images have no labels")
+        found = self._by_words.get(_key(text), [])
+        if len(found) != 1:
+            raise UsageError(f"unknown label {show(text)}: {self._offer(text, found)}")
+        return found[0]
+
+    def nearest(self, text: str) -> list[str]:
+        """Return the classes that are spelled most like a text, at most three."""
+        return difflib.get_close_matches(" ".join(text.lower().split())[:LONGEST_NAME], self.classes, n=3, cutoff=0.4)
+
+    def _offer(self, text: str, near: list[str]) -> str:
+        """Return a hint for an unknown label: similar labels, or the names of all."""
+        words = set(_key(text))
+        own = {name: set(_key(name)) for name in self.classes}
+        if not near and words and words <= set().union(*own.values()):
+            inside = [name for name, known in own.items() if known <= words]
+            if len(_key(text)) > 1 and len(inside) > 1 and sum(len(own[name]) for name in inside) == len(words):
+                return "several labels are separated by commas"
+            near = inside or [name for name, known in own.items() if words <= known] or [name for name, known in own.items() if words & known]
+        near = near or self.nearest(text)
+        if near:
+            return f"did you mean {' or '.join(map(repr, near[:8]))}?"
+        return f"the labels are {', '.join(self.classes[:30])}{' ...' if len(self.classes) > 30 else ''}"  # noqa: PLR2004
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the task as plain values."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @staticmethod
+    def from_dict(values: Any) -> Task:
+        """Return the task of ``to_dict``'s values, which may come from a file that nobody has checked.
+
+        Raises:
+            ValueError: they are not those of a task.
+        """
+        if not isinstance(values, Mapping) or set(values) != {"classes", "size", "scored"}:
+            raise ValueError("a task has classes, size and scored")
+        classes, size, scored = values["classes"], values["size"], values["scored"]
+        if not isinstance(classes, list) or not isinstance(scored, list):
+            raise ValueError("classes and scored are lists")
+        if problem := class_problem(classes):
+            raise ValueError(problem)
+        if type(size) is not int or size not in SIZES:
+            raise ValueError(f"size {show(size)} is none of {', '.join(map(str, SIZES))}")
+        if not 1 <= len(scored) <= MOST_SCORED or not all(isinstance(name, str) and re.fullmatch(r"[a-z_]{1,40}", name) for name in scored):
+            raise ValueError(f"scored {show(scored)} are not one or two names of condition files")
+        return Task(tuple(classes), size, tuple(scored))
+
+
+def class_problem(names: Sequence[object]) -> str:
+    """Return what is wrong with the names of classes, empty if nothing is."""
+    if len(names) > MOST_CLASSES:
+        return f"there are {len(names)} classes; at most {MOST_CLASSES} are possible"
+    for name in names:
+        if not isinstance(name, str) or not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
+            return f"{show(name)} cannot be the name of a class: a name is printable text of at most {LONGEST_NAME} characters"
+        if name != name.strip():
+            return f"{show(name)} cannot be the name of a class: it begins or ends with a blank"
+    if len(set(names)) < len(names):
+        return f"the class {show(next(name for name in names if names.count(name) > 1))} is there twice"
+    return ""
+
+
+def _key(text: str) -> tuple[str, ...]:
+    """Return the words of a label, sorted, without differences of case, plural and spelling."""
+    words = re.split(r"[\s_-]+", unicodedata.normalize("NFC", text).casefold())
+    return tuple(sorted(_singular(SAME_WORDS.get(word, word)) for word in words if word))
+
+
+def _singular(word: str) -> str:
+    return word[:-1] if len(word) > 3 and word.endswith("s") else word  # noqa: PLR2004
