@@ -115,7 +115,7 @@ class Task:
         near = near or self.nearest(text)
         if near:
             return f"did you mean {' or '.join(map(repr, near[:8]))}?"
-        return f"the labels are {', '.join(self.classes[:30])}{' ...' if len(self.classes) > 30 else ''}"  # noqa: PLR2004
+        return f"the labels are {', '.join(self.classes[:30])}{' ...' if len(self.classes) > 30 else ''}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the task as plain values."""
@@ -163,4 +163,4 @@ def _key(text: str) -> tuple[str, ...]:
 
 
 def _singular(word: str) -> str:
-    return word[:-1] if len(word) > 3 and word.endswith("s") else word  # noqa: PLR2004
+    return word[:-1] if len(word) > 3 and word.endswith("s") else word
