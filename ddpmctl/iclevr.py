@@ -8,7 +8,7 @@ SHAPES = ("cube", "sphere", "cylinder")
 COLOURS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
 CLASSES: tuple[str, ...] = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
 
-ICLEVR = Task(CLASSES, 64, ("test", "new_test"))
+ICLEVR = Task(CLASSES, 64, ("test", "new_test"), ("colour", "shape"))
 """What data sets in the lab's layout, the embedded benchmark, and checkpoints without a task are for."""
 
 INDEX = ICLEVR.index

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ddpmctl.errors import UsageError, show
+from ddpmctl.errors import DataError, UsageError, show
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,11 +38,13 @@ class Task:
         classes: names of the labels, in the order of their numbers; none for images without labels.
         size: pixels on a side.
         scored: names of the condition files on which training scores, one or two of them.
+        aspects: what the words of every class say, such as colour and shape; empty where names are just names.
     """
 
     classes: tuple[str, ...]
     size: int
     scored: tuple[str, ...]
+    aspects: tuple[str, ...] = ()
 
     @property
     def columns(self) -> int:
@@ -99,6 +101,10 @@ class Task:
             raise UsageError(f"unknown label {show(text)}: {self._offer(text, found)}")
         return found[0]
 
+    def words(self, label: str) -> tuple[str, ...]:
+        """Return the word of each aspect, in order; none where there are no aspects."""
+        return tuple(label.split(" ")) if self.aspects else ()
+
     def nearest(self, text: str) -> list[str]:
         """Return the classes that are spelled most like a text, at most three."""
         return difflib.get_close_matches(" ".join(text.lower().split())[:LONGEST_NAME], self.classes, n=3, cutoff=0.4)
@@ -128,18 +134,35 @@ class Task:
         Raises:
             ValueError: they are not those of a task.
         """
-        if not isinstance(values, Mapping) or set(values) != {"classes", "size", "scored"}:
-            raise ValueError("a task has classes, size and scored")
-        classes, size, scored = values["classes"], values["size"], values["scored"]
-        if not isinstance(classes, list) or not isinstance(scored, list):
-            raise ValueError("classes and scored are lists")
+        if not isinstance(values, Mapping) or set(values) != {"classes", "size", "scored", "aspects"}:
+            raise ValueError("a task has classes, size, scored and aspects")
+        classes, size, scored, aspects = (values[name] for name in ("classes", "size", "scored", "aspects"))
+        if not all(isinstance(value, list) for value in (classes, scored, aspects)):
+            raise ValueError("classes, scored and aspects are lists")
         if problem := class_problem(classes):
             raise ValueError(problem)
         if type(size) is not int or size not in SIZES:
             raise ValueError(f"size {show(size)} is none of {', '.join(map(str, SIZES))}")
         if not 1 <= len(scored) <= MOST_SCORED or not all(isinstance(name, str) and re.fullmatch(r"[a-z_]{1,40}", name) for name in scored):
             raise ValueError(f"scored {show(scored)} are not one or two names of condition files")
-        return Task(tuple(classes), size, tuple(scored))
+        if aspects and (len(aspects) != 2 or not all(isinstance(name, str) for name in aspects) or any(len(name.split(" ")) != 2 for name in classes)):
+            raise ValueError(f"aspects {show(aspects)} do not fit the classes: there are two, and each class is of two words")
+        return Task(tuple(classes), size, tuple(scored), tuple(aspects))
+
+
+def require_same_task(name: str, task: Task, other_name: str, other: Task) -> None:
+    """Check that two things, such as a checkpoint and a classifier, are for the same classes and size.
+
+    Raises:
+        DataError: they are not; says how they differ.
+    """
+    if task.key == other.key:
+        return
+    if task.classes == other.classes:
+        raise DataError(f"{name}: is for images of {task.size}x{task.size} pixels, but {other_name} for {other.size}x{other.size}")
+    only, theirs = ([show(label) for label in a.classes if label not in b.index][:3] for a, b in ((task, other), (other, task)))
+    differ = f"; only the first has {', '.join(only)}" if only else f"; only the second has {', '.join(theirs)}" if theirs else ", in another order"
+    raise DataError(f"{name}: has {len(task.classes)} classes, and {other_name} {len(other.classes)}{differ}")
 
 
 def class_problem(names: Sequence[object]) -> str:

@@ -151,7 +151,7 @@ def test_the_filter_returns_the_posterior_mean_of_gaussian_errors() -> None:
     estimate = torch.rand((1, 3, 64, 64), generator=rng)
     x0 = estimate + error * torch.randn((1, 3, 64, 64), generator=rng)
     x_t, sigma = noisy(x0, torch.randn((1, 3, 64, 64), generator=rng))
-    found = WienerFilter()(estimate.expand(len(TIMES), -1, -1, -1), torch.full((len(TIMES), 3, 64, 64), math.log(error)), NO_SHIFT, x_t, TIMES / 1000)
+    found = WienerFilter(64)(estimate.expand(len(TIMES), -1, -1, -1), torch.full((len(TIMES), 3, 64, 64), math.log(error)), NO_SHIFT, x_t, TIMES / 1000)
     variance = error**2 * sigma**2 / (error**2 + sigma**2)
     torch.testing.assert_close((found - x0).square().mean((1, 2, 3)), variance, rtol=0.05, atol=0)
 
@@ -163,7 +163,7 @@ def test_the_filter_returns_the_posterior_mean_of_errors_towards_one_colour() ->
     x0 = estimate + error * torch.randn((1, 3, 64, 64), generator=rng) + torch.randn((1, 1, 64, 64), generator=rng) * u.view(3, 1, 1)
     x_t, sigma = noisy(x0, torch.randn((1, 3, 64, 64), generator=rng))
     log_error, shift = torch.full((len(TIMES), 3, 64, 64), math.log(error)), u.repeat(3).view(1, 9, 1, 1).expand(len(TIMES), -1, 64, 64)
-    found = WienerFilter()(estimate.expand(len(TIMES), -1, -1, -1), log_error, shift, x_t, TIMES / 1000)
+    found = WienerFilter(64)(estimate.expand(len(TIMES), -1, -1, -1), log_error, shift, x_t, TIMES / 1000)
     covariance = (error**2 * torch.eye(3) + torch.outer(u, u)).expand(len(TIMES), 3, 3)
     gain = covariance @ torch.linalg.inv(covariance + sigma.square().view(-1, 1, 1) * torch.eye(3))
     signal = cosine_levels(TIMES / 1000)[0].view(-1, 1, 1, 1)
@@ -179,7 +179,7 @@ def test_the_filter_corrects_only_the_bands_in_which_the_estimate_may_be_wrong()
     for wrong, band in enumerate((high, middle, low)):
         log_error = torch.full((2, 3, 64, 64), -torch.inf)
         log_error[:, wrong] = 0
-        torch.testing.assert_close(WienerFilter()(estimate, log_error.nan_to_num(neginf=-1e30), NO_SHIFT, x_t, time + 1e-4), band, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(WienerFilter(64)(estimate, log_error.nan_to_num(neginf=-1e30), NO_SHIFT, x_t, time + 1e-4), band, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("wrong", range(3))
@@ -188,7 +188,7 @@ def test_each_band_has_its_own_direction_of_colour(wrong: int) -> None:
     band, u = Detail()(x_t)[wrong], torch.tensor([0.6, 0.0, 0.8]).view(3, 1, 1)
     shift = torch.zeros(2, 9, 64, 64)
     shift[:, 3 * wrong : 3 * wrong + 3] = u
-    found = WienerFilter()(estimate, torch.full((2, 3, 64, 64), -1e30), shift, x_t, torch.full((2,), 1e-4))  # hardly any noise: x_t is x0
+    found = WienerFilter(64)(estimate, torch.full((2, 3, 64, 64), -1e30), shift, x_t, torch.full((2,), 1e-4))  # hardly any noise: x_t is x0
     torch.testing.assert_close(found, u * (u * band).sum(1, keepdim=True), rtol=1e-3, atol=1e-3)
 
 
@@ -212,7 +212,7 @@ def test_the_gradients_of_the_filter_are_those_of_the_matrices() -> None:
             out = out + (covariance @ torch.linalg.solve(covariance + noise, band.permute(0, 2, 3, 1)[..., None]))[..., 0].permute(0, 3, 1, 2)
         return out
 
-    filtered = WienerFilter()
+    filtered = WienerFilter(64)
     for found, expected in zip(gradients(lambda *values: filtered(*values, x_t, time)), gradients(by_matrices), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 

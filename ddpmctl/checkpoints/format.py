@@ -16,7 +16,9 @@ from ddpmctl.checkpoints.untrusted import TensorFile, checked, mismatches, open_
 from ddpmctl.config import Config, Value
 from ddpmctl.errors import DataError, show
 from ddpmctl.files import write_verified
+from ddpmctl.iclevr import ICLEVR
 from ddpmctl.registry import NETWORKS
+from ddpmctl.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +33,15 @@ class Checkpoint(CheckpointOutline):
 
     def network(self) -> nn.Module:
         """Return the network with these weights, on the CPU, in evaluation mode."""
-        net: nn.Module = NETWORKS.get(self.config.model.net)(self.config.model)
+        net: nn.Module = NETWORKS.get(self.config.model.net)(self.config.model, self.task)
         net.load_state_dict(self.weights)
         return net.eval().to(memory_format=torch.channels_last)
 
 
-def save_checkpoint(path: Path, config: Config, weights: Mapping[str, Tensor], **known: Any) -> None:
+def save_checkpoint(path: Path, config: Config, weights: Mapping[str, Tensor], task: Task = ICLEVR, **known: Any) -> None:
     """Write a checkpoint atomically; ``known`` is metadata such as epoch, loss and scores, as plain values."""
-    save_tensors(path, {"format": FORMAT, "config": config.to_dict(), "known": known, "weights": dict(weights)})
+    own = {} if task == ICLEVR else {"task": task.to_dict()}  # without it, as earlier versions wrote them
+    save_tensors(path, {"format": FORMAT, "config": config.to_dict(), "known": known, **own, "weights": dict(weights)})
 
 
 def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
@@ -93,15 +96,16 @@ def load_weights(outline: CheckpointOutline, file: TensorFile, where: StateDict)
     Raises:
         DataError: the weights are not those of the network, or are not finite.
     """
-    net = _check_shapes(outline.path, outline.config, where.weights_in(file.outline))
+    net = _check_shapes(outline, where.weights_in(file.outline))
     weights = usable_weights(net, where.weights_in(file.load()), str(outline.path))
     return Checkpoint(**vars(outline), weights=weights)
 
 
-def _check_shapes(path: Path, config: Config, declared: Any) -> nn.Module:
+def _check_shapes(outline: CheckpointOutline, declared: Any) -> nn.Module:
     """Compare the declared shapes with the network of the settings, before tensors are loaded; return the network, without memory for weights."""
+    path, config = outline.path, outline.config
     with torch.device("meta"):
-        net: nn.Module = NETWORKS.get(config.model.net)(config.model)
+        net: nn.Module = NETWORKS.get(config.model.net)(config.model, outline.task)
     try:
         wrong = mismatches(net, declared)
     except ValueError as error:

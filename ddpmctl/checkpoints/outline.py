@@ -16,6 +16,8 @@ from ddpmctl.checkpoints.untrusted import TensorFile, open_tensors
 from ddpmctl.config import Config, Value
 from ddpmctl.diffusion.schedules import make_schedule
 from ddpmctl.errors import DataError, UsageError, show
+from ddpmctl.iclevr import ICLEVR
+from ddpmctl.task import Task
 
 FORMAT = "ddpmctl checkpoint 1"
 SCHEDULE_BUFFERS = ("alphabar_t", "alpha_bar_t", "alphas_cumprod")
@@ -28,6 +30,7 @@ class CheckpointOutline:
 
     Attributes:
         sha256: hash of the file.
+        task: what it was trained to draw; i-CLEVR's for files that name none.
         foreign: the file has no settings; ``config`` has the report's and the assumed ones.
         recorded: accuracies by condition file, from the metadata or the file name.
     """
@@ -36,6 +39,7 @@ class CheckpointOutline:
     config: Config
     sha256: str
     foreign: bool
+    task: Task = ICLEVR
     epoch: int | None = None
     loss: float | None = None
     recorded: dict[str, float] = field(default_factory=dict)
@@ -83,6 +87,7 @@ def _own(path: Path, file: TensorFile) -> CheckpointOutline:
     try:
         config = Config.from_dict(content["config"])
         known = content["known"]
+        task = Task.from_dict(content["task"]) if "task" in content else ICLEVR
         recorded = {str(name): _share(value["accuracy"]) for name, value in known.get("scores", {}).items()}
         epoch, loss = known.get("epoch"), known.get("loss")
         if epoch is not None and not (type(epoch) is int and 0 <= epoch < 2**63):
@@ -95,7 +100,7 @@ def _own(path: Path, file: TensorFile) -> CheckpointOutline:
         raise DataError(f"{path}: a part of the checkpoint is missing or invalid ({show(repr(error))})") from None
     except UsageError as error:
         raise DataError(f"{path}: its settings are invalid: {error}") from None
-    return CheckpointOutline(path=path, config=config, sha256=file.sha256, foreign=False, epoch=epoch, loss=loss, recorded=recorded)
+    return CheckpointOutline(path=path, config=config, sha256=file.sha256, foreign=False, task=task, epoch=epoch, loss=loss, recorded=recorded)
 
 
 def _share(value: Any) -> float:

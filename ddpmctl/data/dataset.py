@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,10 @@ from ddpmctl.benchmark.embedded import scene_count
 from ddpmctl.data.cache import benchmark_key, cached_images, decode_folder, folder_key
 from ddpmctl.data.folders import raise_first, read_lab
 from ddpmctl.data.images import find_images
-from ddpmctl.labels import LabelSet, multi_hot
+from ddpmctl.data.source import DataSource
+from ddpmctl.iclevr import ICLEVR
 from ddpmctl.progress import Notice, Progress
+from ddpmctl.task import LabelSet, Task
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,12 @@ class Dataset:
 
     name: str
     key: str
-    images: np.ndarray  # uint8, (N, 3, 64, 64)
-    labels: np.ndarray  # uint8 multi-hot, (N, 24)
-    conditions: dict[str, list[tuple[str, ...]]]
+    images: np.ndarray  # uint8, (N, 3, H, W)
+    labels: np.ndarray  # uint8 multi-hot, (N, C)
+    conditions: dict[str, list[LabelSet]]
     root: Path | None  # None for the embedded benchmark
+    task: Task = ICLEVR
+    names: tuple[str, ...] = ()  # of the images
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,11 @@ class Conditions:
 
     name: str
     key: str
-    conditions: dict[str, list[tuple[str, ...]]]
+    conditions: dict[str, list[LabelSet]]
     root: Path | None
     trained_sets: frozenset[frozenset[str]]
     images: int  # number of training images
+    task: Task = ICLEVR
 
     def trained(self, files: Mapping[str, Sequence[LabelSet]]) -> dict[str, int]:
         """Return how many conditions of each file occur in the training data."""
@@ -55,56 +60,65 @@ class Conditions:
         return f"label sets that occur in training ({self.name}): {found}"
 
 
-def load_dataset(data: Path | None, *, scenes: int | None = None) -> Generator[Progress | Notice, None, Dataset]:
-    """Load a lab folder, or the embedded benchmark if ``data`` is None, through the image cache.
+def load_dataset(data: DataSource | Path | None, *, scenes: int | None = None) -> Generator[Progress | Notice, None, Dataset]:
+    """Load the images of a data source, a folder, or the embedded benchmark (None), through the image cache.
 
     ``scenes`` is the size of the embedded benchmark; None: all scenes.
 
     Raises:
-        UsageError: ``data`` is not a folder, or ``scenes`` is out of range.
+        UsageError: the source is not a folder, or ``scenes`` is out of range.
         DataError: the folder has a problem; names the first problem and counts the others.
     """
-    if data is None:
-        return (yield from _load_benchmark(scene_count(scenes)))
-    return (yield from _load_folder(data))
+    source = source_of(data, scenes)
+    if source.path is None:
+        return (yield from _load_benchmark(source))
+    return (yield from _load_folder(source, source.path))
 
 
-def load_conditions(data: Path | None, *, scenes: int | None = None) -> Conditions:
-    """Load the conditions of a lab folder, or of the embedded benchmark if ``data`` is None, without reading images.
+def load_conditions(data: DataSource | Path | None, *, scenes: int | None = None) -> Conditions:
+    """Load the conditions of a data source, a folder, or the embedded benchmark (None), without reading images.
 
     Raises:
         UsageError: as for ``load_dataset``.
-        DataError: the folder's JSON files have a problem.
+        DataError: the folder's files have a problem.
     """
-    if data is None:
-        count = scene_count(scenes)
-        name, conditions = _benchmark_name(count), embedded.conditions()
+    source = source_of(data, scenes)
+    if source.path is None:
+        count = scene_count(source.scenes)
+        name, conditions, task = _benchmark_name(count), embedded.conditions(), replace(ICLEVR, size=source.size)
         sets: list[Sequence[str]] = list(embedded.train_labels(count).values())
     else:
-        lab = read_lab(data)
-        name, conditions = str(data), lab.conditions
+        lab = read_lab(source.path)
+        name, conditions, task = str(source.path), lab.conditions, replace(ICLEVR, size=source.size)
         sets = list(lab.labels.values())
     trained = frozenset(map(frozenset, sets))
     content = json.dumps([conditions, sorted(sorted(names) for names in trained)])
-    return Conditions(name, hashlib.sha256(content.encode()).hexdigest(), conditions, data, trained, len(sets))
+    return Conditions(name, hashlib.sha256(content.encode()).hexdigest(), conditions, source.path, trained, len(sets), task)
 
 
-def _load_folder(folder: Path) -> Generator[Progress | Notice, None, Dataset]:
+def source_of(data: DataSource | Path | None, scenes: int | None = None) -> DataSource:
+    """Return the source that is a folder, or the embedded benchmark of some scenes."""
+    return data if isinstance(data, DataSource) else DataSource(data, scenes)
+
+
+def _load_folder(source: DataSource, folder: Path) -> Generator[Progress | Notice, None, Dataset]:
     lab = read_lab(folder)
     found, problems = find_images(folder, list(lab.labels))
     if problems:
         raise_first(problems, folder)
     cached = yield from cached_images(folder_key(lab.train_digest, found), len(found), lambda: decode_folder(folder, found))
     key = _content_key(lab.labels, cached.digest)
-    return Dataset(str(folder), key, cached.images, multi_hot(list(lab.labels.values())), lab.conditions, folder)
+    task = replace(ICLEVR, size=source.size)
+    return Dataset(str(folder), key, cached.images, task.multi_hot(list(lab.labels.values())), lab.conditions, folder, task, tuple(lab.labels))
 
 
-def _load_benchmark(scenes: int) -> Generator[Progress | Notice, None, Dataset]:
+def _load_benchmark(source: DataSource) -> Generator[Progress | Notice, None, Dataset]:
+    scenes = scene_count(source.scenes)
     labels = embedded.train_labels(scenes)
     key = benchmark_key(embedded.fingerprint(scenes))
     cached = yield from cached_images(key, len(labels), lambda: embedded.collected(embedded.render_benchmark(scenes), len(labels)))
-    content = _content_key(labels, cached.digest)
-    return Dataset(_benchmark_name(scenes), content, cached.images, multi_hot(list(labels.values())), embedded.conditions(), None)
+    content, task = _content_key(labels, cached.digest), replace(ICLEVR, size=source.size)
+    return Dataset(_benchmark_name(scenes), content, cached.images, task.multi_hot(list(labels.values())), embedded.conditions(), None, task, tuple(labels))
 
 
 def _content_key(labels: Mapping[str, Sequence[str]], pixels: str) -> str:

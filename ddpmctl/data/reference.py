@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +11,8 @@ import numpy as np
 
 from ddpmctl.benchmark import embedded
 from ddpmctl.data.dataset import Dataset
-from ddpmctl.data.folders import read_lab
-from ddpmctl.labels import LabelSet, multi_hot
 from ddpmctl.progress import Progress
+from ddpmctl.task import LabelSet, Task
 
 RENDER_SEED = 3 * 2**32  # other scenes than the training set's and those of the classifier's training and check
 
@@ -22,7 +21,7 @@ class RealImages(NamedTuple):
     """Two disjoint sets of real images of each condition.
 
     Attributes:
-        images: uint8 (2, conditions, repeats, 3, 64, 64).
+        images: uint8 (2, conditions, repeats, 3, H, W).
         same_scene: indices of the training images that show the same scene, (2, conditions, repeats, E); E = 0 for new renders.
         source: where they come from, in words.
     """
@@ -47,30 +46,30 @@ def real_images(dataset: Dataset, conditions: Sequence[LabelSet], repeats: int) 
         second = yield from embedded.render_label_sets(wanted, seed=RENDER_SEED + 1)
         images = np.stack([first, second]).reshape(2, len(conditions), repeats, *first.shape[1:])
         return RealImages(images, np.empty((*images.shape[:3], 0), np.int64), "new renders of the same labels")
-    labels = read_lab(dataset.root).labels
-    chosen = np.stack([_most_alike(dataset.labels, condition, 2 * repeats) for condition in conditions])
-    exact = (dataset.labels[chosen] == multi_hot(list(conditions))[:, None]).all(2).mean()
+    task = dataset.task
+    chosen = np.stack([_most_alike(task, dataset.labels, condition, 2 * repeats) for condition in conditions])
+    exact = (dataset.labels[chosen] == task.multi_hot(list(conditions))[:, None]).all(2).mean()
     chosen = chosen.reshape(len(conditions), repeats, 2).transpose(2, 0, 1)
     source = f"training images, {100 * exact:.0f} % with the same labels and the others with the most alike"
-    return RealImages(dataset.images[chosen], same_scenes(labels)[chosen], source)
+    return RealImages(dataset.images[chosen], same_scenes(dataset.names)[chosen], source)
 
 
-def _most_alike(labels: np.ndarray, condition: LabelSet, count: int) -> np.ndarray:
+def _most_alike(task: Task, labels: np.ndarray, condition: LabelSet, count: int) -> np.ndarray:
     """Return the indices of ``count`` images whose labels differ least from a condition, ties in an order that hashing fixes."""
-    differing = (labels != multi_hot([condition])).sum(1)
+    differing = (labels != task.multi_hot([condition])).sum(1)
     digest = hashlib.sha256("/".join(condition).encode()).digest()
     ties = np.random.default_rng(np.frombuffer(digest, np.uint32)).permutation(len(labels))
     order = np.lexsort((ties, differing))
     return np.resize(order[:count], count)
 
 
-def same_scenes(labels: Mapping[str, Sequence[str]]) -> np.ndarray:
-    """Return, for each image, the indices of all images of the same scene, itself included: (N, E); smaller scenes repeat indices.
+def same_scenes(images: Sequence[str]) -> np.ndarray:
+    """Return, for each image name, the indices of all images of the same scene, itself included: (N, E); smaller scenes repeat indices.
 
     Images ``NAME_0.png``, ``NAME_1.png`` are of the same scene; a file without a number is a scene of its own.
     """
     scenes: dict[str, list[int]] = {}
-    names = [Path(name).stem for name in labels]
+    names = [Path(name).stem for name in images]
     keys = [name.rpartition("_")[0] if name.rpartition("_")[2].isdigit() and "_" in name else name for name in names]
     for index, key in enumerate(keys):
         scenes.setdefault(key, []).append(index)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpmctl.checkpoints.untrusted import TensorFile, checked, open_tensors
+from ddpmctl.iclevr import ICLEVR
+from ddpmctl.task import Task
 
 if TYPE_CHECKING:
     from ddpmctl.evaluation.classifiers import Classifier
@@ -32,6 +34,11 @@ class KnownClassifier:
 
     name: str
     sha256: str
+
+    @property
+    def task(self) -> Task:
+        """What it classifies."""
+        return ICLEVR
 
     def describe(self) -> str:
         """Return the name with the beginning of the hash."""

@@ -29,6 +29,7 @@ from ddpmctl.files import named_after
 from ddpmctl.grids import save_grid
 from ddpmctl.progress import Progress
 from ddpmctl.sampling.requests import BATCH, Batch, ImageRequest, in_batches, requests_for, with_actual_steps
+from ddpmctl.task import require_same_task
 
 if TYPE_CHECKING:
     from ddpmctl.checkpoints.format import Checkpoint
@@ -140,7 +141,7 @@ def pipeline_for(checkpoint: Checkpoint, sampling: Mapping[str, Value], compute:
     config = checkpoint.config.replace(**sampling)
     require_recogniser(config)
     net = checkpoint.network().to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return SamplingPipeline(net, Diffusion.of(config.diffusion), config.sampling, compute, str(checkpoint.path))
+    return SamplingPipeline(net, Diffusion.of(config.diffusion), config.sampling, compute, str(checkpoint.path), checkpoint.task)
 
 
 def used_config(checkpoint: CheckpointOutline, spec: EvaluationSpec) -> Config:
@@ -174,11 +175,12 @@ class _Due:
 
 
 def _due(outline: CheckpointOutline, spec: EvaluationSpec) -> _Due:
+    require_same_task(str(outline.path), outline.task, spec.classifier.describe(), spec.classifier.task)
     config = used_config(outline, spec)
     content = spec.content(outline.sha256, config)
     keys = {name: result_key(content, name, sets) for name, sets in spec.conditions.items()}
     # A grid shows every image, but the cache has only the first image of each condition.
-    answers = {} if spec.grids else {name: found for name, key in keys.items() if (found := load_results(key, spec.conditions[name]))}
+    answers = {} if spec.grids else {name: found for name, key in keys.items() if (found := load_results(key, spec.conditions[name], spec.classifier.task))}
     if spec.every_image:
         answers = {name: found for name, found in answers.items() if found.has_every_image}
     missing = {
@@ -207,7 +209,7 @@ def _by_file(due: _Due, parts: Sequence[ScoredBatch]) -> dict[str, ScoredImages]
         return {}
     from ddpmctl.evaluation.scoring import by_condition_file
 
-    return by_condition_file(due.missing, parts)
+    return by_condition_file(due.missing, parts, due.outline.task)
 
 
 def _missing_batches(paths: Sequence[Path], spec: EvaluationSpec, worker: _Worker, queue: deque[_Due | Failed]) -> Iterator[_CheckpointBatch]:

@@ -16,8 +16,8 @@ from ddpmctl.data.images import decode_image, each_image, find_in
 from ddpmctl.errors import DataError, UsageError
 from ddpmctl.evaluation.classifiers import Classifier
 from ddpmctl.evaluation.results import FileResults
-from ddpmctl.labels import CLASSES, LabelSet
 from ddpmctl.progress import Progress
+from ddpmctl.task import LabelSet
 
 ONE, SEVERAL = "{index}.png", "{index}-{copy}.png"  # the lab's names, and ours for several images a condition
 GRID = "grid.png"  # may lie beside the images
@@ -89,7 +89,7 @@ def score_folder(source: ImageFolder, classifier: Classifier) -> Generator[Progr
     They are converted to RGB as training images are, and not resized: the classifier sees the pixels as they are.
 
     Raises:
-        UsageError, DataError: see ``ImageFolder.files``; or an image cannot be decoded, or is not 64x64.
+        UsageError, DataError: see ``ImageFolder.files``; or an image cannot be decoded, or is not of the classifier's size.
     """
     files = source.files()
     paths = list(itertools.chain(*files))
@@ -103,8 +103,9 @@ def score_folder(source: ImageFolder, classifier: Classifier) -> Generator[Progr
             images.append(made)
         probabilities.append(classifier(torch.from_numpy(np.stack(images[-len(part) :])).float() / 127.5 - 1))
     yield Progress("scoring", len(paths), len(paths))
-    pixels, shape = np.stack(images), (len(files), len(files[0]))
-    answers = FileResults(tuple(source.conditions), torch.cat(probabilities).numpy().reshape(*shape, len(CLASSES)), pixels.reshape(*shape, *pixels.shape[1:]))
+    pixels, shape, task = np.stack(images), (len(files), len(files[0])), classifier.task
+    outputs = torch.cat(probabilities).numpy().reshape(*shape, task.columns)
+    answers = FileResults(tuple(source.conditions), outputs, pixels.reshape(*shape, *pixels.shape[1:]), task)
     return ScoredFolder(source, answers, hashlib.sha256(pixels.data).hexdigest())
 
 

@@ -2,7 +2,7 @@
 
 An image shows a class if its probability is above one half. Each missing object is matched with at most one object
 that is shown but not requested: two objects with exchanged colours, the same colour with another shape, or the same
-shape with another colour.
+shape with another colour. Where labels have no such aspects (``Task.aspects``), an object is missing or extra, and nothing is matched.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from ddpmctl.evaluation.scores import THRESHOLD, Probabilities, Score, highest, score
-from ddpmctl.labels import CLASSES, multi_hot
+from ddpmctl.iclevr import ICLEVR
+from ddpmctl.task import Task
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,15 @@ class Misses:
         return self.swapped + self.wrong_shape + self.wrong_colour + self.absent
 
 
-def account(requested: Iterable[str], shown: Iterable[str]) -> Misses:
+def account(requested: Iterable[str], shown: Iterable[str], task: Task = ICLEVR) -> Misses:
     """Return the counts of one image, from labels such as ``red cube``.
 
     The best matching counts: most exchanges, then most matched objects, then most equal colours.
     """
     wanted, seen = set(requested), set(shown)
     missing, others = sorted(wanted - seen), sorted(seen - wanted)
+    if not task.aspects:
+        return Misses(absent=len(missing), extra=len(others))
     candidates = []
     for exchanged in _exchanges(missing, others):
         rest = [label for label in missing if label not in exchanged]
@@ -77,53 +80,55 @@ def _matched(missing: Sequence[str], others: Sequence[str]) -> tuple[int, int]:
     return max((taken.bit_count(), colours) for taken, colours in best.items())
 
 
-def account_for(probabilities: Probabilities, requests: Sequence[Sequence[str]]) -> Misses:
-    """Return the counts of a batch of images, from the classifier's outputs (B, 24) and the requested labels."""
-    return sum((account(labels, seen) for labels, seen in zip(requests, _shown(probabilities), strict=True)), Misses())
+def account_for(probabilities: Probabilities, requests: Sequence[Sequence[str]], task: Task = ICLEVR) -> Misses:
+    """Return the counts of a batch of images, from the classifier's outputs (B, C) and the requested labels."""
+    return sum((account(labels, seen, task) for labels, seen in zip(requests, _shown(probabilities, task), strict=True)), Misses())
 
 
-def breakdown(probabilities: Probabilities, requests: Sequence[Sequence[str]]) -> dict[str, dict[str, Score]]:
-    """Return scores by number of objects and by whether two objects share a colour: {aspect: {value: score}}."""
-    groups: dict[str, dict[str, list[int]]] = {"objects": {}, "colours": {}}
+def breakdown(probabilities: Probabilities, requests: Sequence[Sequence[str]], task: Task = ICLEVR) -> dict[str, dict[str, Score]]:
+    """Return scores by number of objects and, where labels have aspects, by whether two objects share the first, such as colour: {aspect: {value: score}}."""
+    first = f"{task.aspects[0]}s" if task.aspects else ""
+    groups: dict[str, dict[str, list[int]]] = {"objects": {}, **({first: {}} if first else {})}
     for index, labels in enumerate(requests):
         groups["objects"].setdefault(str(len(labels)), []).append(index)
-        shared = len({_colour(label) for label in labels}) < len(labels)
-        groups["colours"].setdefault("one shared" if shared else "all differ", []).append(index)
-    wanted = multi_hot(list(map(tuple, requests)))
+        if first:
+            shared = len({_colour(label) for label in labels}) < len(labels)
+            groups[first].setdefault("one shared" if shared else "all differ", []).append(index)
+    wanted = task.multi_hot(list(map(tuple, requests)))
     return {aspect: {value: score(probabilities[chosen], wanted[chosen]) for value, chosen in sorted(parts.items())} for aspect, parts in groups.items()}
 
 
-def recall(probabilities: Probabilities, requests: Sequence[Sequence[str]]) -> dict[str, dict[str, tuple[int, int]]]:
-    """Return (hits, requested) by class, colour and shape: {aspect: {value: counts}}; hits are among the k highest outputs."""
-    counts: dict[str, dict[str, tuple[int, int]]] = {"class": {}, "colour": {}, "shape": {}}
+def recall(probabilities: Probabilities, requests: Sequence[Sequence[str]], task: Task = ICLEVR) -> dict[str, dict[str, tuple[int, int]]]:
+    """Return (hits, requested) by class and by each aspect: {aspect: {value: counts}}; hits are among the k highest outputs."""
+    counts: dict[str, dict[str, tuple[int, int]]] = {"class": {}, **{aspect: {} for aspect in task.aspects}}
     for outputs, labels in zip(np.asarray(probabilities), requests, strict=True):
-        top = {CLASSES[index] for index in highest(outputs, len(labels))}
+        top = {task.classes[index] for index in highest(outputs, len(labels))}
         for label in labels:
-            for aspect, value in (("class", label), ("colour", _colour(label)), ("shape", _shape(label))):
+            for aspect, value in (("class", label), *zip(task.aspects, task.words(label), strict=True)):
                 hits, requested = counts[aspect].get(value, (0, 0))
                 counts[aspect][value] = (hits + (label in top), requested + 1)
     return {aspect: dict(sorted(parts.items())) for aspect, parts in counts.items()}
 
 
-def confusion(probabilities: Probabilities, requests: Sequence[Sequence[str]]) -> list[list[float]]:
-    """Return a 24 x 24 table: the fraction of images with a requested class (row) that show a class (column).
+def confusion(probabilities: Probabilities, requests: Sequence[Sequence[str]], task: Task = ICLEVR) -> list[list[float]]:
+    """Return a C x C table: the fraction of images with a requested class (row) that show a class (column).
 
     Other requested classes of the image do not count.
     """
-    shown, asked = [[0] * len(CLASSES) for _ in CLASSES], [0] * len(CLASSES)
-    for seen, labels in zip(_shown(probabilities), requests, strict=True):
+    shown, asked = [[0] * len(task.classes) for _ in task.classes], [0] * len(task.classes)
+    for seen, labels in zip(_shown(probabilities, task), requests, strict=True):
         for label in labels:
-            row = CLASSES.index(label)
+            row = task.index[label]
             asked[row] += 1
             for other in seen:
                 if other == label or other not in labels:
-                    shown[row][CLASSES.index(other)] += 1
+                    shown[row][task.index[other]] += 1
     return [[value / max(count, 1) for value in row] for row, count in zip(shown, asked, strict=True)]
 
 
-def _shown(probabilities: Probabilities) -> list[list[str]]:
+def _shown(probabilities: Probabilities, task: Task) -> list[list[str]]:
     """Return the classes that each image shows."""
-    return [[CLASSES[index] for index in np.flatnonzero(present)] for present in np.asarray(probabilities) > THRESHOLD]
+    return [[task.classes[index] for index in np.flatnonzero(present)] for present in np.asarray(probabilities)[:, : len(task.classes)] > THRESHOLD]
 
 
 def _exchanges(missing: Sequence[str], others: Sequence[str]) -> Iterator[frozenset[str]]:

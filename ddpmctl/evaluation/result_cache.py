@@ -14,8 +14,8 @@ from ddpmctl.data.cache import any_error_is_damage, cache_folder, mark_used
 from ddpmctl.errors import DdpmctlError
 from ddpmctl.evaluation.results import FileResults
 from ddpmctl.files import atomic_write
-from ddpmctl.labels import CLASSES, LabelSet
-from ddpmctl.sampling.requests import IMAGE_SHAPE
+from ddpmctl.iclevr import ICLEVR
+from ddpmctl.task import LabelSet, Task
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,7 +28,7 @@ def result_key(content: Sequence[object], name: str, conditions: Sequence[LabelS
     return hashlib.sha256(json.dumps([*content, name, list(map(list, conditions))], sort_keys=True).encode()).hexdigest()
 
 
-def load_results(key: str, conditions: Sequence[LabelSet]) -> FileResults | None:
+def load_results(key: str, conditions: Sequence[LabelSet], task: Task = ICLEVR) -> FileResults | None:
     """Return cached results, or None if they are missing or damaged."""
     found: FileResults | None = None
     with any_error_is_damage(), _file(key).open("rb") as file, np.load(file, allow_pickle=False) as content:
@@ -36,10 +36,10 @@ def load_results(key: str, conditions: Sequence[LabelSet]) -> FileResults | None
             return None
         probabilities, images = content["probabilities"], content["images"]
         count = len(conditions)
-        fits = probabilities.ndim == 3 and probabilities.shape[::2] == (count, len(CLASSES)) and probabilities.shape[1] > 0
+        fits = probabilities.ndim == 3 and probabilities.shape[::2] == (count, task.columns) and probabilities.shape[1] > 0
         sound = fits and probabilities.dtype == np.float32 and bool(np.isfinite(probabilities).all())
-        if sound and _are_images(images, probabilities.shape[:2]):
-            found = FileResults(tuple(conditions), probabilities, images)
+        if sound and _are_images(images, probabilities.shape[:2], task):
+            found = FileResults(tuple(conditions), probabilities, images, task)
     if found is not None:
         mark_used(_file(key))
     return found
@@ -65,19 +65,19 @@ def with_more_repeats(kept: FileResults | None, conditions: Sequence[LabelSet], 
         scored_images: the new images, condition by condition.
         every_image: keep all images, if those of ``kept`` are complete too; otherwise the first of each condition, unless ``kept`` has more.
     """
-    count = len(conditions)
-    probabilities = scored_images.probabilities.float().cpu().numpy().reshape(count, -1, len(CLASSES))
-    images = scored_images.images.numpy().reshape(count, -1, *IMAGE_SHAPE)
+    count, task = len(conditions), scored_images.task
+    probabilities = scored_images.probabilities.float().cpu().numpy().reshape(count, -1, task.columns)
+    images = scored_images.images.numpy().reshape(count, -1, *task.image_shape)
     if kept is not None:
         probabilities = np.concatenate([kept.probabilities, probabilities], axis=1)
         every_image = every_image or kept.images.shape[1] > 1
         images = np.concatenate([kept.images, images], axis=1) if kept.has_every_image else kept.images
-    return FileResults(tuple(conditions), probabilities, np.ascontiguousarray(images if every_image else images[:, :1]))
+    return FileResults(tuple(conditions), probabilities, np.ascontiguousarray(images if every_image else images[:, :1]), task)
 
 
-def _are_images(images: NDArray[np.uint8], outputs: tuple[int, ...]) -> bool:
+def _are_images(images: NDArray[np.uint8], outputs: tuple[int, ...], task: Task) -> bool:
     """Return whether an array has the first image of each condition, or all of them; ``outputs`` is (conditions, repeats)."""
-    return images.dtype == np.uint8 and images.shape in {(outputs[0], kept, *IMAGE_SHAPE) for kept in (1, outputs[1])}
+    return images.dtype == np.uint8 and images.shape in {(outputs[0], kept, *task.image_shape) for kept in (1, outputs[1])}
 
 
 def _file(key: str) -> Path:

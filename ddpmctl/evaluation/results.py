@@ -13,9 +13,10 @@ import numpy as np
 from ddpmctl.config import Config, SamplingConfig
 from ddpmctl.evaluation.misses import Misses, account_for
 from ddpmctl.evaluation.scores import Score, score, top_k_hits
-from ddpmctl.labels import CLASSES, LabelSet, multi_hot
+from ddpmctl.iclevr import ICLEVR
 from ddpmctl.progress import Progress
 from ddpmctl.statistics.tallies import Tally, concatenated
+from ddpmctl.task import LabelSet, Task
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,13 +28,14 @@ class FileResults:
 
     Attributes:
         conditions: the requested label sets.
-        probabilities: float32 (conditions, repeats, 24).
-        images: the first image of each condition, or all of them: uint8 (conditions, 1 or repeats, 3, 64, 64).
+        probabilities: float32 (conditions, repeats, C).
+        images: the first image of each condition, or all of them: uint8 (conditions, 1 or repeats, 3, H, W).
     """
 
     conditions: tuple[LabelSet, ...]
     probabilities: NDArray[np.float32]
     images: NDArray[np.uint8]
+    task: Task = ICLEVR
 
     @property
     def repeats(self) -> int:
@@ -47,8 +49,8 @@ class FileResults:
 
     @property
     def flat(self) -> NDArray[np.float32]:
-        """The probabilities image by image: (conditions * repeats, 24)."""
-        return self.probabilities.reshape(-1, len(CLASSES))
+        """The probabilities image by image: (conditions * repeats, C)."""
+        return self.probabilities.reshape(-1, self.task.columns)
 
     @property
     def requested(self) -> list[LabelSet]:
@@ -69,14 +71,14 @@ class FileResults:
     @functools.cached_property
     def misses(self) -> Misses:
         """Counts of missing and extra objects."""
-        return account_for(self.flat, self.requested)
+        return account_for(self.flat, self.requested, self.task)
 
     def first(self, repeats: int) -> FileResults:
         """Return the results of the first images of each condition."""
-        return FileResults(self.conditions, self.probabilities[:, :repeats], self.images[:, :repeats])
+        return FileResults(self.conditions, self.probabilities[:, :repeats], self.images[:, :repeats], self.task)
 
     def _wanted(self) -> NDArray[np.uint8]:
-        return multi_hot(self.requested)
+        return self.task.multi_hot(self.requested)
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ EvaluationEvent = Progress | Failed
 
 
 def all_images(answers: Mapping[str, FileResults]) -> NDArray[np.uint8]:
-    """Return the images of all condition files, uint8 (conditions, repeats, 3, 64, 64), of results that have every image."""
+    """Return the images of all condition files, uint8 (conditions, repeats, 3, H, W), of results that have every image."""
     return np.concatenate([one.images for one in answers.values()])
 
 

@@ -12,24 +12,26 @@ from torch import Tensor
 
 from ddpmctl.evaluation.classifiers import Classifier
 from ddpmctl.evaluation.scores import Score, score
-from ddpmctl.labels import LabelSet
+from ddpmctl.iclevr import ICLEVR
 from ddpmctl.progress import Progress
 from ddpmctl.sampling.pipeline import SamplingPipeline, label_tensor, sample_batch, to_uint8
 from ddpmctl.sampling.requests import BATCH, Batch, ImageRequest, in_batches, requests_for
+from ddpmctl.task import LabelSet, Task
 
 
 @dataclass(frozen=True)
 class ScoredImages:
-    """Images of one condition file, uint8 (N, 3, 64, 64), and classifier outputs, float32 (N, 24)."""
+    """Images of one condition file, uint8 (N, 3, H, W), and classifier outputs, float32 (N, C)."""
 
     requests: list[ImageRequest]
     images: Tensor
     probabilities: Tensor
+    task: Task = ICLEVR
 
     @property
     def score(self) -> Score:
         """The pooled score of all images."""
-        return score(self.probabilities.numpy(), label_tensor(self.requests).numpy())
+        return score(self.probabilities.numpy(), label_tensor(self.requests, self.task).numpy())
 
 
 def score_conditions(
@@ -43,11 +45,11 @@ def score_conditions(
     parts = []
     for batch in in_batches([request for group in requests.values() for request in group], batch_size):
         parts.append((yield from score_batch(pipeline, classifier, batch)))
-    return by_condition_file(requests, parts)
+    return by_condition_file(requests, parts, pipeline.task)
 
 
 class ScoredBatch(NamedTuple):
-    """Images of one batch, uint8 (B, 3, 64, 64), and classifier outputs, float32 (B, 24), on the CPU."""
+    """Images of one batch, uint8 (B, 3, H, W), and classifier outputs, float32 (B, C), on the CPU."""
 
     images: Tensor
     probabilities: Tensor
@@ -59,8 +61,8 @@ def score_batch(pipeline: SamplingPipeline, classifier: Classifier, batch: Batch
     return ScoredBatch(torch.cat([to_uint8(images) for images in made]), torch.cat([classifier(images) for images in made]).cpu())
 
 
-def by_condition_file(requests: Mapping[str, list[ImageRequest]], parts: Sequence[ScoredBatch]) -> dict[str, ScoredImages]:
+def by_condition_file(requests: Mapping[str, list[ImageRequest]], parts: Sequence[ScoredBatch], task: Task = ICLEVR) -> dict[str, ScoredImages]:
     """Split the batches of all requests, in order, by condition file."""
     sizes = [len(group) for group in requests.values()]
     images, probabilities = (torch.split(torch.cat(tensors), sizes) for tensors in zip(*parts, strict=True))
-    return {name: ScoredImages(group, *found) for (name, group), *found in zip(requests.items(), images, probabilities, strict=True)}
+    return {name: ScoredImages(group, *found, task) for (name, group), found in zip(requests.items(), zip(images, probabilities, strict=True), strict=True)}

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ddpmctl.config import ModelConfig
+from ddpmctl.errors import UsageError
+from ddpmctl.iclevr import ICLEVR
 from ddpmctl.registry import ACTIVATIONS, NETWORKS
+from ddpmctl.task import Task
 
-CLASSES = 24
+POOL, GROW = 7, 8  # cells that the encoder averages, and by which the decoder grows them
 
 
 class ResidualConvBlock(nn.Module):
@@ -83,23 +86,31 @@ class EmbedFC(nn.Module):
 class ContextUnet(nn.Module):
     """the report's two-level U-Net (7.6 M parameters at width 128)."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        """Build it with ``config.width`` channels (the report's n_feat) and ``config.act`` in the residual blocks."""
+    def __init__(self, config: ModelConfig, task: Task = ICLEVR) -> None:
+        """Build it with ``config.width`` channels (the report's n_feat) and ``config.act`` in the residual blocks.
+
+        Raises:
+            UsageError: the decoder would not return to the size of the images.
+        """
         super().__init__()
+        coarse = task.size // 4
+        if coarse // POOL * GROW != coarse:
+            raise UsageError(f"--net: context-unet works at 32, 64, 96 and 128 pixels, but not at {task.size}: its decoder grows "
+                f"{coarse // POOL}x{coarse // POOL} cells to {coarse // POOL * GROW}, where the encoder has {coarse}; give --net fine-unet")  # fmt: skip
         n, act = config.width, ACTIVATIONS.get(config.act)
         self.init_conv = ResidualConvBlock(3, n, act, residual=True)
         self.down1 = UnetDown(n, n, act)
         self.down2 = UnetDown(n, 2 * n, act)
-        self.to_vec = nn.Sequential(nn.AvgPool2d(7), nn.GELU())
+        self.to_vec = nn.Sequential(nn.AvgPool2d(POOL), nn.GELU())
         self.timeembed1, self.timeembed2 = EmbedFC(1, 2 * n), EmbedFC(1, n)
-        self.contextembed1, self.contextembed2 = EmbedFC(CLASSES, 2 * n), EmbedFC(CLASSES, n)
-        self.up0 = nn.Sequential(nn.ConvTranspose2d(2 * n, 2 * n, 8, 8), nn.GroupNorm(8, 2 * n), nn.ReLU())
+        self.contextembed1, self.contextembed2 = EmbedFC(task.columns, 2 * n), EmbedFC(task.columns, n)
+        self.up0 = nn.Sequential(nn.ConvTranspose2d(2 * n, 2 * n, GROW, GROW), nn.GroupNorm(8, 2 * n), nn.ReLU())
         self.up1 = UnetUp(4 * n, n, act)
         self.up2 = UnetUp(2 * n, n, act)
         self.out = nn.Sequential(nn.Conv2d(2 * n, n, 3, 1, 1), nn.GroupNorm(8, n), nn.ReLU(), nn.Conv2d(n, 3, 3, 1, 1))
 
     def forward(self, x_t: Tensor, labels: Tensor, time: Tensor) -> Tensor:
-        """Map x_t (B, 3, 64, 64), labels (B, 24) and t / T (B,) to the objective's quantity (B, 3, 64, 64)."""
+        """Map x_t (B, 3, H, W), labels (B, C) and t / T (B,) to the objective's quantity (B, 3, H, W); sizes below are those at 64x64."""
         x = self.init_conv(x_t)  # (B, n, 64, 64)
         down1 = self.down1(x)  # (B, n, 32, 32)
         down2 = self.down2(down1)  # (B, 2n, 16, 16)

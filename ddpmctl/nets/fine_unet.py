@@ -10,17 +10,23 @@ direction of colour it may be; ``WienerFilter`` corrects the estimate by x_t.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
 from torch import Tensor, nn
 
 from ddpmctl.config import ModelConfig
-from ddpmctl.nets.unet import BANDS, CLASSES, HEAD, ChannelNorm, TimeEmbedding
+from ddpmctl.iclevr import ICLEVR
+from ddpmctl.nets.unet import BANDS, HEAD, ChannelNorm, TimeEmbedding
 from ddpmctl.nets.wiener import WienerFilter
 from ddpmctl.registry import ACTIVATIONS, NETWORKS
+from ddpmctl.task import Task
 
 PATCH = 2
+MOST_CELLS = 64  # on a side of the finest level; larger images have larger patches
+FEWEST_CELLS = 12  # on a side of the coarsest level, at most: there, objects are decided
+FEWEST_CHANNELS = 8
 FIRST_LOG_ERROR = -3.0  # log of the estimate's error at first, in grey levels from -1 to 1
 FIRST_SHIFT = 0.03  # in brightness at first; at 0, it would have no gradient
 
@@ -80,83 +86,104 @@ class Look(nn.Module):
 
 @NETWORKS.register("fine-unet")
 class FineUNet(nn.Module):
-    """ours, finer: 2x2 patches and blocks at 32x32, 16x16 and 8x8; names the objects that it sees; x_t corrects its estimate."""
+    """ours, finer: 2x2 patches and blocks from half of the size down to 8x8; names the objects that it sees; x_t corrects its estimate."""
 
     objectives = ("x0",)
 
-    def __init__(self, config: ModelConfig) -> None:
-        """Build it with ``config.width`` channels at 16x16, half as many at 32x32 and twice as many at 8x8."""
+    def __init__(self, config: ModelConfig, task: Task = ICLEVR) -> None:
+        """Build it with twice ``config.width`` channels at the coarsest level, half as many at each finer one; see ``levels``."""
         super().__init__()
         act = ACTIVATIONS.get(config.act)
-        w32, w16, w8 = config.width // 2, config.width, 2 * config.width
-        self.time = nn.Sequential(TimeEmbedding(64), nn.Linear(64, w8), act(), nn.Linear(w8, w8))
-        self.label_set = nn.Linear(CLASSES, w8)
-        self.tokens = nn.Parameter(torch.randn(1 + CLASSES, w8, device="cpu"))  # the first token means "no object"
-        self.where = nn.Parameter(torch.zeros(1, w8, 8, 8))  # position embedding
-        self.mean = nn.Parameter(torch.zeros(1, 3, 64, 64))  # of the training images at first; see ``centre``
+        self.patch, sides = levels(task.size)
+        widths = [max(FEWEST_CHANNELS, 2 * config.width >> step) for step in reversed(range(len(sides)))]  # finest level first, as ``sides``
+        finest, top = widths[0], widths[-1]
+        self.sides, pairs = sides, list(itertools.pairwise(widths))
+        self.time = nn.Sequential(TimeEmbedding(64), nn.Linear(64, top), act(), nn.Linear(top, top))
+        self.label_set = nn.Linear(task.columns, top)
+        self.tokens = nn.Parameter(torch.randn(1 + task.columns, top, device="cpu"))  # the first token means "no object"
+        self.where = nn.Parameter(torch.zeros(1, top, sides[-1], sides[-1]))  # position embedding
+        self.mean = nn.Parameter(torch.zeros(1, *task.image_shape))  # of the training images at first; see ``centre``
         self.act = act()
-        self.stem = nn.Conv2d(3 * PATCH**2, w32, 3, padding=1)
-        self.down = nn.ModuleList(FineBlock(w, w, w8, act) for w in (w32, w16, w8))
-        self.shrink = nn.ModuleList(nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in ((w32, w16), (w16, w8)))
-        self.recognise = nn.Conv2d(w8, CLASSES, 1)
-        self.look = nn.ModuleList(Look(w8) for _ in range(3))
-        self.block = FineBlock(w8, w8, w8, act)
-        self.up = nn.ModuleList(FineBlock(before, after, w8, act) for before, after in ((2 * w8, w8), (2 * w16, w16), (w32, w32)))
-        self.grow16 = nn.Sequential(nn.Conv2d(w8, w16, 1), nn.Upsample(scale_factor=2))
-        self.grow32 = nn.Conv2d(w16, w32 * PATCH**2, 1)
-        self.out = nn.Sequential(ChannelNorm(w32), act(), nn.Conv2d(w32, (3 + BANDS + 3 * BANDS) * PATCH**2, 3, padding=1))
-        self.filter = WienerFilter()
+        self.stem = nn.Conv2d(3 * self.patch**2, finest, 3, padding=1)
+        self.down = nn.ModuleList(FineBlock(w, w, top, act) for w in widths)
+        self.shrink = nn.ModuleList(nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairs)
+        self.recognise = nn.Conv2d(top, task.columns, 1)
+        self.look = nn.ModuleList(Look(top) for _ in range(3))
+        self.block = FineBlock(top, top, top, act)
+        self.up = nn.ModuleList(FineBlock(2 * w if step else w, w, top, act) for step, w in reversed(list(enumerate(widths))))
+        for side, (fine, coarse) in zip(reversed(sides[1:-1]), reversed(pairs[1:]), strict=True):
+            self.add_module(f"grow{side}", nn.Sequential(nn.Conv2d(coarse, fine, 1), nn.Upsample(scale_factor=2)))
+        self.add_module(f"grow{sides[0]}", nn.Conv2d(widths[1], finest * PATCH**2, 1))
+        self.out = nn.Sequential(ChannelNorm(finest), act(), nn.Conv2d(finest, (3 + BANDS + 3 * BANDS) * self.patch**2, 3, padding=1))
+        self.filter = WienerFilter(task.size)
         for parameter in self.out[-1].parameters():
             nn.init.zeros_(parameter)
 
     @torch.no_grad()
     def centre(self, mean: Tensor) -> None:
-        """Let the estimate start at the training images' mean, (3, 64, 64), which otherwise takes a tenth of a short run to learn."""
+        """Let the estimate start at the training images' mean, (3, H, W), which otherwise takes a tenth of a short run to learn."""
         self.mean.copy_(mean)
 
     def forward(self, x_t: Tensor, labels: Tensor, time: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Map x_t (B, 3, 64, 64), labels (B, 24) and t / T (B,) to x0_hat (B, 3, 64, 64).
+        """Map x_t (B, 3, H, W), labels (B, C) and t / T (B,) to x0_hat (B, 3, H, W).
 
-        In training mode, return with it the logits of the objects that the encoder sees, (B, 24).
+        In training mode, return with it the logits of the objects that the encoder sees, (B, C).
         """
         when = self.time(time)
         condition = self.act(when + self.label_set(labels))
         present = torch.cat((labels.new_ones(len(labels), 1), labels), 1) > 0
-        x32, x16, x8 = self._encode(x_t, self.act(when))
-        x = self.block(self.look[0](x8, self.tokens, present), condition)
-        x = self.up[0](torch.cat((self.look[1](x, self.tokens, present), x8), 1), condition)
-        x = self.up[1](torch.cat((self.grow16(self.look[2](x, self.tokens, present)), x16), 1), condition)
-        x = self.up[2](x32 + from_patches(self.grow32(x)), condition)
-        pixels = from_patches(self.out(x)).to(torch.float32, memory_format=torch.contiguous_format)
+        finest, *between, coarsest = self._encode(x_t, self.act(when))
+        x = self.block(self.look[0](coarsest, self.tokens, present), condition)
+        x = self.up[0](torch.cat((self.look[1](x, self.tokens, present), coarsest), 1), condition)
+        x = self.look[2](x, self.tokens, present)
+        for side, up, skip in zip(reversed(self.sides[1:-1]), self.up[1:], reversed(between), strict=False):
+            x = up(torch.cat((self.get_submodule(f"grow{side}")(x), skip), 1), condition)
+        x = self.up[-1](finest + from_patches(self.get_submodule(f"grow{self.sides[0]}")(x)), condition)
+        pixels = from_patches(self.out(x), self.patch).to(torch.float32, memory_format=torch.contiguous_format)
         estimate, log_error, shift = torch.split(pixels, [3, BANDS, 3 * BANDS], 1)
         x0_hat: Tensor = self.filter(self.mean + estimate, FIRST_LOG_ERROR + log_error, FIRST_SHIFT + shift, x_t, time)
-        return (x0_hat, self._seen(x8)) if self.training else x0_hat
+        return (x0_hat, self._seen(coarsest)) if self.training else x0_hat
 
     def name_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
-        """Return the logits of the objects that the encoder sees in x_t (B, 3, 64, 64) at t / T (B,), (B, 24); it does not know the labels."""
-        return self._seen(self._encode(x_t, self.act(self.time(time)))[2])
+        """Return the logits of the objects that the encoder sees in x_t (B, 3, H, W) at t / T (B,), (B, C); it does not know the labels."""
+        return self._seen(self._encode(x_t, self.act(self.time(time)))[-1])
 
-    def _encode(self, x_t: Tensor, unlabelled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the features at 32x32, 16x16 and 8x8: (B, w32, 32, 32), (B, w16, 16, 16), (B, w8, 8, 8)."""
-        x32 = self.down[0](self.stem(to_patches(x_t)), unlabelled)
-        x16 = self.down[1](self.shrink[0](x32), unlabelled)
-        return x32, x16, self.down[2](self.shrink[1](x16) + self.where, unlabelled)
+    def _encode(self, x_t: Tensor, unlabelled: Tensor) -> list[Tensor]:
+        """Return the features of every level, the finest first."""
+        features = [self.down[0](self.stem(to_patches(x_t, self.patch)), unlabelled)]
+        for shrink, down in zip(self.shrink, self.down[1:], strict=True):
+            x = shrink(features[-1])
+            features.append(down(x + self.where if down is self.down[-1] else x, unlabelled))
+        return features
 
     def _seen(self, x8: Tensor) -> Tensor:
         """Return for each class the logarithm of the mean over all positions of exp(logit): high if the class is seen anywhere."""
-        logits: Tensor = self.recognise(x8).float().flatten(2)  # (B, 24, 64)
+        logits: Tensor = self.recognise(x8).float().flatten(2)  # (B, C, positions)
         return logits.logsumexp(2) - math.log(logits.shape[2])
 
 
-def to_patches(x: Tensor) -> Tensor:
-    """Map (B, C, H, W) to (B, 4 C, H / 2, W / 2), with the channels of a pixel side by side; faster than pixel_unshuffle in channels_last."""
-    (batch, channels, height, width), side = x.shape, PATCH
+def levels(size: int) -> tuple[int, list[int]]:
+    """Return the side of a patch, and the cells on a side of every level, finest first: 2 and 32, 16, 8 for images of 64x64.
+
+    A level is half of the one before, until it has at most 12x12 cells: objects are decided there at the same cost at every size, and
+    larger images have more levels above it, with fewer channels each (32: 16, 8; 96: 48, 24, 12; 128: 64, 32, 16, 8; 256: the same in 4x4 patches).
+    """
+    patch = max(PATCH, size // MOST_CELLS)
+    sides = [size // patch]
+    while sides[-1] > FEWEST_CELLS:
+        sides.append(sides[-1] // 2)
+    return patch, sides
+
+
+def to_patches(x: Tensor, side: int = PATCH) -> Tensor:
+    """Map (B, C, H, W) to (B, side^2 C, H / side, W / side), with the channels of a pixel side by side; faster than pixel_unshuffle in channels_last."""
+    batch, channels, height, width = x.shape
     x = x.permute(0, 2, 3, 1).reshape(batch, height // side, side, width // side, side, channels)
     return x.transpose(2, 3).reshape(batch, height // side, width // side, side**2 * channels).permute(0, 3, 1, 2)
 
 
-def from_patches(x: Tensor) -> Tensor:
-    """Map (B, 4 C, H, W) to (B, C, 2 H, 2 W); the inverse of ``to_patches``."""
-    (batch, channels, height, width), side = x.shape, PATCH
+def from_patches(x: Tensor, side: int = PATCH) -> Tensor:
+    """Map (B, side^2 C, H, W) to (B, C, side H, side W); the inverse of ``to_patches``."""
+    batch, channels, height, width = x.shape
     x = x.permute(0, 2, 3, 1).reshape(batch, height, width, side, side, channels // side**2)
     return x.transpose(2, 3).reshape(batch, side * height, side * width, channels // side**2).permute(0, 3, 1, 2)

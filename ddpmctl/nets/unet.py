@@ -1,6 +1,7 @@
-"""Our U-Net: 4x4 patches, and attention to one token per object.
+"""Our U-Net: a grid of 16x16 patches, and attention to one token per object.
 
-Objects of i-CLEVR are about 10 pixels wide, so the network works at 16x16 and 8x8. The time and the label set
+Objects of i-CLEVR are about 10 of 64 pixels wide, so the network works at 16x16 and 8x8; at other sizes, the patches are larger or smaller.
+The time and the label set
 condition every block through adaptive norm (Dhariwal & Nichol 2021, eq. 4). Learned gates add three frequency
 bands of the input to the output, so that details need not pass through the network.
 """
@@ -14,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpmctl.config import ModelConfig
+from ddpmctl.iclevr import ICLEVR
 from ddpmctl.registry import ACTIVATIONS, NETWORKS
+from ddpmctl.task import Task
 
-CLASSES = 24
-PATCH = 4
+GRID = 16  # patches on a side, at every size of the images: what decides the objects costs the same
 BANDS = 3  # frequency bands of the input, each with one gate per pixel
 HEAD = 32  # channels per attention head, at most
 
@@ -99,7 +101,7 @@ class LabelAttention(nn.Module):
         nn.init.zeros_(self.project.weight)
 
     def forward(self, x: Tensor, tokens: Tensor, present: Tensor) -> Tensor:
-        """Map x (B, C, H, W), tokens (1 + 24, K) and their mask ``present`` (B, 1 + 24) to (B, C, H, W)."""
+        """Map x (B, C, H, W), tokens (1 + C, K) and their mask ``present`` (B, 1 + C) to (B, C, H, W)."""
         here = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
         query = self.query(here)
         out = attend_both_ways(query, self.label_kv(tokens).expand(len(x), -1, -1), self.heads, present)
@@ -175,20 +177,20 @@ class Detail(nn.Module):
 
 @NETWORKS.register("unet")
 class UNet(nn.Module):
-    """ours: 4x4 patches, residual blocks with adaptive norm, attention to label tokens at 16x16 and 8x8."""
+    """ours: 16x16 patches, residual blocks with adaptive norm, attention to label tokens at 16x16 and 8x8."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, task: Task = ICLEVR) -> None:
         """Build it with ``config.width`` channels at 16x16 and twice as many at 8x8."""
         super().__init__()
         act = ACTIVATIONS.get(config.act)
         w1, w2 = config.width, 2 * config.width
-        condition = w2
+        condition, self.patch = w2, task.size // GRID
         self.time = nn.Sequential(TimeEmbedding(64), nn.Linear(64, condition), act(), nn.Linear(condition, condition))
-        self.label_set = nn.Linear(CLASSES, condition)
-        self.tokens = nn.Parameter(torch.randn(1 + CLASSES, w2, device="cpu"))  # the first token means "no object"
-        self.where = nn.Parameter(torch.zeros(1, w2, 8, 8))  # position embedding
+        self.label_set = nn.Linear(task.columns, condition)
+        self.tokens = nn.Parameter(torch.randn(1 + task.columns, w2, device="cpu"))  # the first token means "no object"
+        self.where = nn.Parameter(torch.zeros(1, w2, GRID // 2, GRID // 2))  # position embedding
         self.act = act()
-        self.stem = nn.Conv2d(3 * PATCH**2, w1, 3, padding=1)
+        self.stem = nn.Conv2d(3 * self.patch**2, w1, 3, padding=1)
         self.down = nn.ModuleList(ResidualBlock(w, w, condition, act) for w in (w1, w2))
         self.shrink = nn.Conv2d(w1, w2, 3, stride=2, padding=1)
         self.block = ResidualBlock(w2, w2, condition, act)
@@ -204,24 +206,24 @@ class UNet(nn.Module):
             }
         )
         self.detail = Detail()
-        self.out = nn.Sequential(ChannelNorm(w1), act(), nn.Conv2d(w1, (3 + BANDS) * PATCH**2, 3, padding=1))
+        self.out = nn.Sequential(ChannelNorm(w1), act(), nn.Conv2d(w1, (3 + BANDS) * self.patch**2, 3, padding=1))
         for parameter in self.out[-1].parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, x_t: Tensor, labels: Tensor, time: Tensor) -> Tensor:
-        """Map x_t (B, 3, 64, 64), labels (B, 24) and t / T (B,) to the objective's quantity (B, 3, 64, 64)."""
+        """Map x_t (B, 3, H, W), labels (B, C) and t / T (B,) to the objective's quantity (B, 3, H, W)."""
         condition = self.act(self.time(time) + self.label_set(labels))
         present = torch.cat((labels.new_ones(len(labels), 1), labels), 1) > 0
 
         def look(x: Tensor, where: str) -> Tensor:
             return self.look[where](x, self.tokens, present)  # type: ignore[no-any-return]
 
-        x16 = look(self.down[0](self.stem(patches(x_t, PATCH)), condition), "down 16")  # (B, w1, 16, 16)
+        x16 = look(self.down[0](self.stem(patches(x_t, self.patch)), condition), "down 16")  # (B, w1, 16, 16)
         x8 = self.down[1](self.shrink(x16) + self.where, condition)  # (B, w2, 8, 8)
         x = look(self.block(look(x8, "down 8"), condition), "middle 8")
         x = look(self.up[0](torch.cat((x, x8), 1), condition), "up 8")
         x = look(self.up[1](torch.cat((self.grow(x), x16), 1), condition), "up 16")  # (B, w1, 16, 16)
-        out = pixels(self.out(x).float(), PATCH)  # (B, 3 + BANDS, 64, 64)
+        out = pixels(self.out(x).float(), self.patch)  # (B, 3 + BANDS, H, W)
         return self.detail.add_to(out, x_t)
 
 

@@ -11,7 +11,6 @@ from torch.autograd.function import once_differentiable
 
 from ddpmctl.nets.unet import BANDS
 
-SIZE = 64
 LATEST = 0.998  # of t / T: at 1, the cosine schedule has no signal at all
 LEAST_SIGNAL = 0.05
 
@@ -29,10 +28,10 @@ class WienerFilter(nn.Module):
 
     blur: Tensor
 
-    def __init__(self) -> None:
-        """Create the transform that splits an image into bands; nothing here is trained."""
+    def __init__(self, size: int) -> None:
+        """Create the transform that splits an image of ``size`` x ``size`` pixels into bands; nothing here is trained."""
         super().__init__()
-        self.register_buffer("blur", torch.stack([blur_matrix(SIZE, spread) for spread in (1, 2)]), persistent=False)
+        self.register_buffer("blur", torch.stack([blur_matrix(size, spread) for spread in (1, 2)]), persistent=False)
 
     def forward(self, estimate: Tensor, log_error: Tensor, shift: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
         """Return x0_hat (B, 3, H, W), in float32. It is fastest where each channel is contiguous.

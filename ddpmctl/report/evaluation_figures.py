@@ -17,58 +17,80 @@ from ddpmctl.diffusion.schedules import Schedule
 from ddpmctl.evaluation.misses import confusion, recall
 from ddpmctl.evaluation.results import FileResults
 from ddpmctl.evaluation.scores import Probabilities
-from ddpmctl.labels import CLASSES, COLOURS, SHAPES
 from ddpmctl.report.style import COLOURS as PALETTE
 from ddpmctl.report.style import DASHES, MARKERS, in_figure, save_figure
 from ddpmctl.report.tables import FOUND, SHOWN
+from ddpmctl.task import LabelSet, Task
 
 if TYPE_CHECKING:
     from ddpmctl.evaluation.sweep import SweepPoint
 
 NEAR_ZERO = 1e-3  # largest terminal SNR of pure noise
 HATCHES = ("", "///", "...")
+FEW_NAMES, MOST_NAMES = 12, 40  # that stand level, and that can be read
 WRITTEN_FROM = 0.05  # smaller values are not written in the cells
 
 
 def save_class_bars(path: Path, answers: Mapping[str, FileResults], title: str) -> Path:
-    """Write the share of each class's requests in which it is found, by colour and shape, over all condition files."""
-    flat, requested = _together(answers)
-    counts = recall(flat, requested)["class"]
+    """Write the share of each class's requests in which it is found, over all condition files.
+
+    Classes of two words, such as colour and shape, stand in groups by their first word, with a bar for each second one.
+    """
+    flat, requested, task = _together(answers)
+    counts = recall(flat, requested, task)["class"]
+    groups, kinds = _groups(task, counts)
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     axis = figure.subplots()
-    for number, shape in enumerate(SHAPES):
+    width = 0.84 / len(kinds)
+    for number, kind in enumerate(kinds):
         places, heights, sizes = [], [], []
-        for index, colour in enumerate(COLOURS):
-            hits, asked = counts.get(f"{colour} {shape}", (0, 0))
-            places.append(index + (number - 1) * 0.28)
+        for index, group in enumerate(groups):
+            hits, asked = counts.get(f"{group} {kind}" if kind else group, (0, 0))
+            places.append(index + (number - (len(kinds) - 1) / 2) * width)
             heights.append(hits / asked if asked else 0.0)
             sizes.append(asked)
-        bars = axis.bar(places, heights, width=0.26, color=PALETTE[number], hatch=HATCHES[number], edgecolor="black", linewidth=0.5, label=shape)
+        label = kind or "_no legend"  # matplotlib leaves out what begins with an underscore
+        bars = axis.bar(places, heights, width=width - 0.02, color=PALETTE[number], hatch=HATCHES[number], edgecolor="black", linewidth=0.5, label=label)
         axis.bar_label(bars, [f"{100 * h:.0f}" if n else "-" for h, n in zip(heights, sizes, strict=True)], fontsize=7, padding=1)
     hits, asked = sum(h for h, _ in counts.values()), sum(n for _, n in counts.values())
-    axis.axhline(hits / asked, color="black", linewidth=1, linestyle=":", label=f"all: {hits / asked:.3f}")
-    axis.set_xticks(range(len(COLOURS)), COLOURS)
+    if asked:
+        axis.axhline(hits / asked, color="black", linewidth=1, linestyle=":", label=f"all: {hits / asked:.3f}")
+    axis.set_xticks(range(len(groups)), list(map(in_figure, groups)), rotation=60 if len(groups) > FEW_NAMES else 0)
     axis.set(ylim=(0, 1.1), ylabel="objects found (bars: %)")
     axis.set_title(f"{in_figure(title)}\n{FOUND}", fontsize=10)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return save_figure(path, figure)
 
 
+def _groups(task: Task, counts: Mapping[str, tuple[int, int]]) -> tuple[list[str], list[str]]:
+    """Return the first words of the classes and the second ones; for names without aspects, and for many, the names and one empty word."""
+    pairs = [task.words(name) for name in task.classes]
+    kinds = list(dict.fromkeys(pair[1] for pair in pairs if pair))
+    if 0 < len(kinds) <= len(HATCHES):
+        return list(dict.fromkeys(pair[0] for pair in pairs)), kinds
+    most = sorted(counts, key=lambda name: -counts[name][1])[:MOST_NAMES]
+    return [name for name in task.classes if name in most], [""]
+
+
 def save_confusion(path: Path, answers: Mapping[str, FileResults], title: str) -> Path:
-    """Write the 24 x 24 table of the classes shown in images that request each class."""
-    table = np.array(confusion(*_together(answers)))
+    """Write the C x C table of the classes shown in images that request each class."""
+    flat, requested, task = _together(answers)
+    table, count = np.array(confusion(flat, requested, task)), len(task.classes)
     figure = Figure(figsize=(9.4, 8.4), layout="constrained")
     axis = figure.subplots()
-    image = axis.pcolormesh(np.arange(25) - 0.5, np.arange(25) - 0.5, table, cmap="Greys", vmin=0, vmax=1, edgecolors="face", linewidth=0.1)
+    edges = np.arange(count + 1) - 0.5
+    image = axis.pcolormesh(edges, edges, table, cmap="Greys", vmin=0, vmax=1, edgecolors="face", linewidth=0.1)
     for (row, column), value in np.ndenumerate(table):
-        if value >= WRITTEN_FROM:
+        if value >= WRITTEN_FROM and count <= MOST_NAMES:
             axis.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=6.5, color="white" if value > 0.55 else "black")
-    axis.set_xticks(range(len(CLASSES)), CLASSES, rotation=90, fontsize=8)
-    axis.set_yticks(range(len(CLASSES)), CLASSES, fontsize=8)
-    for edge in range(len(COLOURS), len(CLASSES), len(COLOURS)):
+    names, size = list(map(in_figure, task.classes)), 8 if count <= MOST_NAMES else 4
+    axis.set_xticks(range(count), names, rotation=90, fontsize=size)
+    axis.set_yticks(range(count), names, fontsize=size)
+    kinds = [task.words(name)[1:] for name in task.classes]
+    for edge in (index for index in range(1, count) if kinds[index] != kinds[index - 1]):
         axis.axhline(edge - 0.5, color=PALETTE[1], linewidth=0.8)
         axis.axvline(edge - 0.5, color=PALETTE[1], linewidth=0.8)
-    axis.set(xlabel="shown", ylabel="requested", aspect="equal", ylim=(len(CLASSES) - 0.5, -0.5))
+    axis.set(xlabel="shown", ylabel="requested", aspect="equal", ylim=(count - 0.5, -0.5))
     axis.set_title(f"{in_figure(title)}\n{SHOWN}", fontsize=10)
     bar = figure.colorbar(image, ax=axis, shrink=0.6, label="fraction of the images that request the class (from 5 %: in %)")
     for colours in bar.ax.collections:
@@ -77,7 +99,7 @@ def save_confusion(path: Path, answers: Mapping[str, FileResults], title: str) -
 
 
 def save_spectra(path: Path, spectra: Mapping[str, np.ndarray], title: str) -> Path:
-    """Write the mean power of images over spatial frequency, (32,) for each name."""
+    """Write the mean power of images over spatial frequency, (H / 2,) for each name."""
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axis = figure.subplots()
     for number, (name, power) in enumerate(spectra.items()):
@@ -140,5 +162,6 @@ def save_sweep(path: Path, setting: str, series: Mapping[str, Sequence[SweepPoin
     return save_figure(path, figure)
 
 
-def _together(answers: Mapping[str, FileResults]) -> tuple[Probabilities, list[tuple[str, ...]]]:
-    return np.concatenate([a.flat for a in answers.values()]), [labels for a in answers.values() for labels in a.requested]
+def _together(answers: Mapping[str, FileResults]) -> tuple[Probabilities, list[LabelSet], Task]:
+    flat, requested = np.concatenate([a.flat for a in answers.values()]), [labels for a in answers.values() for labels in a.requested]
+    return flat, requested, next(iter(answers.values())).task

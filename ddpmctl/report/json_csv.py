@@ -66,12 +66,12 @@ def _contrast_as_dict(contrast: FidelityContrast) -> dict[str, Any]:
 
 def file_as_dict(answers: FileResults) -> dict[str, Any]:
     """Return the scores on one condition file in the form of ``--json``."""
-    interval, flat, requested = accuracy_interval(answers.tally), answers.flat, answers.requested
+    interval, flat, requested, task = accuracy_interval(answers.tally), answers.flat, answers.requested, answers.task
     misses: Misses = answers.misses
-    by = {aspect: {name: s.to_dict() for name, s in parts.items()} for aspect, parts in breakdown(flat, requested).items()}
+    by = {aspect: {name: s.to_dict() for name, s in parts.items()} for aspect, parts in breakdown(flat, requested, task).items()}
     by |= {
         aspect: {name: {"hits": hits, "labels": n, "accuracy": hits / n} for name, (hits, n) in counts.items()}
-        for aspect, counts in recall(flat, requested).items()
+        for aspect, counts in recall(flat, requested, task).items()
     }
     return {**answers.score.to_dict(), "interval": [interval.low, interval.high], "by": by, "misses": asdict(misses)}
 

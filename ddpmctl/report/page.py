@@ -24,12 +24,12 @@ from ddpmctl.evaluation.evaluate import EvaluationSpec
 from ddpmctl.evaluation.results import CheckpointResult, FileResults
 from ddpmctl.evaluation.scores import THRESHOLD
 from ddpmctl.files import write_text
-from ddpmctl.labels import CLASSES
 from ddpmctl.report.cells import apart, spans
 from ddpmctl.report.dark import dark_svg
 from ddpmctl.report.evaluation_figures import save_class_bars, save_confusion, save_schedules, save_spectra
 from ddpmctl.report.names import checkpoint_names
 from ddpmctl.report.tables import FOUND, SHOWN, Table, breakdown_tables
+from ddpmctl.task import Task
 
 if TYPE_CHECKING:
     from ddpmctl.evaluation.fidelity import Fidelity
@@ -114,7 +114,7 @@ class BesideReal:
     Attributes:
         fidelity: one for each row.
         tables: one for each row.
-        real: one image of each condition, all files in order: uint8 (conditions, 3, 64, 64).
+        real: one image of each condition, all files in order: uint8 (conditions, 3, H, W).
     """
 
     fidelity: Sequence[Fidelity]
@@ -223,13 +223,13 @@ def _side_by_side(file: str, arms: Sequence[Arm]) -> Gallery:
 def _views(answers: FileResults, caption: str) -> list[View]:
     """Return the first image of each condition, with the labels that it shows and those that it lacks."""
     found = zip(answers.images[:, 0], answers.conditions, answers.probabilities[:, 0], strict=True)
-    return [View(_data_uri(image), caption, _marks(labels, outputs)) for image, labels, outputs in found]
+    return [View(_data_uri(image), caption, _marks(labels, outputs, answers.task)) for image, labels, outputs in found]
 
 
-def _marks(labels: Sequence[str], outputs: npt.NDArray[np.float32]) -> list[Mark]:
-    shown = {name for name, value in zip(CLASSES, outputs, strict=True) if value > THRESHOLD}
+def _marks(labels: Sequence[str], outputs: npt.NDArray[np.float32], task: Task) -> list[Mark]:
+    shown = {name for name, value in zip(task.classes, outputs, strict=False) if value > THRESHOLD}
     kinds = {**{label: "hit" if label in shown else "miss" for label in labels}, **dict.fromkeys(sorted(shown - set(labels)), "extra")}
-    return [Mark(label, kind, float(outputs[CLASSES.index(label)])) for label, kind in kinds.items()]
+    return [Mark(label, kind, float(outputs[task.index[label]])) for label, kind in kinds.items()]
 
 
 def _schedules(folder: Path, rows: Sequence[CheckpointResult]) -> PageFigure:

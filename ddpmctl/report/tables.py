@@ -160,13 +160,14 @@ def selection_sentence(selection: Selection, name: str) -> str:
 def breakdown_tables(answers: Mapping[str, FileResults]) -> Iterator[Table]:
     """Yield tables over all condition files: by number of objects, shared colours, class, colour and shape, and the misses; each says what it counts."""
     flat, requested = np.concatenate([a.flat for a in answers.values()]), [labels for a in answers.values() for labels in a.requested]
-    for aspect, parts in breakdown(flat, requested).items():
+    task = next(iter(answers.values())).task
+    for aspect, parts in breakdown(flat, requested, task).items():
         lines = [[name, str(s.images), f"{s.accuracy:.4f}", f"{s.exact_match:.4f}"] for name, s in parts.items()]
         yield Table(f"by {aspect}", [aspect, "images", "accuracy", "exact"], lines, PARTS)
-    for aspect, counts in recall(flat, requested).items():
+    for aspect, counts in recall(flat, requested, task).items():
         lines = [[name, str(n), f"{hits / n:.4f}"] for name, (hits, n) in counts.items()]
         yield Table(f"by {aspect}", [aspect, "requested", "found"], lines, FOUND)
-    account = account_for(flat, requested)
+    account = account_for(flat, requested, task)
     labels = sum(map(len, requested))
     lines = [[MISS_WORDS[name], str(count), f"{count / labels:.4f}"] for name, count in asdict(account).items()]
     title = f"the {account.missed} requested objects that are not shown, and extra objects"

@@ -19,10 +19,11 @@ from ddpmctl.diffusion.randomness import ImageNoise
 from ddpmctl.diffusion.samplers import Frame, own_options, sampler_times
 from ddpmctl.distributed.job import SINGLE, Job
 from ddpmctl.errors import DataError, UsageError, out_of_memory
-from ddpmctl.labels import multi_hot
+from ddpmctl.iclevr import ICLEVR
 from ddpmctl.progress import Progress
 from ddpmctl.registry import NETWORKS, SAMPLERS
-from ddpmctl.sampling.requests import BATCH, IMAGE_SHAPE, Batch, ImageRequest, describe_sampling, in_batches, with_actual_steps
+from ddpmctl.sampling.requests import BATCH, Batch, ImageRequest, describe_sampling, in_batches, with_actual_steps
+from ddpmctl.task import Task
 
 R = TypeVar("R")
 Progressing: TypeAlias = collections.abc.Generator[Progress, None, R]
@@ -38,18 +39,19 @@ class Recogniser(Protocol):
     """A network that names the objects in x_t."""
 
     def name_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
-        """Return the logits (B, 24) of the objects that x_t (B, 3, 64, 64) shows at t / T (B,)."""
+        """Return the logits (B, C) of the objects that x_t (B, 3, H, W) shows at t / T (B,)."""
 
 
 @dataclass(frozen=True)
 class SamplingPipeline:
-    """A network with its diffusion, sampling settings and device; ``name`` is used in messages, such as the path of its file."""
+    """A network with its diffusion, sampling settings, device and task; ``name`` is used in messages, such as the path of its file."""
 
     net: nn.Module
     diffusion: Diffusion
     sampling: SamplingConfig
     compute: ComputeDevice
     name: str = "the network"
+    task: Task = ICLEVR
 
     @property
     def steps(self) -> int:
@@ -99,7 +101,7 @@ class SamplingPipeline:
         if not self._trials:
             return requests
         assert isinstance(self.net, Recogniser)  # see require_recogniser
-        times, labels, total = self._times_to_choice(), label_tensor(requests).to(self.compute.device), len(requests) * self.work
+        times, labels, total = self._times_to_choice(), label_tensor(requests, self.task).to(self.compute.device), len(requests) * self.work
         particles = [[_particle(request, number) for request in requests] for number in range(self.sampling.particles)]
         log_likelihood, done = [], 0
         for particle in particles:
@@ -116,7 +118,7 @@ class SamplingPipeline:
         return [particles[number][index] for index, number in enumerate(chosen.tolist())]
 
     def frames(self, requests: Sequence[ImageRequest]) -> Iterator[Frame]:
-        """Yield the frames of a batch from pure noise (t = T) to the images (t = 0): float32 (B, 3, 64, 64) on the device.
+        """Yield the frames of a batch from pure noise (t = T) to the images (t = 0): float32 (B, 3, H, W) on the device.
 
         The noise is that of the requests; with several particles, ``choose`` comes first.
 
@@ -127,8 +129,8 @@ class SamplingPipeline:
 
     def _frames(self, requests: Sequence[ImageRequest], times: Sequence[int]) -> Iterator[Frame]:
         device = self.compute.device
-        labels = label_tensor(requests).to(device)
-        noise = ImageNoise([r.key for r in requests], IMAGE_SHAPE, device)
+        labels = label_tensor(requests, self.task).to(device)
+        noise = ImageNoise([r.key for r in requests], self.task.image_shape, device)
         sampler = SAMPLERS.get(self.sampling.sampler)
         x = noise().contiguous(memory_format=torch.channels_last)
         yield Frame(times[0], x, x, pure_noise=True)
@@ -146,7 +148,7 @@ class SamplingPipeline:
             yield frame
 
     def batches(self, requests: Sequence[ImageRequest], batch_size: int = BATCH) -> Iterator[Progress | Tensor]:
-        """Yield progress, and the finished images in order: float32 (B, 3, 64, 64) in [-1, 1] on the device.
+        """Yield progress, and the finished images in order: float32 (B, 3, H, W) in [-1, 1] on the device.
 
         If a batch does not fit in memory, it is repeated at half the size, with the same noise.
         """
@@ -223,12 +225,12 @@ def sample_batch(pipeline: SamplingPipeline, batch: Batch) -> Progressing[list[T
 
 
 def sample_images(pipeline: SamplingPipeline, requests: Sequence[ImageRequest], batch_size: int = BATCH, job: Job = SINGLE) -> Progressing[Tensor]:
-    """Yield progress and return the images, uint8 (N, 3, 64, 64) on the CPU; only rank 0 gets them."""
+    """Yield progress and return the images, uint8 (N, 3, H, W) on the CPU; only rank 0 gets them."""
 
     def make(batch: Batch) -> Progressing[Tensor]:
         return torch.cat([to_uint8(images) for images in (yield from sample_batch(pipeline, batch))])
 
-    made = [torch.empty((0, *IMAGE_SHAPE), dtype=torch.uint8)]
+    made = [torch.empty((0, *pipeline.task.image_shape), dtype=torch.uint8)]
     for item in job.map_ordered(make, in_batches(requests, batch_size)):
         if isinstance(item, Tensor):
             made.append(item)
@@ -242,6 +244,6 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
 
-def label_tensor(requests: Sequence[ImageRequest]) -> Tensor:
-    """Return the requested labels, multi-hot float32 (B, 24)."""
-    return torch.from_numpy(multi_hot([r.labels for r in requests])).float()
+def label_tensor(requests: Sequence[ImageRequest], task: Task = ICLEVR) -> Tensor:
+    """Return the requested labels, multi-hot float32 (B, C)."""
+    return torch.from_numpy(task.multi_hot([r.labels for r in requests])).float()

@@ -13,7 +13,6 @@ from ddpmctl.diffusion.schedules import Schedule
 if TYPE_CHECKING:
     from ddpmctl.diffusion.randomness import Key
 
-IMAGE_SHAPE = (3, 64, 64)
 BATCH = 64
 
 

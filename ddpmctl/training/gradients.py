@@ -36,7 +36,7 @@ class Gradients:
     Attributes:
         net: the network; ``forward`` calls it, wrapped and compiled.
         images: uint8, (N, 3, H, W), all training images.
-        labels: multi-hot, (N, 24).
+        labels: multi-hot, (N, C).
     """
 
     config: Config

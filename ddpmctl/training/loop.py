@@ -20,7 +20,7 @@ from ddpmctl.grids import save_grid
 from ddpmctl.progress import Notice
 from ddpmctl.runs.abandoned import abandon
 from ddpmctl.runs.folder import Run, save_config
-from ddpmctl.runs.record import SCORED, mean, scored_in
+from ddpmctl.runs.record import mean, scored_in
 from ddpmctl.sampling.pipeline import NotFiniteError, SamplingPipeline, label_tensor
 from ddpmctl.statistics.ranking import Standing
 from ddpmctl.training.events import EpochDone, Evaluated, Event, Overridden, Resumed, RolledBack, Saved, StepDone, StopAgreed, Ticked
@@ -216,14 +216,16 @@ def _tick(trainer: Trainer) -> Ticked:
 
 def _score_and_save(trainer: Trainer, log: RunLog, run: Run, classifier: Classifier) -> Iterator[Event]:
     config, counters = trainer.config, trainer.counters
-    pipeline = SamplingPipeline(trainer.sampling_network(), trainer.diffusion, config.sampling, trainer.compute)
-    conditions = {name: trainer.dataset.conditions[name] for name in SCORED}
+    pipeline = SamplingPipeline(trainer.sampling_network(), trainer.diffusion, config.sampling, trainer.compute, task=trainer.dataset.task)
+    task = trainer.dataset.task
+    conditions = {name: trainer.dataset.conditions[name] for name in task.scored}
     try:
         scored = yield from score_conditions(pipeline, classifier, conditions, seed=config.training.seed)
     except NotFiniteError:
         raise Diverged(f"the sampled images are not finite after step {counters.step}", {"step": counters.step}) from None
     scores = {name: scored_images.score for name, scored_images in scored.items()}
-    path = run.checkpoints / f"epoch{counters.epoch}_{scores['test'].accuracy}_{scores['new_test'].accuracy}.pth"
+    path = run.checkpoints / "_".join([f"epoch{counters.epoch}", *(str(scores[name].accuracy) for name in task.scored)])
+    path = path.with_name(f"{path.name}.pth")
     known = {
         "epoch": counters.epoch, "step": counters.step, "images_seen": counters.images_seen, "loss": counters.last_loss, "seconds": counters.seconds,
         "scores": {name: value.to_dict() for name, value in scores.items()}, "evaluator": classifier.sha256, "data": trainer.dataset.key,
@@ -232,7 +234,7 @@ def _score_and_save(trainer: Trainer, log: RunLog, run: Run, classifier: Classif
     if (bad := not_finite(weights)) is not None:
         raise Diverged(f"the weights {bad!r} are not finite after step {counters.step}", {"step": counters.step, "name": bad})
     log.require_folder()
-    save_checkpoint(path, config, weights, **known)
+    save_checkpoint(path, config, weights, task, **known)
     for name, scored_images in scored.items():
         save_grid(run.samples / f"epoch{counters.epoch}_{name}.png", scored_images.images, [", ".join(r.labels) for r in scored_images.requests])
     run.point("latest", path)
@@ -243,7 +245,7 @@ def _score_and_save(trainer: Trainer, log: RunLog, run: Run, classifier: Classif
     counters.scored_epoch = counters.epoch
     trainer.replicas.job.from_leader(lambda: None)  # ends ``_wait_for_score`` on the other ranks
     images, requests = torch.cat([one.images for one in scored.values()]), [request for one in scored.values() for request in one.requests]
-    sharp = sharpness(images, label_tensor(requests), trainer.images, trainer.labels)
+    sharp = sharpness(images, label_tensor(requests, task), trainer.images, trainer.labels)
     yield Evaluated(counters.epoch, counters.step, counters.images_seen, counters.last_loss, counters.seconds, scores, classifier.sha256, path, sharp)
     save_state(trainer, log, run)
     _retain(trainer, run)

@@ -13,7 +13,9 @@ from ddpmctl.config import Config, ModelConfig
 from ddpmctl.diffusion.schedules import make_schedule
 from ddpmctl.errors import UsageError
 from ddpmctl.files import in_bytes, need_room
+from ddpmctl.iclevr import ICLEVR
 from ddpmctl.registry import NETWORKS
+from ddpmctl.task import Task
 from ddpmctl.training.gradients import Gradients
 from ddpmctl.training.trainer import Trainer
 
@@ -64,7 +66,7 @@ def make_plan(trainer: Trainer, run: Path, classifier: str) -> Plan:
         run=run,
         data=trainer.dataset.name,
         images=images,
-        parameters=network_size(config.model)[0],
+        parameters=network_size(config.model, trainer.dataset.task)[0],
         device=compute.describe() if job.is_single else f"{job.size} processes, each on {compute.describe()}",
         precision=compute.precision,
         steps_per_epoch=trainer.batches_per_epoch,
@@ -72,15 +74,15 @@ def make_plan(trainer: Trainer, run: Path, classifier: str) -> Plan:
         seconds=seconds,
         terminal_snr=make_schedule(config.diffusion).terminal_snr,
         evaluator=classifier,
-        disk=str(room_for(config)),
+        disk=str(room_for(config, trainer.dataset.task)),
     )
 
 
 @functools.cache
-def network_size(config: ModelConfig) -> tuple[int, int]:
+def network_size(config: ModelConfig, task: Task = ICLEVR) -> tuple[int, int]:
     """Return a network's number of parameters and the bytes of its state dict, without allocating its weights."""
     with torch.device("meta"):
-        net = NETWORKS.get(config.net)(config)
+        net = NETWORKS.get(config.net)(config, task)
     return sum(p.numel() for p in net.parameters()), sum(value.numel() * value.element_size() for value in net.state_dict().values())
 
 
@@ -93,11 +95,11 @@ def seconds_per_image(trainer: Trainer) -> float:
         UsageError: the batch does not fit in memory; names settings that fit.
         PeerError: another process failed.
     """
-    net, compute, config, size = trainer.net, trainer.compute, trainer.config, trainer.replicas.job.size
+    net, compute, config, size, task = trainer.net, trainer.compute, trainer.config, trainer.replicas.job.size, trainer.dataset.task
     limit = 8 if compute.device.type == "cpu" else 64
     # Without torch.compile, and one network call per process: only the wrapped network can accumulate gradients.
     count = min(config.training.batch_size, size * min(limit, config.run.micro_batch or limit))
-    images, labels = (torch.zeros(count, *shape, dtype=torch.uint8, device=compute.device) for shape in ((3, 64, 64), (24,)))
+    images, labels = (torch.zeros(count, *shape, dtype=torch.uint8, device=compute.device) for shape in (task.image_shape, (task.columns,)))
     gradients = Gradients(config, compute, trainer.replicas, net, net, trainer.loss, images, labels)
     chosen = torch.arange(count, device=compute.device)
     buffers = {name: value.clone() for name, value in net.named_buffers()}
@@ -136,9 +138,9 @@ class Room:
         return f"about {in_bytes(self.total)}: {self.checkpoints} checkpoint{'s' * (self.checkpoints != 1)} of {in_bytes(self.checkpoint_bytes)} and the state"
 
 
-def room_for(config: Config) -> Room:
+def room_for(config: Config, task: Task = ICLEVR) -> Room:
     """Return the disk space that a run needs, from the size of its network."""
-    weights, training = network_size(config.model)[1], config.training
+    weights, training = network_size(config.model, task)[1], config.training
     scored = 1 if training.epochs is None else -(-training.epochs // training.save_every)
     kept = scored if config.run.keep is None else min(scored, config.run.keep + 3)  # the best, the last, and one more while it is written
     copies = 1 + (training.ema is not None) + MOMENTS.get(training.optimizer, 2)

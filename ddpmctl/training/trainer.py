@@ -19,8 +19,10 @@ from ddpmctl.diffusion.denoiser import Diffusion, TrainingLoss
 from ddpmctl.diffusion.randomness import derived_seed, generator
 from ddpmctl.distributed.replicas import Replicas
 from ddpmctl.errors import UsageError
+from ddpmctl.iclevr import ICLEVR
 from ddpmctl.registry import NETWORKS
 from ddpmctl.sampling.pipeline import names_objects, require_recogniser
+from ddpmctl.task import Task
 from ddpmctl.training.gradients import Gradients, require_finite
 from ddpmctl.training.optimizers import make_optimizers, set_lr
 
@@ -67,11 +69,11 @@ class Counters:
     logged_images: int = 0
 
 
-def make_network(config: Config) -> nn.Module:
+def make_network(config: Config, task: Task = ICLEVR) -> nn.Module:
     """Return the config's network with its initial weights, a pure function of the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(config.training.seed, "weights"))
-        net: nn.Module = NETWORKS.get(config.model.net)(config.model)
+        net: nn.Module = NETWORKS.get(config.model.net)(config.model, task)
     return net
 
 
@@ -89,9 +91,9 @@ def require_trainable(config: Config) -> None:
         raise UsageError(f"--objective: the network {name} does not predict {objective}; give --objective {' or '.join(net.objectives)}")
 
 
-def start_network(config: Config, images: np.ndarray) -> nn.Module:
+def start_network(config: Config, images: np.ndarray, task: Task = ICLEVR) -> nn.Module:
     """Return the config's network as training starts, for training images uint8 (N, 3, H, W)."""
-    net = make_network(config)
+    net = make_network(config, task)
     if isinstance(net, Centred):
         some = images[:: -(-len(images) // MEAN_OF)]
         net.centre(torch.from_numpy(some.mean(0)) / 127.5 - 1)
@@ -141,7 +143,7 @@ class Trainer:
     def __post_init__(self) -> None:
         """Build everything on the device."""
         device, training = self.compute.device, self.config.training
-        self.net = start_network(self.config, self.dataset.images).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net = start_network(self.config, self.dataset.images, self.dataset.task).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = None
         if training.ema is not None:
             self.average = AveragedModel(self.net, multi_avg_fn=ema_average(training.ema), use_buffers=True)
