@@ -115,12 +115,15 @@ class Task:
         own = {name: set(_key(name)) for name in self.classes}
         if not near and words and words <= set().union(*own.values()):
             inside = [name for name, known in own.items() if known <= words]
-            if len(_key(text)) > 1 and len(inside) > 1 and sum(len(own[name]) for name in inside) == len(words):
+            if _made_of(_key(text), [_key(name) for name in inside]):
                 return "several labels are separated by commas"
             near = inside or [name for name, known in own.items() if words <= known] or [name for name, known in own.items() if words & known]
         near = near or self.nearest(text)
         if near:
             return f"did you mean {' or '.join(map(repr, near[:8]))}?"
+        if self.aspects:
+            values = (dict.fromkeys(self.words(name)[number] for name in self.classes) for number in range(len(self.aspects)))
+            return "a label is " + " and ".join(f"a {aspect} ({', '.join(found)})" for aspect, found in zip(self.aspects, values, strict=True))
         return f"the labels are {', '.join(self.classes[:30])}{' ...' if len(self.classes) > 30 else ''}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -183,6 +186,20 @@ def _key(text: str) -> tuple[str, ...]:
     """Return the words of a label, sorted, without differences of case, plural and spelling."""
     words = re.split(r"[\s_-]+", unicodedata.normalize("NFC", text).casefold())
     return tuple(sorted(_singular(SAME_WORDS.get(word, word)) for word in words if word))
+
+
+def _made_of(words: tuple[str, ...], labels: list[tuple[str, ...]]) -> bool:
+    """Return whether words are those of some labels together."""
+    if not words:
+        return True
+    for label in labels:
+        rest = list(words)
+        if words[0] in label and all(word in rest for word in label):
+            for word in label:
+                rest.remove(word)
+            if _made_of(tuple(rest), labels):
+                return True
+    return False
 
 
 def _singular(word: str) -> str:

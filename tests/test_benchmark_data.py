@@ -15,7 +15,7 @@ from ddpmctl.benchmark import embedded
 from ddpmctl.benchmark.lighting import PALETTE
 from ddpmctl.benchmark.raycast import render
 from ddpmctl.benchmark.scenes import Scenes, depth_maps, draw_scenes
-from ddpmctl.labels import CLASSES, COLOURS, INDEX
+from ddpmctl.iclevr import CLASSES, COLOURS, INDEX
 
 N = 40
 

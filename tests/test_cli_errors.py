@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpmctl.labels import INDEX
+from ddpmctl.iclevr import INDEX
 
 from .conftest import TINY, ddpmctl
 

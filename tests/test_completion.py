@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ddpmctl.cli.app import app
-from ddpmctl.cli.common import parse_labels
+from ddpmctl.cli.labels import parse_labels
 from ddpmctl.config import Setting, settings
 from ddpmctl.registry import Registry
 

@@ -34,7 +34,7 @@ from ddpmctl.evaluation.fidelity import (
     sharpness,
 )
 from ddpmctl.evaluation.scores import score
-from ddpmctl.labels import multi_hot
+from ddpmctl.iclevr import ICLEVR
 
 from .conftest import TINY, ddpmctl, train
 from .data.conftest import finish
@@ -78,7 +78,7 @@ class TestRenderedLabelSets:
         sets = [("red cube",), ("blue sphere", "cyan cylinder"), ("red cube", "red sphere", "gray cylinder")] * 8
         images = torch.from_numpy(result(render_label_sets(sets, seed=5)))
         outputs = load_classifier()(images.float() / 127.5 - 1)
-        assert score(outputs, torch.from_numpy(multi_hot(sets)).float()).exact_match > 0.9
+        assert score(outputs, torch.from_numpy(ICLEVR.multi_hot(sets)).float()).exact_match > 0.9
 
     def test_another_seed_gives_other_images(self) -> None:
         sets = [("red cube",)] * 2

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ddpmctl.cli.common import parse_labels
+from ddpmctl.cli.labels import parse_labels
 from ddpmctl.errors import UsageError
-from ddpmctl.labels import CLASSES, parse_label
+from ddpmctl.iclevr import CLASSES, ICLEVR
 
 
 @pytest.mark.parametrize("label", CLASSES)
@@ -16,13 +16,13 @@ def test_every_label_is_read_in_the_spellings_that_people_use(label: str) -> Non
     spellings += [f"{shape} {colour}", f"{colour} {shape}s"]
     if colour == "gray":
         spellings += [f"grey {shape}", f"Grey-{shape}s"]
-    assert {parse_label(text) for text in spellings} == {label}
+    assert {ICLEVR.parse_label(text) for text in spellings} == {label}
 
 
 @pytest.mark.parametrize("text", ["red", "cube", "red blue cube", "red cube sphere", "red cube red cube", "a red cube", "redcube", "", "-"])
 def test_a_label_is_never_guessed(text: str) -> None:
     with pytest.raises(UsageError, match="unknown label"):
-        parse_label(text)
+        ICLEVR.parse_label(text)
 
 
 def test_an_image_takes_a_list_with_commas_or_semicolons() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddpmctl.evaluation.misses import Misses, account, account_for, breakdown, confusion, recall
-from ddpmctl.labels import CLASSES, multi_hot
+from ddpmctl.iclevr import CLASSES, ICLEVR
 
 KNOWN = {
     "all there": ("red cube, blue sphere", "red cube, blue sphere", Misses()),
@@ -38,13 +38,13 @@ def split(text: str) -> list[str]:
 def test_error_types_of_known_cases(case: str) -> None:
     requested, shown, expected = KNOWN[case]
     assert account(split(requested), split(shown)) == expected
-    outputs = torch.from_numpy(multi_hot([tuple(split(shown))])).float() * 0.9
+    outputs = torch.from_numpy(ICLEVR.multi_hot([tuple(split(shown))])).float() * 0.9
     assert account_for(outputs, [split(requested)]) == expected
 
 
 def test_counts_of_images_add_up() -> None:
     cases = list(KNOWN.values())
-    outputs = torch.from_numpy(multi_hot([tuple(split(shown)) for _, shown, _ in cases])).float()
+    outputs = torch.from_numpy(ICLEVR.multi_hot([tuple(split(shown)) for _, shown, _ in cases])).float()
     total = account_for(outputs, [split(requested) for requested, _, _ in cases])
     assert total == sum((expected for _, _, expected in cases), Misses())
     assert total.missed == total.swapped + total.wrong_shape + total.wrong_colour + total.absent
@@ -70,14 +70,14 @@ def test_recall_by_class_colour_and_shape_equals_the_labs_count() -> None:
 
 def test_breakdown_by_number_of_objects_and_shared_colours() -> None:
     requests = [("red cube",), ("red cube", "red sphere"), ("red cube", "blue sphere")]
-    outputs = torch.from_numpy(multi_hot([("red cube",), ("red cube",), ("red cube", "blue sphere")])).float()
+    outputs = torch.from_numpy(ICLEVR.multi_hot([("red cube",), ("red cube",), ("red cube", "blue sphere")])).float()
     parts = breakdown(outputs, requests)
     assert {name: (s.images, s.exact) for name, s in parts["objects"].items()} == {"1": (1, 1), "2": (2, 1)}
     assert {name: (s.images, s.exact) for name, s in parts["colours"].items()} == {"all differ": (2, 2), "one shared": (1, 0)}
 
 
 def test_other_requested_objects_are_not_in_the_confusion() -> None:
-    outputs = torch.from_numpy(multi_hot([("red cube", "blue sphere"), ("gray cube",)])).float()
+    outputs = torch.from_numpy(ICLEVR.multi_hot([("red cube", "blue sphere"), ("gray cube",)])).float()
     table = confusion(outputs, [("red cube", "blue sphere"), ("red cube",)])
     row = table[CLASSES.index("red cube")]
     assert row[CLASSES.index("red cube")] == 0.5

@@ -15,7 +15,7 @@ from ddpmctl.device import ComputeDevice
 from ddpmctl.diffusion.denoiser import Diffusion
 from ddpmctl.errors import UsageError
 from ddpmctl.evaluation.evaluate import pipeline_for
-from ddpmctl.labels import CLASSES
+from ddpmctl.iclevr import CLASSES
 from ddpmctl.registry import NETWORKS, SAMPLERS
 from ddpmctl.sampling.pipeline import CHOICE_TIME, Progressing, SamplingPipeline, names_objects, require_recogniser, sample_images, to_uint8
 from ddpmctl.sampling.requests import ImageRequest, requests_for

@@ -13,7 +13,7 @@ from ddpmctl.device import ComputeDevice
 from ddpmctl.diffusion.denoiser import Diffusion
 from ddpmctl.diffusion.randomness import ImageNoise, derived_seed, generator
 from ddpmctl.diffusion.samplers import Frame
-from ddpmctl.labels import CLASSES
+from ddpmctl.iclevr import CLASSES
 from ddpmctl.registry import NETWORKS, SAMPLERS
 from ddpmctl.sampling.pipeline import SamplingPipeline, sample_images, to_uint8
 from ddpmctl.sampling.requests import ImageRequest, requests_for

@@ -14,7 +14,7 @@ import numpy as np
 from ddpmctl.benchmark.label_sets import held_out_triples, lab_conditions
 from ddpmctl.benchmark.scenes import OBJECTS, SIDE, arrange, draw_classes, draw_scenes
 from ddpmctl.errors import UsageError
-from ddpmctl.labels import CLASSES, INDEX
+from ddpmctl.iclevr import CLASSES, INDEX
 from ddpmctl.progress import Progress
 
 SCENES = 6003
@@ -39,7 +39,7 @@ def train_labels(scenes: int, *, seed: int = 0) -> dict[str, list[str]]:
     return dict(zip(image_names(scenes), sets, strict=True))
 
 
-def render_benchmark(scenes: int = SCENES, *, seed: int = 0, width: int = 64, height: int = 64) -> Iterator[np.ndarray]:
+def render_benchmark(scenes: int = SCENES, *, seed: int = 0, width: int = SIDE, height: int = SIDE) -> Iterator[np.ndarray]:
     """Yield the images in the order of :func:`image_names`, in chunks: uint8 (m, height, width, 3)."""
     from ddpmctl.benchmark.raycast import render
 
@@ -47,21 +47,21 @@ def render_benchmark(scenes: int = SCENES, *, seed: int = 0, width: int = 64, he
         yield images.reshape(-1, height, width, 3)
 
 
-def collected(chunks: Iterator[np.ndarray], count: int) -> Generator[Progress, None, np.ndarray]:
-    """Yield progress and return ``count`` images from chunks (..., height, width, 3) as one array, uint8 (count, 3, 64, 64)."""
-    images = np.empty((count, 3, SIDE, SIDE), dtype=np.uint8)
+def collected(chunks: Iterator[np.ndarray], count: int, size: int = SIDE) -> Generator[Progress, None, np.ndarray]:
+    """Yield progress and return ``count`` images from chunks (..., size, size, 3) as one array, uint8 (count, 3, size, size)."""
+    images = np.empty((count, 3, size, size), dtype=np.uint8)
     done = 0
     yield Progress("rendering", done, count)
     for chunk in chunks:
-        flat = chunk.reshape(-1, SIDE, SIDE, 3)
+        flat = chunk.reshape(-1, size, size, 3)
         images[done : done + len(flat)] = flat.transpose(0, 3, 1, 2)
         done += len(flat)
         yield Progress("rendering", done, count)
     return images
 
 
-def render_label_sets(label_sets: Sequence[Sequence[str]], *, seed: int) -> Generator[Progress, None, np.ndarray]:
-    """Yield progress and return one new image of each label set, uint8 (N, 3, 64, 64).
+def render_label_sets(label_sets: Sequence[Sequence[str]], *, seed: int, size: int = SIDE) -> Generator[Progress, None, np.ndarray]:
+    """Yield progress and return one new image of each label set, uint8 (N, 3, size, size).
 
     With every seed, the scenes differ from those of the training set.
 
@@ -75,7 +75,7 @@ def render_label_sets(label_sets: Sequence[Sequence[str]], *, seed: int) -> Gene
     rng = np.random.default_rng([seed, len(label_sets)])
     rows = [[*(INDEX[name] for name in labels), *rng.permutation([i for i, name in enumerate(CLASSES) if name not in labels])] for labels in label_sets]
     scenes = arrange(np.array([row[:OBJECTS] for row in rows], dtype=np.int64).reshape(-1, OBJECTS), seed=seed)
-    frames = yield from collected(render(scenes), OBJECTS * len(label_sets))
+    frames = yield from collected(render(scenes, width=size, height=size), OBJECTS * len(label_sets), size)
     # Frame f shows the first f + 1 objects, so the objects that fill a scene up are not in the image.
     return frames[[OBJECTS * index + len(labels) - 1 for index, labels in enumerate(label_sets)]]
 

@@ -12,7 +12,7 @@ import itertools
 import json
 from importlib import resources
 
-from ddpmctl.labels import CLASSES
+from ddpmctl.iclevr import CLASSES
 
 ABSENT_TRIPLES = 136
 HELD_OUT_ROUNDS = 4  # each round uses every class once: 4 rounds of 8 triples

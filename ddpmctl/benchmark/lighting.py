@@ -13,7 +13,7 @@ import numpy as np
 
 from ddpmctl.benchmark.geometry import CUBE, CYLINDER, HALF_HEIGHT, HALF_SIDE, RADIUS, SPHERE, Vector
 from ddpmctl.benchmark.scenes import OBJECTS, Scenes
-from ddpmctl.labels import COLOURS
+from ddpmctl.iclevr import COLOURS
 
 PALETTE = np.array(  # CLEVR's colours, in the order of labels.COLOURS; CLEVR uses them as linear light
     [[87, 87, 87], [173, 35, 35], [42, 75, 215], [29, 105, 20], [129, 74, 25], [129, 38, 192], [41, 208, 208], [255, 238, 51]]

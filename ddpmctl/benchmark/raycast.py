@@ -18,7 +18,7 @@ from ddpmctl.benchmark import geometry
 from ddpmctl.benchmark.geometry import Camera, Vector
 from ddpmctl.benchmark.lighting import ALBEDO, Points, light
 from ddpmctl.benchmark.scenes import GRAIN_TILE, OBJECTS, Scenes, scene_windows
-from ddpmctl.labels import COLOURS
+from ddpmctl.iclevr import COLOURS
 
 SUPERSAMPLE = 3  # rays per pixel and axis for objects; the smooth floor needs one
 CHUNK_PIXELS = 8 * 64 * 64  # of one frame; fits the CPU cache

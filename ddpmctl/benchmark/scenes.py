@@ -16,7 +16,7 @@ import numpy as np
 from ddpmctl.benchmark import geometry
 from ddpmctl.benchmark.geometry import HALF_HEIGHT, RADIUS, Camera, Solids, Windows
 from ddpmctl.benchmark.label_sets import training_triples
-from ddpmctl.labels import CLASSES, COLOURS, INDEX
+from ddpmctl.iclevr import CLASSES, COLOURS, INDEX
 
 OBJECTS = 3
 CHUNK = 256  # scenes per stream; a change changes the scenes of every seed

@@ -15,7 +15,7 @@ from ddpmctl.benchmark import embedded
 from ddpmctl.benchmark.embedded import scene_count
 from ddpmctl.errors import UsageError
 from ddpmctl.files import cannot_write, write_text
-from ddpmctl.labels import INDEX
+from ddpmctl.iclevr import INDEX
 from ddpmctl.progress import Progress
 
 IMAGES = 256  # images between two progress events

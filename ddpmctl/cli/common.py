@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Config, Value
 from ddpmctl.config_sources import assumed, overrides
+from ddpmctl.data.source import DataSource
 from ddpmctl.distributed.job import SINGLE, Job
 from ddpmctl.errors import UsageError
-from ddpmctl.labels import parse_label
+from ddpmctl.task import LabelSet, Task
 
 if TYPE_CHECKING:
     from ddpmctl.checkpoints.format import Checkpoint
@@ -24,41 +24,36 @@ if TYPE_CHECKING:
     from ddpmctl.evaluation.fidelity import Reference
     from ddpmctl.evaluation.remembered_device import RememberedDevice
     from ddpmctl.evaluation.results import FileResults
-    from ddpmctl.labels import LabelSet
     from ddpmctl.progress import Notice, Progress
     from ddpmctl.report.page import BesideReal
     from ddpmctl.sampling.pipeline import SamplingPipeline
 
 
-def only_one_source(data: Path | None, scenes: int | None) -> None:
-    """Refuse ``--scenes`` beside ``--data``: one of them would be ignored in silence.
+def data_source(data: Path | None, scenes: int | None, **reading: Any) -> DataSource:
+    """Return the data that options name.
 
     Raises:
-        UsageError: both were given.
+        UsageError: ``--scenes`` stands beside ``--data``, so that one would be ignored in silence; or a value is not possible.
     """
     if data is not None and scenes is not None:
         raise UsageError("--scenes sets the size of the embedded benchmark and does not go with --data")
+    return DataSource.checked(path=data, scenes=scenes, **{name: value for name, value in reading.items() if value is not None})
 
 
-def parse_labels(texts: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return ``--labels`` texts as label sets; a list with commas or semicolons, perhaps with one at its end, is one image's objects.
+def known_conditions(source: DataSource, checkpoints: Sequence[Path]) -> tuple[Conditions, DataSource]:
+    """Return the conditions, and the data that they are of: of the named source, or of the first checkpoint's run if its data are not i-CLEVR's.
 
     Raises:
-        UsageError: an empty list, an unknown label, or one named twice.
+        UsageError, DataError: they cannot be read.
     """
-    sets = []
-    for text in texts:
-        names = [part.strip() for part in re.sub("[,;]\\s*$", "", text).replace(";", ",").split(",")]
-        if not all(names):
-            raise UsageError(f'--labels {text!r}: a label is missing; give e.g. --labels "red cube,blue sphere"')
-        try:
-            labels = tuple(map(parse_label, names))
-        except UsageError as error:
-            raise UsageError(f"--labels: {error}") from None
-        if len(set(labels)) < len(labels):
-            raise UsageError(f"--labels {text!r}: a label is named twice, but images hold no object twice")
-        sets.append(labels)
-    return sets
+    from ddpmctl.data.dataset import load_conditions
+    from ddpmctl.runs.conditions import conditions_of_run
+    from ddpmctl.runs.folder import Run
+
+    run = Run(checkpoints[0].parent.parent) if checkpoints else None
+    if source == DataSource() and run is not None and run.data_file.is_file() and (found := conditions_of_run(run)) is not None:
+        return found
+    return load_conditions(source), source
 
 
 def named_conditions(files: Sequence[Path] | None, known: Conditions) -> Mapping[str, Sequence[LabelSet]]:
@@ -83,8 +78,9 @@ def named_conditions(files: Sequence[Path] | None, known: Conditions) -> Mapping
 
 
 def evaluation_spec(
-    conditions: Mapping[str, Sequence[LabelSet]], evaluator: Path | None, data: Path | None, given: Given, *, seed: int, repeats: int, job: Job = SINGLE
-) -> EvaluationSpec:
+    conditions: Mapping[str, Sequence[LabelSet]], evaluator: Path | None, data: Path | None, task: Task, given: Given,
+    *, seed: int, repeats: int, job: Job = SINGLE,
+) -> EvaluationSpec:  # fmt: skip
     """Return the settings of an evaluation, with the classifier found and the device chosen: nothing is loaded before an image is missing in the cache.
 
     Raises:
@@ -106,7 +102,7 @@ def evaluation_spec(
     return EvaluationSpec(conditions, classifier, compute, seed, repeats, given.sampling, given.assumed, job=job)
 
 
-def reference_images(spec: EvaluationSpec, data: Path | None, scenes: int | None) -> Generator[Progress | Notice, None, tuple[Reference, str]]:
+def reference_images(spec: EvaluationSpec, source: DataSource) -> Generator[Progress | Notice, None, tuple[Reference, str]]:
     """Yield progress and return the real images that samples are compared with, and a text that says where they come from.
 
     Raises:
@@ -116,7 +112,7 @@ def reference_images(spec: EvaluationSpec, data: Path | None, scenes: int | None
     from ddpmctl.data.reference import real_images
     from ddpmctl.evaluation.fidelity import Reference
 
-    dataset = yield from load_dataset(data, scenes=scenes)
+    dataset = yield from load_dataset(source)
     real = yield from real_images(dataset, [labels for sets in spec.conditions.values() for labels in sets], spec.repeats)
     return Reference(real.images[0], real.images[1], dataset.images, real.same_scene), real.source
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, evaluation_spec, named_conditions, only_one_source, reference_images
+from ddpmctl.cli.common import Given, data_source, evaluation_spec, known_conditions, named_conditions, reference_images
 from ddpmctl.cli.completion import checkpoints
 from ddpmctl.cli.options import RUNS, Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, RunsDir, SceneCount, command
 from ddpmctl.cli.outputs import Outputs, figure_line, output_option, prepare_output
@@ -64,7 +64,7 @@ def compare(
     The verdict scores each run's last checkpoint (or that of --at-epoch) again, all on the same conditions and the same noise. Runs that
     differ only in the seed are one arm, and the variance between them is part of the verdict.
     """
-    only_one_source(data, scenes)
+    source = data_source(data, scenes)
     terminal = Terminal()
     chosen = Given.of(given, config, assume)
     outputs = Outputs(json_file, csv_file, latex, html, out)
@@ -86,11 +86,12 @@ def compare(
         _tell_curves(terminal, comparison, outputs)
         return
 
-    from ddpmctl.data.dataset import load_conditions
+    from ddpmctl.comparison.verdict import checkpoint_of
 
-    files = named_conditions(conditions, load_conditions(data, scenes=scenes))
-    spec = replace(evaluation_spec(files, evaluator, data, chosen, seed=seed, repeats=repeats), every_image=fidelity)
-    against = terminal.finish(reference_images(spec, data, scenes)) if fidelity else None  # first, so that conditions are refused before sampling
+    known, source = known_conditions(source, [checkpoint_of(path, at_epoch) for path in paths[:1]])
+    files = named_conditions(conditions, known)
+    spec = replace(evaluation_spec(files, evaluator, source.path, known.task, chosen, seed=seed, repeats=repeats), every_image=fidelity)
+    against = terminal.finish(reference_images(spec, source)) if fidelity else None  # first, so that conditions are refused before sampling
     _on_new_images(terminal, paths, at_epoch, comparison, spec, outputs, against, anyway=anyway)
 
 

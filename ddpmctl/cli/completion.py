@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from ddpmctl.labels import CLASSES
+from ddpmctl.iclevr import ICLEVR
 from ddpmctl.registry import Registry
 
 
@@ -23,16 +23,28 @@ def one_of(choices: Registry[object] | Sequence[str]) -> Callable[[str], list[st
     return complete
 
 
-def labels(incomplete: str) -> list[str]:
-    """Return the label lists that complete a text, by its last label; one object is named once.
+def labels(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the label lists that complete a text, by its last label; one object is named once. The labels are those of the newest run.
 
-    A label is written with a hyphen, which needs no quotes, except within quotes.
+    A label is written with a hyphen, which needs no quotes, except within quotes. Names with commas are not offered within a list.
     """
     before, separator, _ = incomplete.rpartition(",")
     named = {part.strip().replace("-", " ") for part in before.split(",")}
     space = " " if _in_quotes() or " " in incomplete else "-"
-    offered = [before + separator + label.replace(" ", space) for label in CLASSES if label not in named]
+    offered = [before + separator + label.replace(" ", space) for label in _classes(ctx) if label not in named and not re.search('[,;"]', label)]
     return [text for text in offered if text.startswith(incomplete)]
+
+
+def _classes(ctx: typer.Context) -> tuple[str, ...]:
+    """Return the classes of the newest run, or i-CLEVR's where there is none."""
+    from ddpmctl.errors import DdpmctlError
+    from ddpmctl.runs.record import newest_run
+    from ddpmctl.runs.sources import RunSources
+
+    try:
+        return RunSources.load(newest_run(_runs_dir(ctx)) / "data.json").task.classes
+    except (DdpmctlError, OSError):
+        return ICLEVR.classes
 
 
 def _in_quotes() -> bool:

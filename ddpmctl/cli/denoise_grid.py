@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, parse_labels, ready_pipeline
+from ddpmctl.cli.common import Given, ready_pipeline
 from ddpmctl.cli.completion import checkpoints as complete_checkpoints
 from ddpmctl.cli.completion import labels as complete_labels
+from ddpmctl.cli.labels import parse_labels, task_of
 from ddpmctl.cli.options import RUNS, Assume, ClassifierAlone, ConfigFile, RunsDir, command
 from ddpmctl.cli.outputs import prepare_output
 from ddpmctl.cli.terminal import Terminal
@@ -58,7 +59,7 @@ def denoise_grid(
     With --x0 also x0_hat, the predicted clean image, and under it the classifier's probability of each label.
     """
     terminal = Terminal()
-    label_sets, chosen = parse_labels(labels or [COURSE]), Given.of(given, config, assume)
+    chosen = Given.of(given, config, assume)
     prepare_output(out, "--out", folder=False, suffix=".png")
     if gif:
         prepare_output(gif, "--gif", folder=False, suffix=".gif")
@@ -67,6 +68,9 @@ def denoise_grid(
     if gif and checkpoints:
         raise UsageError("--gif: cannot be combined with --checkpoints")
     named: list[Path | None] = [Path(part.strip()) for part in checkpoints.split(",")] if checkpoints else [checkpoint]
+
+    task = task_of(named[0], runs_dir)
+    label_sets = parse_labels(labels or [COURSE], task) if task.aspects or labels else [tuple(task.classes[:1])]
 
     with terminal.busy("loading torch"):
         from ddpmctl.evaluation.classifiers import load_classifier
@@ -116,10 +120,8 @@ def _trajectory(title: str, labels: tuple[str, ...], row: int, frames: list[Reco
     if classifier is not None:
         import torch
 
-        from ddpmctl.labels import class_index
-
         there = [index for index, image in enumerate(clean) if image is not None]
         images = torch.stack([torch.from_numpy(clean[index]) for index in there]).permute(0, 3, 1, 2).float() / 127.5 - 1
         for index, outputs in zip(there, classifier(images), strict=True):
-            notes[index] = ",".join(f"{label} {100 * float(outputs[class_index(label)]):.0f}%" for label in labels)
+            notes[index] = ",".join(f"{label} {100 * float(outputs[classifier.task.index[label]]):.0f}%" for label in labels)
     return Trajectory(title, [frame.x_t[row] for frame in frames], clean, notes)

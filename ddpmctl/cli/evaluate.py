@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, beside_real, evaluation_spec, named_conditions, only_one_source, reference_images
+from ddpmctl.cli.common import Given, beside_real, data_source, evaluation_spec, known_conditions, named_conditions, reference_images
 from ddpmctl.cli.completion import checkpoints as complete_checkpoints
 from ddpmctl.cli.evaluate_images import refuse_sampling, score_images
 from ddpmctl.cli.options import RUNS, Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, RunsDir, SceneCount, command
@@ -77,7 +77,7 @@ def evaluate(
     Results are cached: a second call is fast, and more repeats only sample the missing images.
     A broken file is listed and does not stop the others.
     """
-    only_one_source(data, scenes)
+    source = data_source(data, scenes)
     terminal = Terminal(silent=not job.is_leader)
     chosen = Given.of(given, config, assume)
     outputs = Outputs(json_file, csv_file, latex, html, figures=figures, grid=grid)
@@ -85,20 +85,18 @@ def evaluate(
         refused = {"paths": paths, "repeats": repeats != 1, "seed": seed, "sweep": sweep, "grid": grid, "assume": assume, "recorded": recorded}
         refuse_sampling(given, images, **refused, no_confirm=not confirm)
         if job.is_leader:
-            score_images(terminal, images or [], pattern, conditions, data, scenes, evaluator, chosen.device, outputs, breakdown=breakdown, fidelity=fidelity)
+            score_images(terminal, images or [], pattern, conditions, source, evaluator, chosen.device, outputs, breakdown=breakdown, fidelity=fidelity)
         return
     varied = None if sweep is None else _varied(sweep, outputs, {"--recorded": recorded, "--breakdown": breakdown, "--fidelity": fidelity})
     if job.is_leader:
         outputs.prepare()
 
-    from ddpmctl.data.dataset import load_conditions
-
-    known = load_conditions(data, scenes=scenes)
     checkpoints = job.from_leader(lambda: _checkpoints(paths, runs_dir, terminal))
-    spec = evaluation_spec(named_conditions(conditions, known), evaluator, data, chosen, seed=seed, repeats=repeats, job=job)
+    known, source = job.from_leader(lambda: known_conditions(source, checkpoints))
+    spec = evaluation_spec(named_conditions(conditions, known), evaluator, source.path, known.task, chosen, seed=seed, repeats=repeats, job=job)
     spec = replace(spec, grids=grid, titles=_titles(checkpoints), every_image=fidelity)
     # Before sampling, so that data or conditions that cannot be used are refused at once.
-    against = terminal.finish(reference_images(spec, data, scenes)) if fidelity and job.is_leader else None
+    against = terminal.finish(reference_images(spec, source)) if fidelity and job.is_leader else None
     if varied is not None:
         failures = _sweep(terminal, checkpoints, spec, *varied, outputs)
     else:

@@ -10,6 +10,7 @@ from ddpmctl.cli.common import agreed_device, beside_real, named_conditions, ref
 from ddpmctl.cli.outputs import Outputs, figure_line
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Value, settings
+from ddpmctl.data.source import DataSource
 from ddpmctl.distributed.job import SINGLE
 from ddpmctl.errors import UsageError
 
@@ -34,7 +35,7 @@ def refuse_sampling(given: Mapping[str, str], images: Sequence[Path] | None, **o
 
 
 def score_images(
-    terminal: Terminal, folders: Sequence[Path], pattern: str | None, conditions: Sequence[Path] | None, data: Path | None, scenes: int | None,
+    terminal: Terminal, folders: Sequence[Path], pattern: str | None, conditions: Sequence[Path] | None, source: DataSource,
     evaluator: Path | None, device: Mapping[str, Value], outputs: Outputs, *, breakdown: bool, fidelity: bool,
 ) -> None:  # fmt: skip
     """Score the images in folders, one for each condition file; print the results and write the requested files.
@@ -54,7 +55,7 @@ def score_images(
 
     pattern = pattern or ONE
     check_pattern(pattern)
-    known = load_conditions(data, scenes=scenes)
+    known = load_conditions(source)
     named = named_conditions(conditions, known)
     sources = {name: ImageFolder(folder, pattern, sets) for folder, (name, sets) in zip(folders, named.items(), strict=True)}
     counts = {len(source.files()[0]) for source in sources.values()}  # before any work
@@ -62,8 +63,8 @@ def score_images(
         raise UsageError("--images: the folders have different numbers of images per condition; score them one by one")
     outputs.prepare()
     compute = agreed_device({"precision": "fp32", **device}, SINGLE)  # classifiers work in float32
-    spec = EvaluationSpec(named, load_classifier(evaluator, data, compute.device), compute, repeats=counts.pop())
-    against = terminal.finish(reference_images(spec, data, scenes)) if fidelity else None
+    spec = EvaluationSpec(named, load_classifier(evaluator, source.path, compute.device), compute, repeats=counts.pop())
+    against = terminal.finish(reference_images(spec, source)) if fidelity else None
     scored = {name: terminal.finish(score_folder(source, spec.tools().classifier)) for name, source in sources.items()}
     beside = beside_real(terminal, ["images"], [answers_of(scored)], spec, *against) if against else None
     _conclude(terminal, scored, spec, known.trained(named), known.shares(named), outputs, beside, breakdown=breakdown)

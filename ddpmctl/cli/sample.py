@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -9,19 +10,20 @@ from typing import Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, named_conditions, parse_labels, ready_pipeline
+from ddpmctl.cli.common import Given, known_conditions, named_conditions, ready_pipeline
 from ddpmctl.cli.completion import checkpoints
 from ddpmctl.cli.completion import labels as complete_labels
+from ddpmctl.cli.labels import checkpoint_files, example, parse_labels, task_of
 from ddpmctl.cli.options import RUNS, Assume, ConfigFile, Data, RunsDir, command
 from ddpmctl.cli.outputs import prepare_output
 from ddpmctl.cli.signals import when_stopped
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.distributed.job import Job
 from ddpmctl.errors import UsageError
-from ddpmctl.labels import LabelSet
+from ddpmctl.task import LabelSet
 
 OUT = Path("out")
-LONGEST = 150  # characters of the labels in a file name, which may have 255 in all
+LONGEST = 150  # bytes of the labels in a file name, which may have 255 in all
 
 
 class Layout(StrEnum):
@@ -67,7 +69,7 @@ def sample(
     ddpmctl sample runs/NAME --conditions test --layout lab --out images/test
     """
     terminal = Terminal(silent=not job.is_leader)
-    name, label_sets = _label_sets(labels, conditions, data)
+    name, label_sets = _label_sets(labels, conditions, data, checkpoint, runs_dir)
     chosen = Given.of(given, config, assume)
     if job.is_leader:
         prepare_output(out, "--out", folder=True)
@@ -90,29 +92,38 @@ def sample(
     terminal.result(str(save_grid(out / GRID, made, [", ".join(r.labels) for r in requests])))
 
 
-def _label_sets(labels: list[str] | None, conditions: Path | None, data: Path | None) -> tuple[str, Sequence[LabelSet]]:
+def _label_sets(
+    labels: list[str] | None, conditions: Path | None, data: Path | None, checkpoint: Path | None, runs_dir: Path
+) -> tuple[str, Sequence[LabelSet]]:
     """Return the label sets, and the name that their noise depends on: that of the condition file, as in ``evaluate``.
+
+    A model of images without labels needs none.
 
     Raises:
         UsageError, DataError: labels and conditions are both given, or neither, or cannot be used.
     """
     if labels and conditions:
         raise UsageError("--labels: cannot be combined with --conditions")
+    task = task_of(checkpoint, runs_dir)
     if not labels and not conditions:
-        raise UsageError('--labels is missing; for example: --labels "red cube,blue sphere", or all conditions of a file: --conditions test')
+        if not task.classes:
+            return "sample", [()]
+        raise UsageError(f"--labels is missing; for example: --labels {example(task)}, or all conditions of a file: --conditions test")
     if labels:
-        return "sample", parse_labels(labels)
+        return "sample", parse_labels(labels, task)
 
-    from ddpmctl.data.dataset import load_conditions
+    from ddpmctl.data.source import DataSource
 
-    ((name, sets),) = named_conditions([conditions] if conditions else [], load_conditions(data)).items()
+    known, _ = known_conditions(DataSource(data), checkpoint_files(checkpoint, runs_dir))
+    ((name, sets),) = named_conditions([conditions] if conditions else [], known).items()
     return name, sets
 
 
 def _file_name(layout: Layout, labels: LabelSet, index: int, copy: int, *, count: int, seed: int) -> str:
     """Return the name of an image of label set ``index``; in the lab's layout one that ``evaluate --images`` reads."""
     if layout is Layout.LABELS:
-        return f"{index:03d}-{'+'.join(labels).replace(' ', '-')[:LONGEST]}-seed{seed}-{copy:03d}.png"
+        words = re.sub(r"[^\w.+=-]+", "-", "+".join(labels) or "image").encode()[:LONGEST].decode(errors="ignore")
+        return f"{index:03d}-{words}-seed{seed}-{copy:03d}.png"
 
     from ddpmctl.evaluation.image_files import ONE, SEVERAL, file_name
 

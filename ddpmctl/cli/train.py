@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddpmctl.cli.busy import others_are_busy
-from ddpmctl.cli.common import only_one_source
+from ddpmctl.cli.common import data_source
 from ddpmctl.cli.completion import one_of, run_names
 from ddpmctl.cli.crash import run_folder
 from ddpmctl.cli.options import RESUMING, RUNS, ClassifierFile, ConfigFile, Data, RunsDir, SceneCount, command
@@ -75,7 +75,7 @@ def train(
 
     Defaults are shown for --preset report. A setting can also stand in the file of --config, or in an environment variable: DDPMCTL_LR for --lr.
     """
-    only_one_source(data, scenes)
+    source = data_source(data, scenes)
     _refuse_conflicts(resume, scenes=scenes, name=name, override=override, exist_ok=exist_ok)
     terminal, busy = Terminal(silent=not job.is_leader), others_are_busy()
     resume = _named(resume, runs_dir, job) if resume else None
@@ -93,7 +93,7 @@ def train(
         require_tensorboard()
     stop = StopRequest()
     signals = (lambda: stop.number, lambda: stop.continued)
-    request = TrainingRequest(resolved.config, data, scenes, evaluator, name, runs_dir, resume, exist_ok is not None, job, *signals)
+    request = TrainingRequest(resolved.config, source, evaluator, name, runs_dir, resume, exist_ok is not None, job, *signals)
     if dry_run:
         plan = plan_only(request)
         terminal.plan(plan)

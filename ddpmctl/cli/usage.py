@@ -15,8 +15,8 @@ from typing import Any
 
 import typer
 
-from ddpmctl.cli.common import parse_labels
 from ddpmctl.cli.help import examples
+from ddpmctl.cli.labels import parse_labels
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.distributed.job import is_single_process
 from ddpmctl.errors import UsageError

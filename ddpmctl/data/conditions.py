@@ -6,9 +6,10 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
+from ddpmctl.data.source import MOST_HELD_OUT
 from ddpmctl.task import LabelSet
 
-MOST_TEST, MOST_HELD_OUT = 64, 32
+MOST_TEST = 64
 SHARE_HELD_OUT = 10  # one of so many label sets is kept out, unless the number is given
 UNLABELLED = 16  # images that are sampled of data without labels
 TEST, HELD_OUT = "test", "heldout"

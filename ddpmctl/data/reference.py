@@ -42,8 +42,8 @@ def real_images(dataset: Dataset, conditions: Sequence[LabelSet], repeats: int) 
     """
     wanted = [labels for labels in conditions for _ in range(repeats)]
     if dataset.root is None:
-        first = yield from embedded.render_label_sets(wanted, seed=RENDER_SEED)
-        second = yield from embedded.render_label_sets(wanted, seed=RENDER_SEED + 1)
+        first = yield from embedded.render_label_sets(wanted, seed=RENDER_SEED, size=dataset.task.size)
+        second = yield from embedded.render_label_sets(wanted, seed=RENDER_SEED + 1, size=dataset.task.size)
         images = np.stack([first, second]).reshape(2, len(conditions), repeats, *first.shape[1:])
         return RealImages(images, np.empty((*images.shape[:3], 0), np.int64), "new renders of the same labels")
     task = dataset.task

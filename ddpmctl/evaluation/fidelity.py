@@ -24,7 +24,7 @@ from ddpmctl.progress import Progress
 from ddpmctl.statistics.distributions import t_quantile
 from ddpmctl.statistics.intervals import LEVEL, Interval
 
-LEVELS = (64, 32, 16)  # sides of the Laplacian pyramid
+SMALLEST_LEVEL = 16  # side of the last level of the Laplacian pyramid, at least
 PATCH = 7  # pixels
 PATCHES = 64  # per image and level
 DIRECTIONS = 128  # projections of the sliced distance
@@ -40,8 +40,8 @@ class Reference:
     """Real images to compare samples with.
 
     Attributes:
-        first, second: two disjoint sets of real images of the conditions, uint8 (conditions, repeats, 3, 64, 64).
-        training: all training images, uint8 (N, 3, 64, 64).
+        first, second: two disjoint sets of real images of the conditions, uint8 (conditions, repeats, 3, H, W).
+        training: all training images, uint8 (N, 3, H, W).
         excluded: training images that are not compared with a real image, because they show the same scene: (2, conditions, repeats, E) indices,
             or E = 0 where the real images are not training images.
     """
@@ -122,12 +122,12 @@ class PreparedReference:
         return tuple(definition.interval(self._other) for definition in self.definitions)
 
     def images(self, samples: np.ndarray) -> Images:
-        """Return samples, uint8 (conditions, repeats, 3, 64, 64), with the values that the measures use."""
+        """Return samples, uint8 (conditions, repeats, 3, H, W), with the values that the measures use."""
         return Images(samples, self._features, self._training, None)
 
 
 def measure_fidelity(samples: np.ndarray, prepared: PreparedReference) -> Generator[Progress, None, Fidelity]:
-    """Yield progress and return the fidelity of samples, uint8 (conditions, repeats, 3, 64, 64).
+    """Yield progress and return the fidelity of samples, uint8 (conditions, repeats, 3, H, W).
 
     Patches are scaled by the real images' standard deviation, not each set by its own as in Karras et al. 2018, so that blur counts.
     Both sets hold the same conditions, so the kernel distance of equal sets is a little below 0: compare it with the floor.
@@ -152,7 +152,7 @@ def definitions(real: Images) -> list[Definition]:
     )  # fmt: skip
     return [
         Definition("laplacian_energy", "Laplacian energy, ratio", "1", lambda x: lambda kept: float(x.energy[kept].mean() / real.energy[kept].mean())),
-        *(Definition(f"patch_distance_{side}", f"patch distance at {side}, x 1000", "the floor", sliced(side)) for side in LEVELS),
+        *(Definition(f"patch_distance_{side}", f"patch distance at {side}, x 1000", "the floor", sliced(side)) for side in levels(real.pixels.shape[-1])),
         Definition(
             "kernel_distance", "kernel distance, x 1000", "the floor",
             lambda x: lambda kept: 1000 * kernel_distance(x.rows(x.features, kept), real.rows(real.features, kept)), low=-math.inf,
@@ -184,7 +184,7 @@ class Images:
         small = coarse(self.pixels)
         self.features = features(centred)
         self.energy = laplacian_energy(centred).view(self.conditions, self.repeats)
-        self.patches = {side: patches(level, side) for side, level in zip(LEVELS, laplacian_pyramid(centred), strict=True)}
+        self.patches = {side: patches(level, side) for side, level in zip(levels(centred.shape[-1]), laplacian_pyramid(centred), strict=True)}
         self.spread = torch.stack([torch.pdist(group).mean() for group in small.view(self.conditions, self.repeats, -1)])
         self.nearest = nearest(small, training, excluded)
 
@@ -217,7 +217,7 @@ def sharpness(samples: Tensor, requested: Tensor, training: Tensor, labels: Tens
 
     Args:
         samples, training: uint8 (B, 3, H, W) and (N, 3, H, W); the first ``SHARPNESS_IMAGES`` training images are used.
-        requested, labels: multi-hot (B, 24) and (N, 24).
+        requested, labels: multi-hot (B, C) and (N, C).
     """
     training, counts = training[:SHARPNESS_IMAGES].cpu(), labels[:SHARPNESS_IMAGES].cpu().sum(1)
     energy = laplacian_energy(training.float() / 127.5 - 1)
@@ -231,10 +231,18 @@ def laplacian_energy(images: Tensor) -> Tensor:
     return F.conv2d(images.mean(1, keepdim=True), kernel[None, None]).square().mean((1, 2, 3))
 
 
+def levels(size: int) -> tuple[int, ...]:
+    """Return the sides of the Laplacian pyramid of images of a size: 64, 32 and 16 for 64."""
+    sides = [size]
+    while sides[-1] >= 2 * SMALLEST_LEVEL:
+        sides.append(sides[-1] // 2)
+    return tuple(sides)
+
+
 def laplacian_pyramid(images: Tensor) -> list[Tensor]:
-    """Return the Laplacian pyramid of images (B, 3, 64, 64), one band for each of ``LEVELS``; the last is low-pass (Burt & Adelson 1983)."""
+    """Return the Laplacian pyramid of images (B, 3, H, H), one band for each of ``levels``; the last is low-pass (Burt & Adelson 1983)."""
     bands = []
-    for _ in LEVELS[1:]:
+    for _ in levels(images.shape[-1])[1:]:
         smaller = F.avg_pool2d(_blur(images), 2)
         bands.append(images - F.interpolate(smaller, scale_factor=2, mode="bilinear"))
         images = smaller
@@ -288,7 +296,7 @@ def coverage(points: Tensor, manifold: Tensor) -> float:
 
 
 def coarse(images: Tensor) -> Tensor:
-    """Return uint8 images (N, 3, 64, 64) as float32 vectors of their 16x16 averages, scaled so that a distance is in grey levels (root mean square)."""
+    """Return uint8 images (N, 3, H, W) as float32 vectors of their 16x16 averages, scaled so that a distance is in grey levels (root mean square)."""
     parts = [F.adaptive_avg_pool2d(part.float(), COARSE).flatten(1) for part in torch.split(images, 4096)]
     small = torch.cat(parts)
     return small / math.sqrt(small.shape[1])
@@ -306,7 +314,7 @@ def nearest(points: Tensor, others: Tensor, excluded: Tensor | None) -> Tensor:
 
 
 def power_spectrum(images: Tensor) -> np.ndarray:
-    """Return the mean power of uint8 images (N, 3, 64, 64) by spatial frequency, 1 to 32 cycles per image, in grey levels squared: (32,)."""
+    """Return the mean power of uint8 images (N, 3, H, W) by spatial frequency, 1 to H / 2 cycles per image, in grey levels squared: (H / 2,)."""
     grey = images.float().mean(1)
     side = grey.shape[-1]
     window = torch.hann_window(side, periodic=False)

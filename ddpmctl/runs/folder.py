@@ -54,6 +54,7 @@ class Run:
     holder_file = _Inside(".holder")  # who holds the lock
     checkpoints = _Inside("checkpoints")  # folder of scored checkpoints
     abandoned = _Inside("checkpoints/abandoned")  # folder of those after a state from which the run went on
+    conditions = _Inside("conditions")  # folder of the conditions, where the data bring none
     samples = _Inside("samples")  # folder of sample grids
     tensorboard = _Inside("tensorboard")  # folder of event files
 
@@ -76,7 +77,7 @@ class Run:
         Raises:
             DataError: one is not; names it.
         """
-        folders = (self.checkpoints, self.abandoned, self.samples, self.tensorboard)
+        folders = (self.checkpoints, self.abandoned, self.conditions, self.samples, self.tensorboard)
         small = (self.config_file, self.data_file, self.holder_file, self._pointer_file("best"), self._pointer_file("latest"))
         others = (self.state_file, self.curves_file, self.diagnosis_file, self.lock_file)
         for path in (*folders, *small, *self.logs, *others):

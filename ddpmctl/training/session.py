@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from ddpmctl.benchmark.embedded import scene_count
 from ddpmctl.config import RECIPE, Config, Value, settings
 from ddpmctl.config_sources import in_words
 from ddpmctl.data.dataset import Dataset, load_conditions, load_dataset
+from ddpmctl.data.source import DataSource
 from ddpmctl.device import ComputeDevice, cores, make_compute_device, threads_that_fit
 from ddpmctl.distributed.job import SINGLE, Job
 from ddpmctl.distributed.replicas import replicas
@@ -41,7 +42,7 @@ class TrainingRequest:
     """What to train, on what, and where.
 
     Attributes:
-        data: folder in the lab's layout; None for the embedded benchmark of ``scenes`` scenes.
+        source: the training data.
         classifier: file of the classifier that scores; None for the default one of the data.
         name: of the run's folder in ``runs_dir``; None for one made from the settings.
         resume: the run to resume; None for a new one.
@@ -52,8 +53,7 @@ class TrainingRequest:
     """
 
     config: Config
-    data: Path | None = None
-    scenes: int | None = None
+    source: DataSource = field(default_factory=DataSource)
     classifier: Path | None = None
     name: str | None = None
     runs_dir: Path = Path("runs")
@@ -92,10 +92,11 @@ def plan_only(request: TrainingRequest) -> Plan:
     compute, request = _on_device(request, _recorded(request))
     if request.resume or (request.name and Run(request.folder).config_file.is_file()):
         sources = RunSources.load(open_run(request.folder).data_file)
-        request = replace(request, data=request.data or sources.data, scenes=sources.scenes, classifier=request.classifier or sources.evaluator)
-    conditions = load_conditions(request.data, scenes=request.scenes)
-    classifier = load_classifier(request.classifier, request.data)
-    no_images = Dataset(conditions.name, "", np.zeros((conditions.images, 3, 1, 1), np.uint8), np.zeros((conditions.images, 24), np.uint8), {}, None)
+        request = replace(request, source=_moved(sources.source, request), classifier=request.classifier or sources.evaluator)
+    conditions = load_conditions(request.source)
+    task, count = conditions.task, conditions.images
+    classifier = load_classifier(request.classifier, request.source.path)
+    no_images = Dataset(conditions.name, "", np.zeros((count, 3, 1, 1), np.uint8), np.zeros((count, task.columns), np.uint8), {}, None, task)
     return make_plan(Trainer(request.config, compute, no_images), request.folder, classifier.describe())
 
 
@@ -194,17 +195,17 @@ def _changed_bits(recorded: Config, request: TrainingRequest, compute: ComputeDe
 
 def _begin(request: TrainingRequest, compute: ComputeDevice) -> Generator[Event, None, None]:
     config, job = request.config, request.job
-    classifier = load_classifier(request.classifier, request.data, compute.device)
+    classifier = load_classifier(request.classifier, request.source.path, compute.device)
     if job.is_leader:
         prepare_folder(request.runs_dir, "--runs-dir")
         check_room(config, request.runs_dir)
     dataset = yield from _load(request)
     sources = RunSources(
-        data=None if request.data is None else request.data.resolve(),
-        scenes=scene_count(request.scenes) if request.data is None else None,
+        source=_absolute(request.source),
         key=dataset.key,
         evaluator=None if classifier.name == BUILT_IN else Path(classifier.name).resolve(),
         evaluator_sha256=classifier.sha256,
+        task=dataset.task,
     )
 
     def make() -> Path | None:
@@ -239,8 +240,11 @@ def _require_same_run(request: TrainingRequest, recorded: Config) -> None:
     names = {setting.name for section in RECIPE for setting in settings(section)}
     others = [f"{key}: {before[key]} in the run, {value} now" for key, value in request.config.flat().items() if key in names and before[key] != value]
     sources = job.from_leader(lambda: RunSources.load(Run(folder).data_file))
-    if sources.scenes != (scene_count(request.scenes) if request.data is None else None):
-        others.append(f"scenes: {sources.scenes} in the run, {request.scenes} now")
+    before_data, now_data = (replace(source, path=None) for source in (sources.source, _absolute(request.source)))
+    if before_data.scenes != now_data.scenes:
+        others.append(f"scenes: {before_data.scenes} in the run, {request.source.scenes} now")
+    elif before_data != now_data:
+        others.append("how the images are read, such as --size, differs")
     if others:
         raise UsageError(f"--exist-ok: {folder} has other settings ({'; '.join(others)}); give the new run another --name")
 
@@ -252,10 +256,11 @@ def _resume(request: TrainingRequest, compute: ComputeDevice, recorded: Config) 
     if changed := _changed_bits(recorded, request, compute):
         yield Notice(f"{folder}: resumes with {changed}; its last bits will differ from those of an uninterrupted run")
     sources = job.from_leader(lambda: RunSources.load(run.data_file))
-    if request.data is not None and sources.data is None:
+    if request.source.path is not None and sources.source.path is None:
         raise UsageError("--data: the run trains on the embedded benchmark, and a resumed run keeps its data")
-    data = request.data or sources.data  # the lab's folder may have moved; its content is checked against the run's
-    if data is not None and not data.is_dir():
+    source = _moved(sources.source, request)
+    data = source.path
+    if data is not None and not data.exists():
         raise UsageError(f"{data}: the run's data folder no longer exists; give the new one with --data DIR")
     classifier = load_classifier(request.classifier or sources.evaluator, data, compute.device)
     if classifier.sha256 != sources.evaluator_sha256:
@@ -264,13 +269,25 @@ def _resume(request: TrainingRequest, compute: ComputeDevice, recorded: Config) 
     with locked(run) if job.is_leader else nullcontext():
         if job.is_leader:
             check_room(request.config, folder, already=len(list(run.checkpoints.glob("*.pth"))))
-        dataset = yield from _load(replace(request, data=data, scenes=sources.scenes))
+        dataset = yield from _load(replace(request, source=source))
         yield from _follow(request, run, dataset, classifier, compute, recorded=recorded)
+
+
+def _moved(source: DataSource, request: TrainingRequest) -> DataSource:
+    """Return a run's data, from where the request says: the folder may have moved; its content is checked against the run's."""
+    return source if request.source.path is None else replace(source, path=request.source.path)
+
+
+def _absolute(source: DataSource) -> DataSource:
+    """Return data so that another process finds them: with the whole path, and the number of scenes."""
+    if source.path is None:
+        return replace(source, scenes=scene_count(source.scenes))
+    return replace(source, path=source.path.resolve())
 
 
 def _load(request: TrainingRequest) -> Generator[Event, None, Dataset]:
     with request.job.first_on_each_machine():
-        dataset = yield from load_dataset(request.data, scenes=request.scenes)
+        dataset = yield from load_dataset(request.source)
     request.job.require_same("data set", {"its content": dataset.key[:12]})
     return dataset
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ddpmctl.data.dataset import Dataset, load_dataset
 from ddpmctl.errors import DataError
-from ddpmctl.labels import INDEX
+from ddpmctl.iclevr import INDEX
 
 TRAIN = {"CLEVR_train_000000_0.png": ["red cube"], "CLEVR_train_000000_1.png": ["red cube", "blue sphere"], "CLEVR_train_000001_0.png": ["cyan cylinder"]}
 

@@ -18,7 +18,7 @@ from ddpmctl.data.dataset import load_conditions, load_dataset
 from ddpmctl.data.images import decode_image
 from ddpmctl.data.verify import verify_folder
 from ddpmctl.errors import DataError
-from ddpmctl.labels import multi_hot
+from ddpmctl.iclevr import ICLEVR
 from ddpmctl.progress import Progress
 
 from .conftest import TRAIN, finish, load, make_folder, make_image, posix, write_json
@@ -34,7 +34,7 @@ def test_images_are_found_in_each_of_the_three_folders(tmp_path: Path, place: st
     for index, image in enumerate(data.images):
         expected = np.asarray(make_image(index).resize((64, 64), Image.Resampling.BILINEAR))
         np.testing.assert_array_equal(image.transpose(1, 2, 0), expected)
-    np.testing.assert_array_equal(data.labels, multi_hot(list(TRAIN.values())))
+    np.testing.assert_array_equal(data.labels, ICLEVR.multi_hot(list(TRAIN.values())))
     assert data.conditions == {"test": [("red cube",), ("gray cube", "red cube")], "new_test": [("blue sphere", "red cube")]}
     assert data.root == tmp_path / "lab"
 

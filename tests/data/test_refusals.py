@@ -11,7 +11,7 @@ from ddpmctl.data import folders as lab
 from ddpmctl.data.dataset import load_conditions
 from ddpmctl.data.folders import read_json
 from ddpmctl.errors import DataError, UsageError
-from ddpmctl.labels import CLASSES, INDEX
+from ddpmctl.iclevr import CLASSES, INDEX
 
 from .conftest import SWAPPED, TRAIN, load, make_image, posix, problem_of, write_json
 

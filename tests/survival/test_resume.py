@@ -10,6 +10,7 @@ import pytest
 
 from ddpmctl.config import Config
 from ddpmctl.data.dataset import Dataset, load_dataset
+from ddpmctl.data.source import DataSource
 from ddpmctl.device import make_compute_device
 from ddpmctl.runs.abandoned import abandon
 from ddpmctl.runs.folder import Run, create_run
@@ -42,7 +43,7 @@ RECIPES = {
 }
 
 
-NO_SOURCES = RunSources(None, 1, "", None, "")
+NO_SOURCES = RunSources(DataSource(scenes=1), "", None, "")
 
 
 def advance(trainer: Trainer, steps: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ddpmctl.config import Config
+from ddpmctl.data.source import DataSource
 from ddpmctl.errors import UsageError
 from ddpmctl.runs.folder import Run
 
@@ -82,7 +83,7 @@ def test_of_two_that_begin_a_run_with_exist_ok_one_trains_and_the_other_says_so_
     from ddpmctl.training.session import TrainingRequest, run_training
 
     config = Config().replace(width=8, timesteps=3, batch_size=8, epochs=1, precision="fp32", device="cpu", threads=1)
-    request = TrainingRequest(config, scenes=7 + still_trains, runs_dir=tmp_path, exist_ok=True)  # not in the cache yet
+    request = TrainingRequest(config, source=DataSource(scenes=7 + still_trains), runs_dir=tmp_path, exist_ok=True)  # not in the cache yet
     late, early = run_training(request), run_training(request)
     assert type(next(late)).__name__ == "Progress"  # of rendering: it has found no run of this name
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ddpmctl.data.folders import read_lab, scan_lab
 from ddpmctl.errors import DdpmctlError
-from ddpmctl.labels import INDEX
+from ddpmctl.iclevr import INDEX
 
 from .limits import in_time
 from .mutations import MUTATIONS, VALUES, Fuzz, mutated

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from hypothesis import strategies as st
 
-from ddpmctl.labels import INDEX
+from ddpmctl.iclevr import INDEX
 
 Fuzz = tuple[Callable[..., None], tuple[st.SearchStrategy[object], ...]]
 """A test, and what to draw for its arguments."""
