@@ -1,0 +1,1 @@
+"""Data unlike i-CLEVR, and what the five commands make of them."""
