@@ -7,9 +7,11 @@ import gc
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -85,6 +87,18 @@ def release_memory(compute: ComputeDevice) -> None:
     gc.collect()
     if compute.device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def without_copy(array: np.ndarray) -> Tensor:
+    """Return an array as a tensor on the same memory, which may be read-only: a map of a file. Nothing may write to it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch warns that the array is not writable
+        return torch.from_numpy(array)
+
+
+def fits(device: torch.device, size: int) -> bool:
+    """Return whether so many bytes can be kept on a device for good: on a GPU, a quarter of its free memory."""
+    return device.type != "cuda" or size <= torch.cuda.mem_get_info(device)[0] // 4
 
 
 def _device(name: str, local: int) -> torch.device:

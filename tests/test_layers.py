@@ -16,7 +16,7 @@ import ddpmctl
 ROOT = Path(ddpmctl.__file__).parent
 # From the bottom up; a part may import its own row and earlier rows. docs/architecture.md gives the reasons.
 ORDER = (
-    ("__init__", "config", "config_toml", "config_sources", "registry", "errors", "files", "labels", "iclevr", "task", "progress", "grids"),
+    ("__init__", "config", "config_toml", "config_sources", "registry", "errors", "files", "iclevr", "task", "progress", "grids"),
     ("diffusion", "nets", "statistics", "device", "distributed"),
     ("benchmark",),
     ("data",),

@@ -47,6 +47,17 @@ def render_benchmark(scenes: int = SCENES, *, seed: int = 0, width: int = SIDE, 
         yield images.reshape(-1, height, width, 3)
 
 
+def rendered(scenes: int, size: int, start: int = 0) -> Iterator[Progress | np.ndarray]:
+    """Yield progress, and the images from number ``start`` on: uint8 (B, 3, size, size)."""
+    count, done = IMAGES_PER_SCENE * scenes, 0
+    yield Progress("rendering", start, count)
+    for chunk in render_benchmark(scenes, width=size, height=size):
+        done += len(chunk)
+        if done > start:
+            yield np.ascontiguousarray(chunk.transpose(0, 3, 1, 2)[max(0, start - done + len(chunk)) :])
+            yield Progress("rendering", done, count)
+
+
 def collected(chunks: Iterator[np.ndarray], count: int, size: int = SIDE) -> Generator[Progress, None, np.ndarray]:
     """Yield progress and return ``count`` images from chunks (..., size, size, 3) as one array, uint8 (count, 3, size, size)."""
     images = np.empty((count, 3, size, size), dtype=np.uint8)

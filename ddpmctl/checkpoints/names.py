@@ -1,14 +1,14 @@
-"""File names of checkpoints, such as ``epoch315_0.625_0.619.pth``: epoch, accuracy on test, accuracy on new_test."""
+"""File names of checkpoints, such as ``epoch315_0.625_0.619.pth``: epoch, and the accuracies on up to two condition files."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-FILE_NAME = re.compile(r"epoch(?P<epoch>\d+)_(?P<test>\d(?:\.\d+)?)_(?P<new_test>\d(?:\.\d+)?)\.pth")
+FILE_NAME = re.compile(r"epoch(?P<epoch>\d+)(?:_(?P<test>\d(?:\.\d+)?)(?:_(?P<new_test>\d(?:\.\d+)?))?)?\.pth")
 
 
 def recorded_in_name(path: Path) -> dict[str, float]:
     """Return epoch and accuracies of a file name such as ``epoch315_0.625_0.619.pth``, else an empty dict."""
     match = FILE_NAME.fullmatch(path.name)
-    return {name: float(text) for name, text in match.groupdict().items()} if match else {}
+    return {name: float(text) for name, text in match.groupdict().items() if text is not None} if match else {}

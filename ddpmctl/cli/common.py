@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,8 +51,10 @@ def known_conditions(source: DataSource, checkpoints: Sequence[Path]) -> tuple[C
     from ddpmctl.runs.folder import Run
 
     run = Run(checkpoints[0].parent.parent) if checkpoints else None
-    if source == DataSource() and run is not None and run.data_file.is_file() and (found := conditions_of_run(run)) is not None:
-        return found
+    if run is not None and run.data_file.is_file() and (found := conditions_of_run(run)) is not None:
+        own = found[1]
+        if source in (DataSource(), replace(DataSource(), path=own.path)) or (source.path is not None and source.path.resolve() == own.path):
+            return found
     return load_conditions(source), source
 
 
@@ -71,7 +73,7 @@ def named_conditions(files: Sequence[Path] | None, known: Conditions) -> Mapping
         if not file.exists() and str(file) not in known.conditions:
             names = ", ".join(known.conditions)
             raise UsageError(f"--conditions: {str(file)!r} is neither a JSON file nor one of {names}, the condition files of the data ({known.name})")
-        named[file.stem] = known.conditions[str(file)] if str(file) in known.conditions else read_conditions(file)
+        named[file.stem] = known.conditions[str(file)] if str(file) in known.conditions else read_conditions(file, known.task)
     if len(named) < len(files):
         raise UsageError("--conditions: two files have the same name; their columns could not be told apart")
     return named
@@ -91,7 +93,7 @@ def evaluation_spec(
     from ddpmctl.evaluation.remembered_device import remember_device, remembered_device
 
     settings = Config().replace(**given.device).device
-    file = find_classifier(evaluator, data)
+    file = find_classifier(evaluator, data, task)
     classifier: KnownClassifier = file
     compute: ComputeDevice | RememberedDevice | None = remembered_device(settings) if job.is_single else None
     if compute is None:

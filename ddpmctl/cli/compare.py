@@ -131,7 +131,6 @@ def _recorded(terminal: Terminal, paths: list[Path], at_epoch: int | None, last:
     from ddpmctl.comparison.recorded import NothingRecorded, compare_recorded, refuse_unlike
     from ddpmctl.report.figures import save_comparison_figure
     from ddpmctl.report.tables import loss_table, recorded_table
-    from ddpmctl.runs.record import SCORED
 
     try:
         comparison = compare_recorded(paths, at_epoch=at_epoch, last=last)
@@ -149,7 +148,7 @@ def _recorded(terminal: Terminal, paths: list[Path], at_epoch: int | None, last:
         terminal.table("settings that differ", ["setting", *(arm.name for arm in comparison.arms)], rows)
     else:
         terminal.result("settings that differ: none that are known")
-    for table in [*(recorded_table(comparison, file) for file in SCORED), loss_table(comparison)]:
+    for table in [*(recorded_table(comparison, file) for file in comparison.files), loss_table(comparison)]:
         if table is not None:
             terminal.table(table.title, table.columns, table.rows)
     terminal.result(figure_line(save_comparison_figure(out, comparison)))

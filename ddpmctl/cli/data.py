@@ -1,25 +1,33 @@
-"""``ddpmctl data render`` and ``ddpmctl data verify``."""
+"""``ddpmctl data``: render the embedded benchmark; verify, count and convert data sets; the cache."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ddpmctl.cli.commands import App
+from ddpmctl.cli.data_options import DataFormat, LabelColumn, Repeated, folder_source
 from ddpmctl.cli.options import SceneCount, command
+from ddpmctl.cli.outputs import Outputs, figure_line, output_option, prepare_output
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.errors import DataError, UsageError
 
-HELP = """The embedded benchmark as a folder, and checks of a folder.
+if TYPE_CHECKING:
+    from ddpmctl.data.label_counts import LabelCounts
+
+HELP = """The embedded benchmark as a folder; checks, labels and conversion of data sets.
 
 ddpmctl data render FOLDER
 ddpmctl data verify FOLDER
+ddpmctl data labels FOLDER
 ddpmctl data cache list
 """
 app = App(help=HELP)
+
+DataFolder = Annotated[Path, typer.Argument(help="A folder of images and labels, or a zip file.")]
 
 CACHE_HELP = """The cache of decoded images and of evaluation results.
 
@@ -54,11 +62,15 @@ def render_folder(
 
 @app.command("verify")
 @command()
-def verify(folder: Annotated[Path, typer.Argument(help="A folder in the lab's layout.")]) -> None:
-    """Name every missing, broken or undeclared image and label, in one pass.
+def verify(
+    folder: DataFolder, form: DataFormat = None, label_column: LabelColumn = None, repeated: Repeated = None,
+) -> None:  # fmt: skip
+    """Name every missing or broken image and wrong label, in one pass; in the lab's layout also images that are not declared.
 
     ddpmctl data verify iclevr
-    ddpmctl data verify benchmark
+    ddpmctl data verify photos --format classes
+
+    The form is recognised by what is in the folder: lab, edm (dataset.json, zip), metadata (metadata.jsonl or .csv), clevr (scenes), classes, plain.
     """
     from ddpmctl.data.folders import Problem
     from ddpmctl.data.verify import verify_folder
@@ -69,14 +81,97 @@ def verify(folder: Annotated[Path, typer.Argument(help="A folder in the lab's la
         if isinstance(event, Problem):
             terminal.result(f"{event.path}: {event.what}")
 
-    found = terminal.finish(verify_folder(folder), show)
+    found = terminal.finish(verify_folder(folder_source(folder, form, label_column, repeated)), show)
+    declared = found.declared
     sizes = ", ".join(f"{count} of {size}" for size, count in found.label_sets_by_size.items())
-    terminal.result(f"{found.images:,} images of {found.scenes:,} scenes; {found.label_sets:,} distinct label sets ({sizes})")
+    if declared.format == "lab":
+        terminal.result(f"{found.images:,} images of {found.scenes:,} scenes; {found.label_sets:,} distinct label sets ({sizes})")
+    else:
+        sets = f"{len(declared.classes):,} labels in {found.label_sets:,} distinct label sets ({sizes})" if declared.classes else "without labels"
+        terminal.result(f"{declared.format}: {found.images:,} images; {sets}")
+    for note in declared.notes:
+        terminal.result(note)
     for name, count in found.conditions.items():
         terminal.result(f"{name}: {count.conditions} conditions, {count.objects} objects; {count.in_training} of the label sets occur in training")
     if found.problems:
         raise DataError(f"{folder}: {found.problems} problem{'s' if found.problems > 1 else ''}, named above")
     terminal.result("no problems")
+
+
+@app.command("labels")
+@command()
+def labels(
+    folder: DataFolder,
+    form: DataFormat = None,
+    label_column: LabelColumn = None,
+    repeated: Repeated = None,
+    json_file: Annotated[Path | None, output_option("--json", "Write the counts as JSON ('-': to stdout, without tables).")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Draw which labels occur together, as PNG and SVG.", show_default=False)] = None,
+) -> None:
+    """Count the labels of a data set, and how often they occur together.
+
+    ddpmctl data labels photos
+    ddpmctl data labels photos --out labels.png
+    """
+    from ddpmctl.data.declared import read_declared
+    from ddpmctl.data.label_counts import count_labels
+    from ddpmctl.files import json_text
+    from ddpmctl.report.json_csv import write_json
+
+    terminal, outputs = Terminal(), Outputs(json=json_file)
+    outputs.prepare()
+    if out:
+        prepare_output(out, "--out", folder=False, suffix=".png")
+    declared = read_declared(folder_source(folder, form, label_column, repeated))
+    found = count_labels(declared)
+    result = {"format": declared.format, **found.to_dict()}
+    if outputs.only_json:
+        terminal.document(json_text(result))
+    else:
+        _tell_labels(terminal, str(folder), found)
+        for note in declared.notes:
+            terminal.result(note)
+    outputs.write(terminal, json=lambda file: write_json(file, result))
+    if out:
+        from ddpmctl.report.label_figure import save_label_figure
+
+        terminal.say(figure_line(save_label_figure(out, found)))
+
+
+def _tell_labels(terminal: Terminal, name: str, found: LabelCounts) -> None:
+    if not found.counts:
+        terminal.result(f"{name}: {found.images:,} images without labels")
+        return
+    rows = []
+    for label, count in sorted(found.counts.items(), key=lambda item: -item[1]):
+        partner = found.partner(label)
+        rows.append([label, f"{count:,}", f"{count / found.images:.1%}", f"{partner[0]} ({partner[1]:,})" if partner else "-"])
+    sizes = ", ".join(f"{count:,} with {size}" for size, count in found.sizes.items())
+    terminal.table(f"{name}: {found.images:,} images", ["label", "images", "share", "most often with"], rows, caption=f"labels in an image: {sizes}")
+
+
+@app.command("convert")
+@command()
+def convert_folder(
+    folder: DataFolder,
+    out: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    target: Annotated[str, typer.Option("--format", help="metadata (metadata.jsonl), or classes: one folder for each.", metavar="NAME")] = "metadata",
+    source_format: Annotated[str | None, typer.Option("--from", help="Form of the source.", metavar="NAME", show_default="recognised")] = None,
+    label_column: LabelColumn = None,
+    repeated: Repeated = None,
+) -> None:
+    """Write a data set in another form, with its images byte for byte.
+
+    ddpmctl data convert iclevr photos
+    ddpmctl data convert set.zip folders --format classes
+    """
+    from ddpmctl.data.convert import convert
+    from ddpmctl.data.declared import read_declared
+
+    terminal = Terminal()
+    declared = read_declared(folder_source(folder, source_format, label_column, repeated))
+    terminal.finish(convert(declared, out, target))
+    terminal.result(str(out))
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,6 +74,7 @@ def denoise_grid(
     label_sets = parse_labels(labels or [COURSE], task) if task.aspects or labels else [tuple(task.classes[:1])]
 
     with terminal.busy("loading torch"):
+        from ddpmctl.evaluation.classifier_file import NoClassifierError
         from ddpmctl.evaluation.classifiers import load_classifier
         from ddpmctl.report.denoising import save_denoise_gif, save_denoise_grid
         from ddpmctl.sampling.requests import requests_for
@@ -80,7 +82,10 @@ def denoise_grid(
 
     recorded = _recorded(terminal, named, runs_dir, chosen, requests_for("sample", label_sets, seed=seed))
     times = [frame.t for frame in recorded[0]]
-    classifier = load_classifier(evaluator) if confidence and x0 else None  # its answers are about x0_hat
+    classifier = None
+    if confidence and x0 and task.classes:  # its answers are about x0_hat
+        with suppress(NoClassifierError):
+            classifier = load_classifier(evaluator, task=task)
     trajectories = [
         _trajectory(", ".join([*names, *([one.name] if one and len(named) > 1 else [])]), names, row, frames, classifier)
         for row, names in enumerate(label_sets)

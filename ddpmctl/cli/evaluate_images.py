@@ -63,7 +63,7 @@ def score_images(
         raise UsageError("--images: the folders have different numbers of images per condition; score them one by one")
     outputs.prepare()
     compute = agreed_device({"precision": "fp32", **device}, SINGLE)  # classifiers work in float32
-    spec = EvaluationSpec(named, load_classifier(evaluator, source.path, compute.device), compute, repeats=counts.pop())
+    spec = EvaluationSpec(named, load_classifier(evaluator, source.path, compute.device, known.task), compute, repeats=counts.pop())
     against = terminal.finish(reference_images(spec, source)) if fidelity else None
     scored = {name: terminal.finish(score_folder(source, spec.tools().classifier)) for name, source in sources.items()}
     beside = beside_real(terminal, ["images"], [answers_of(scored)], spec, *against) if against else None

@@ -79,7 +79,8 @@ def _list(runs_dir: RunsFolder, json_file: JsonFile) -> None:
             **({"settings that differ": differing} if any(differing) else {}),
         }
         of = f"; data: {next(iter(data.values()))}" if "data" not in columns else ""
-        note = "last, best: mean accuracy on test and new_test"
+        names = dict.fromkeys(" and ".join(record.files) for record in records.values() if record.files)
+        note = f"last, best: mean accuracy on {', or '.join(names)}" if names else "the runs have no scores"
         terminal.table(f"{runs_dir}/: {_count(len(records), 'run')}{of}", list(columns), list(zip(*columns.values(), strict=True)), caption=note)
     for name, reason in broken.items():
         terminal.result(f"broken: {name}: {reason}")
@@ -173,7 +174,7 @@ def _as_dict(runs_dir: Path, records: Mapping[str, Record], broken: Mapping[str,
 
 
 def _score(scored: Scored | None) -> str:
-    return "-" if scored is None else f"{scored.standing.accuracy:.3f}"
+    return "-" if scored is None or not scored.accuracy else f"{scored.standing.accuracy:.3f}"
 
 
 def _count(number: int, what: str) -> str:

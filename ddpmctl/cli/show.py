@@ -52,7 +52,7 @@ def show(
     if record.scored:
         rows = [_cells(one) for one in _some(record.scored, record.best)]
         marked = next(number for number, row in enumerate(rows) if record.best and row[0] == str(record.best.epoch))
-        terminal.table("scores", COLUMNS, rows, marked=marked)
+        terminal.table("scores", score_columns(record), rows, marked=marked)
         for line in best_words(record):
             terminal.result(line)
     terminal.result(f"figure: {save_run_figure(out, record)}")
@@ -60,12 +60,14 @@ def show(
         from ddpmctl.report.run_page import write_run_page
 
         lines = [*summary(record), *best_words(record), *(f"next: {text}" for text in commands(record))]
-        terminal.result(f"page: {write_run_page(html, record, lines, COLUMNS, [_cells(one) for one in record.scored])}")
+        terminal.result(f"page: {write_run_page(html, record, lines, score_columns(record), [_cells(one) for one in record.scored])}")
     for text in commands(record):
         terminal.result(f"next: {text}")
 
 
-COLUMNS = ("epoch", "minutes", "loss", "test", "exact", "new_test", "exact")
+def score_columns(record: Record) -> list[str]:
+    """Return the columns of a run's scores: of each condition file, accuracy and exact match."""
+    return ["epoch", "minutes", "loss", *(column for name in record.files for column in (name, "exact"))]
 
 
 def summary(record: Record) -> list[str]:
@@ -88,6 +90,8 @@ def best_words(record: Record) -> list[str]:
     """Return which score is the best, by what, and its checkpoint if it is still there."""
     if record.best is None:
         return []
+    if not record.files:
+        return ["no classifier: the newest checkpoint is used", *([f"checkpoint: {newest}"] if (newest := record.run.pointer("latest")) else [])]
     file = record.run.checkpoint(record.best.checkpoint)
     return [f"best by mean accuracy: epoch {record.best.epoch}", *([f"checkpoint: {file}"] if file else [])]
 
@@ -96,7 +100,7 @@ def commands(record: Record) -> list[str]:
     """Return the commands that a run's state suggests."""
     folder = record.run.folder
     on = {"running": [], "stopped": [f"ddpmctl train --resume {folder}"], "finished": [longer(folder, record.config)]}[record.state]
-    return [*(next_commands(folder) if record.scored else []), *on]
+    return [*(next_commands(folder, scored=bool(record.files)) if record.scored else []), *on]
 
 
 def _some(scored: tuple[Scored, ...], best: Scored | None) -> list[Scored]:

@@ -12,6 +12,8 @@ from ddpmctl.cli.busy import others_are_busy
 from ddpmctl.cli.common import data_source
 from ddpmctl.cli.completion import one_of, run_names
 from ddpmctl.cli.crash import run_folder
+from ddpmctl.cli.data_options import DataFormat, Fit, HoldOut, LabelColumn, Repeated, Size, columns
+from ddpmctl.cli.labels import example, task_of
 from ddpmctl.cli.options import RESUMING, RUNS, ClassifierFile, ConfigFile, Data, RunsDir, SceneCount, command
 from ddpmctl.cli.signals import StopRequest, stop_is_noted
 from ddpmctl.cli.terminal import Terminal
@@ -55,6 +57,12 @@ def train(
     config: ConfigFile = None,
     data: Data = None,
     scenes: SceneCount = None,
+    size: Size = None,
+    fit: Fit = None,
+    form: DataFormat = None,
+    label_column: LabelColumn = None,
+    repeated: Repeated = None,
+    hold_out: HoldOut = None,
     evaluator: ClassifierFile = None,
     name: Annotated[str | None, typer.Option(help="Name of the run's folder (made from the settings).", show_default=False)] = None,
     runs_dir: RunsDir = RUNS,
@@ -75,7 +83,10 @@ def train(
 
     Defaults are shown for --preset report. A setting can also stand in the file of --config, or in an environment variable: DDPMCTL_LR for --lr.
     """
-    source = data_source(data, scenes)
+    reading = {"size": size, "fit": fit, "format": form, "label_column": columns(label_column), "repeated": repeated, "hold_out": hold_out}
+    source = data_source(data, scenes, **reading)
+    if resume and any(value is not None for value in reading.values()):
+        raise UsageError("--resume: a run keeps how its images are read; leave --size, --fit, --format, --label-column, --repeated and --hold-out out")
     _refuse_conflicts(resume, scenes=scenes, name=name, override=override, exist_ok=exist_ok)
     terminal, busy = Terminal(silent=not job.is_leader), others_are_busy()
     resume = _named(resume, runs_dir, job) if resume else None
@@ -187,19 +198,28 @@ def _summary(terminal: Terminal, run: Run, config: Config, evaluated: Evaluated 
         name, budget = _budget(config)
         terminal.say(f"{run.folder}: its {budget:g} {name} are used up; nothing to do. To train it for longer: {longer(run.folder, config)}")
         return
+    if not evaluated.scores:
+        terminal.result(f"checkpoint: {evaluated.checkpoint}")
+        for image in sorted(run.samples.glob(f"epoch{evaluated.epoch}_*.png")):
+            terminal.result(f"image: {image}")
+        for text in next_commands(run.folder, scored=False):
+            terminal.say(f"next: {text}")
+        return
     rows = [[name, f"{s.accuracy:.4f}", f"{s.hits}/{s.labels}", f"{s.exact_match:.4f}", f"{s.exact}/{s.images}"] for name, s in evaluated.scores.items()]
     terminal.table(f"epoch {evaluated.epoch}", ["conditions", "accuracy", "objects found", "exact match", "images right"], rows)
     terminal.result(f"checkpoint: {evaluated.checkpoint}")
     for name in evaluated.scores:
         terminal.result(f"image: {run.samples / f'epoch{evaluated.epoch}_{name}.png'}")
-    for text in next_commands(run.folder):
+    for text in next_commands(run.folder, scored=bool(evaluated.scores)):
         terminal.say(f"next: {text}")
 
 
-def next_commands(run: Path) -> list[str]:
-    """Return what can be done with the checkpoints of a run."""
-    labels = '--labels "red cube,blue sphere"'
-    return [f"ddpmctl {text}" for text in (f"evaluate {run} --repeats 8", f"sample {run} {labels}", f"denoise-grid {run} {labels}")]
+def next_commands(run: Path, *, scored: bool = True) -> list[str]:
+    """Return what can be done with the checkpoints of a run; only one with a classifier can be evaluated without naming one."""
+    task = task_of(run, run.parent)
+    labels = f" --labels {example(task)}" if task.classes else ""
+    texts = [f"evaluate {run} --repeats 8"] if scored else []
+    return [f"ddpmctl {text}" for text in (*texts, f"sample {run}{labels or ' -n 16'}", f"denoise-grid {run}{labels}")]
 
 
 def longer(run: Path, config: Config) -> str:

@@ -11,7 +11,6 @@ import numpy as np
 
 from ddpmctl.comparison.recorded import Comparison, RecordedRun
 from ddpmctl.comparison.verdict import SIGNIFICANT
-from ddpmctl.runs.record import SCORED
 from ddpmctl.statistics.blocks import FEWEST, BlockEstimate, block_change, block_mean
 from ddpmctl.statistics.contrasts import holm
 
@@ -35,10 +34,11 @@ class CurveFinding:
 
 @dataclass(frozen=True)
 class CurvePair:
-    """Two runs on one condition file, or on the mean accuracy of both files.
+    """Two runs on one condition file, or on the mean accuracy of all files.
 
     Attributes:
-        conditions: a name of ``SCORED``, or ``POOLED``.
+        conditions: a name of ``files``, or ``POOLED``.
+        files: all condition files.
         epochs: at which both were scored, by increasing number.
         gaps: accuracy of the first minus that of the second at these epochs.
         difference: the mean gap; None if there are fewer than ``FEWEST`` epochs.
@@ -48,6 +48,7 @@ class CurvePair:
     first: str
     second: str
     conditions: str
+    files: tuple[str, ...]
     epochs: tuple[int, ...]
     gaps: tuple[float, ...]
     difference: CurveFinding | None
@@ -104,8 +105,8 @@ class CurveVerdict:
 
 def curve_verdict(comparison: Comparison) -> CurveVerdict:
     """Return the difference of every pair of runs over the epochs that both recorded, and its change."""
-    families = [_family(comparison.arms, conditions) for conditions in (*SCORED, POOLED)]
-    selected = {arm.name: file for arm in comparison.arms if (file := _selected_by(arm))}
+    families = [_family(comparison.arms, conditions, comparison.files) for conditions in (*comparison.files, POOLED)]
+    selected = {arm.name: file for arm in comparison.arms if (file := _selected_by(arm, comparison.files))}
     named = any(arm.settings is None for arm in comparison.arms)
     return CurveVerdict(tuple(itertools.chain(*zip(*families, strict=True))), selected, named)
 
@@ -118,7 +119,7 @@ def pair_sentence(pair: CurvePair) -> str:
     better, worse = (pair.first, pair.second) if estimate >= 0 else (pair.second, pair.first)
     points = f"{abs(100 * estimate):.1f} points"
     ahead = f"{better} is ahead by {points}" if estimate else "they are level"
-    where = " and ".join(SCORED) if pair.conditions == POOLED else pair.conditions
+    where = " and ".join(pair.files) if pair.conditions == POOLED else pair.conditions
     if pair.difference is None or pair.change is None:
         return f"No verdict on {pair.first} and {pair.second}: on {where} {ahead}, but {pair.refusal}."
     figures = _figures(pair.difference, 1 if estimate >= 0 else -1)
@@ -144,21 +145,21 @@ def _p_words(p: float) -> str:
     return f"p = {p:.2g}" if p >= SMALLEST_P else f"p below {SMALLEST_P:g}"
 
 
-def _family(arms: Sequence[RecordedRun], conditions: str) -> list[CurvePair]:
+def _family(arms: Sequence[RecordedRun], conditions: str, files: tuple[str, ...]) -> list[CurvePair]:
     """Return every pair on some conditions, the p-values adjusted for each other."""
     curves = [{point.epoch: _accuracy(point.accuracy, conditions) for point in arm.points} for arm in arms]
     shared = [(i, j, sorted(curves[i].keys() & curves[j].keys())) for i, j in itertools.combinations(range(len(arms)), 2)]
     gaps = [np.array([curves[i][epoch] - curves[j][epoch] for epoch in epochs]) for i, j, epochs in shared]
     means, changes = (_adjusted([estimate(series) if len(series) >= FEWEST else None for series in gaps]) for estimate in (block_mean, block_change))
     return [
-        CurvePair(arms[i].name, arms[j].name, conditions, tuple(epochs), tuple(series.tolist()), mean, change)
+        CurvePair(arms[i].name, arms[j].name, conditions, files, tuple(epochs), tuple(series.tolist()), mean, change)
         for (i, j, epochs), series, mean, change in zip(shared, gaps, means, changes, strict=True)
     ]
 
 
 def _accuracy(accuracy: Mapping[str, float], conditions: str) -> float:
-    """Return an accuracy; of both files it is the mean, because names do not say how many labels each file has."""
-    return statistics.fmean(accuracy[file] for file in SCORED) if conditions == POOLED else accuracy[conditions]
+    """Return an accuracy; of all files it is the mean, because names do not say how many labels each file has."""
+    return statistics.fmean(accuracy.values()) if conditions == POOLED else accuracy[conditions]
 
 
 def _adjusted(found: Sequence[BlockEstimate | None]) -> list[CurveFinding | None]:
@@ -166,10 +167,10 @@ def _adjusted(found: Sequence[BlockEstimate | None]) -> list[CurveFinding | None
     return [None if one is None else CurveFinding(one, next(p)) for one in found]
 
 
-def _selected_by(arm: RecordedRun) -> str | None:
+def _selected_by(arm: RecordedRun, files: tuple[str, ...]) -> str | None:
     """Return the condition file on which a folder's checkpoints look like those that were the best so far; a run's record has every evaluation."""
     epochs = [point.epoch for point in arm.points]
     if arm.settings is not None or len(epochs) < FEWEST_SELECTED or len({b - a for a, b in itertools.pairwise(epochs)}) == 1:
         return None
-    rising = (file for file in SCORED if all(a.accuracy[file] <= b.accuracy[file] for a, b in itertools.pairwise(arm.points)))
+    rising = (file for file in files if all(a.accuracy[file] <= b.accuracy[file] for a, b in itertools.pairwise(arm.points)))
     return next(rising, None)

@@ -82,6 +82,11 @@ class Comparison:
     last: int
     warnings: tuple[str, ...]
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The condition files that all arms were scored on."""
+        return tuple(self.arms[0].points[0].accuracy)
+
 
 def compare_recorded(paths: Sequence[Path], *, at_epoch: int | None = None, last: int = 10) -> Comparison:
     """Compare runs, or folders of report-style checkpoints.
@@ -101,6 +106,7 @@ def compare_recorded(paths: Sequence[Path], *, at_epoch: int | None = None, last
     if len({path.resolve() for path in paths}) < len(paths):
         raise UsageError("compare: the same folder is named twice")
     arms = tuple(load_recorded_run(path, name) for path, name in zip(paths, short_names(paths), strict=True))
+    _require_same_files(arms)
     for arm in arms:
         if at_epoch is not None and arm.at(at_epoch) is None:
             raise UsageError(f"--at-epoch {at_epoch}: the first evaluation of {arm.name} is at epoch {arm.points[0].epoch}")
@@ -111,6 +117,14 @@ def compare_recorded(paths: Sequence[Path], *, at_epoch: int | None = None, last
     if at_epoch is not None and (short := [arm.name for arm in arms if arm.points[-1].epoch < at_epoch]):
         warnings = (*warnings, f"no evaluation at epoch {at_epoch} in {', '.join(short)}; the last one before it is used")
     return Comparison(arms, _differing(arms), at_epoch if at_epoch is not None else common, last, warnings)
+
+
+def _require_same_files(arms: Sequence[RecordedRun]) -> None:
+    first = arms[0]
+    for arm in arms:
+        if other := next((set(point.accuracy) for point in arm.points if set(point.accuracy) != set(first.points[0].accuracy)), None):
+            names = (", ".join(sorted(found)) for found in (set(first.points[0].accuracy), other))
+            raise UsageError(f"compare: {first.name} and {arm.name} were scored on different conditions ({' against '.join(names)})")
 
 
 def refuse_unlike(comparison: Comparison) -> None:
@@ -143,8 +157,10 @@ def load_recorded_run(path: Path, name: str) -> RecordedRun:
         evaluators = frozenset(one.evaluator for one in scored)
     else:
         recorded = [recorded_in_name(file) for file in find_checkpoints(path)]
-        named = [Point(int(r.pop("epoch")), math.nan, r) for r in recorded if r]
+        named = [Point(int(r.pop("epoch")), math.nan, r) for r in recorded if len(r) > 1]
         unique, settings, evaluators = {point.epoch: point for point in named}, None, frozenset()
+    if unique and not all(point.accuracy for point in unique.values()):
+        raise NothingRecorded(f"{path}: was trained without a classifier, so no score is recorded")
     if not unique:
         raise NothingRecorded(f"{path}: no evaluation is recorded (neither in results.csv nor in file names such as epoch315_0.625_0.619.pth)")
     return RecordedRun(name, settings, tuple(unique[epoch] for epoch in sorted(unique)), evaluators)

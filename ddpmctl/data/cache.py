@@ -1,8 +1,11 @@
 """The cache of decoded images: one array on disk, so that only the first start decodes or renders.
 
-An entry is ``KEY.npy`` (uint8, (N, 3, 64, 64)) and ``KEY.json`` (key, shape, sha256 of the array's bytes). The key is a hash of
+An entry is ``KEY.npy`` (uint8, (N, 3, H, W)) and ``KEY.json`` (key, shape, sha256 of the array's bytes). The key is a hash of
 the source, so an entry never becomes stale. The checksum is verified at each start (about 0.2 s for the lab's 221 MB), and a damaged
 entry is rebuilt.
+
+Images are mapped into memory, not read: a set may be larger than the memory. An entry is never changed, only replaced. While it is built, the images
+that are done lie in a temporary file with a journal beside it, so that a killed process's work is not lost.
 """
 
 from __future__ import annotations
@@ -10,28 +13,39 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import stat
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from ddpmctl.data.folders import Problem, raise_first, read_json
-from ddpmctl.data.images import SIZE, FoundImage, decode_image, each_image
+from ddpmctl.data.images import FoundImage, decode_image, each_image
+from ddpmctl.data.source import FITS
 from ddpmctl.errors import DataError, DdpmctlError, UsageError
-from ddpmctl.files import atomic_write, write_text
+from ddpmctl.files import need_room, write_text
+from ddpmctl.iclevr import ICLEVR
 from ddpmctl.progress import Notice, Progress
 
 UNUSED_DAYS = 30
 PATTERNS = ("*.npy", "*.json", "results/*.npz", "devices/*.json", "crashes/*.txt", ".*.tmp", "results/.*.tmp")
 ENTRY = r"[0-9a-f]{64}\.(npy|json|npz)"
 OURS = re.compile(rf"{ENTRY}|\.{ENTRY}\..+\.tmp|crash-[0-9-]+\.txt")  # DDPMCTL_CACHE_DIR may name a folder with other files
+DECODED_TOGETHER = 100  # images between two progress events
+READ_BYTES = 2**24  # that are read at once
+BLOCK_BYTES = 2**26  # between two lines of the journal
+SLOW_BYTES = 500_000_000  # of an entry whose check shows progress
+MOST_JOURNAL = 2**24
+WAITING_SECONDS = 0.2
 DECODER = 1  # increase it when decoding or rendering changes the pixels, so that old entries are not used
 
 
@@ -39,7 +53,7 @@ DECODER = 1  # increase it when decoding or rendering changes the pixels, so tha
 class CachedImages:
     """The decoded images and the sha256 of their bytes."""
 
-    images: np.ndarray  # uint8, (N, 3, 64, 64)
+    images: np.ndarray  # uint8, (N, 3, H, W), read-only
     digest: str
 
 
@@ -113,64 +127,77 @@ def remove_unused(days: float = UNUSED_DAYS) -> list[CacheFile]:
     return removed
 
 
-def folder_key(train_digest: str, found: list[FoundImage]) -> str:
-    """Return the key of a lab folder's entry: train.json's content, and name, size and modification time of every image."""
+Build = Callable[[int], Iterator[Progress | np.ndarray]]
+"""(image to begin with) -> progress, and the images from there on, in order: uint8 (B, 3, H, W)."""
+
+
+def folder_key(digest: str, found: Sequence[FoundImage], size: int = ICLEVR.size, fit: str = FITS[0]) -> str:
+    """Return the key of a folder's entry: the hash of its labels, how images are fitted, and name, size and modification time of every image."""
     rows = [[image.name, image.size, image.mtime_ns] for image in found]
-    return hashlib.sha256(json.dumps(["folder", DECODER, SIZE, train_digest, rows]).encode()).hexdigest()
+    fitted = [] if fit == FITS[0] else [fit]
+    return hashlib.sha256(json.dumps(["folder", DECODER, size, digest, rows, *fitted]).encode()).hexdigest()
 
 
-def benchmark_key(fingerprint: str) -> str:
+def benchmark_key(fingerprint: str, size: int = ICLEVR.size) -> str:
     """Return the key of a rendered benchmark's entry, from the benchmark's own fingerprint."""
-    return hashlib.sha256(json.dumps(["benchmark", DECODER, SIZE, fingerprint]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(["benchmark", DECODER, size, fingerprint]).encode()).hexdigest()
 
 
-def cached_images(key: str, count: int, build: Callable[[], Generator[Progress, None, np.ndarray]]) -> Generator[Progress | Notice, None, CachedImages]:
-    """Return the entry's images, (count, 3, 64, 64), from the cache, or from ``build()``, whose result is then cached.
+def cached_images(key: str, count: int, build: Build, size: int = ICLEVR.size) -> Generator[Progress | Notice, None, CachedImages]:
+    """Return the entry's images, (count, 3, size, size), from the cache, or from ``build``, whose images are then cached.
 
-    Two processes may build the same entry at once: each writes its own temporary files and renames them.
+    They are read-only. Of two processes that need the same images, one builds them and the other waits.
     """
+    shape = (count, 3, size, size)
     entry: Path | None = None
     try:
         entry = cache_folder() / f"{key}.npy"
-        if (kept := _read(entry, key, count)) is not None:
-            mark_used(entry, entry.with_suffix(".json"))
+        if (kept := (yield from _read(entry, key, shape))) is not None:
             return kept
     except DdpmctlError as error:
         yield Notice(f"decoded images are not taken from the cache: {error}")
-    images = yield from build()
-    digest = _sha256(images)
     if entry is not None:
         try:
-            _write(entry, key, images, digest)
+            return (yield from _built(entry, key, shape, build))
         except (OSError, UsageError) as error:
             yield Notice(f"decoded images are not cached, so the next start decodes again: {error}; set DDPMCTL_CACHE_DIR to another folder")
-    return CachedImages(images, digest)
+    images, done = np.empty(shape, dtype=np.uint8), 0
+    for item in build(0):
+        if isinstance(item, Progress):
+            yield item
+        else:
+            images[done : done + len(item)] = item
+            done += len(item)
+    return CachedImages(images, hashlib.sha256(images.data).hexdigest())
 
 
-def decode_folder(folder: Path, found: list[FoundImage]) -> Generator[Progress, None, np.ndarray]:
-    """Decode all images of a folder into one array, uint8 (N, 3, 64, 64).
+def decoded(folder: Path, found: Sequence[FoundImage], size: int, fit: str, start: int = 0) -> Iterator[Progress | np.ndarray]:
+    """Yield progress, and the images of a folder from number ``start`` on, decoded by all cores: uint8 (B, 3, size, size).
 
     Raises:
         DataError: images cannot be decoded; raised after the last one, names the first and counts the others.
     """
-    images = np.empty((len(found), 3, SIZE, SIZE), dtype=np.uint8)
     problems = []
-    yield Progress("decoding", 0, len(found))
-    for index, result in enumerate(each_image([image.path for image in found], decode_image)):
+    images = np.zeros((DECODED_TOGETHER, 3, size, size), dtype=np.uint8)
+    yield Progress("decoding", start, len(found))
+    results = each_image((image.path for image in found[start:]), lambda path: decode_image(path, size=size, fit=fit))
+    for index, result in enumerate(results, start=start):
+        place = (index - start) % DECODED_TOGETHER
         if isinstance(result, DataError):
             path = str(found[index].path)
             problems.append(Problem(path, str(result).removeprefix(f"{path}: ")))
         else:
-            images[index] = result
-        if (index + 1) % 100 == 0 or index + 1 == len(found):
+            images[place] = result
+        if place + 1 == DECODED_TOGETHER or index + 1 == len(found):
+            if not problems:  # what follows a problem is only checked
+                yield images[: place + 1]
             yield Progress("decoding", index + 1, len(found))
     if problems:
         raise_first(problems, folder)
-    return images
 
 
-def _read(entry: Path, key: str, count: int) -> CachedImages | None:
-    """Return a valid entry, or None if there is none.
+def _read(entry: Path, key: str, shape: tuple[int, ...]) -> Generator[Progress, None, CachedImages | None]:
+    """Return a valid entry and mark it as used, or return None if there is none.
 
     Raises:
         DataError: the entry is damaged.
@@ -179,39 +206,113 @@ def _read(entry: Path, key: str, count: int) -> CachedImages | None:
     if not os.path.lexists(about_path):  # written last: without it the entry is missing or incomplete
         return None
     about: object = None
-    images: np.ndarray | None = None
-    shape = (count, 3, SIZE, SIZE)
     with any_error_is_damage():
         about = read_json(about_path)
     if not isinstance(about, dict) or about.get("key") != key or about.get("shape") != list(shape):
         raise DataError(f"{about_path}: damaged; it is rebuilt")
-    with any_error_is_damage():
-        images = _read_array(entry, shape)
-    if images is None or _sha256(images) != about.get("sha256"):
+    header, images, digest = _header(shape), None, hashlib.sha256()
+    with any_error_is_damage(), open(entry, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if file.read(len(header)) == header and size == len(header) + math.prod(shape):
+            done = 0
+            while part := file.read(READ_BYTES):
+                digest.update(part)
+                done += len(part)
+                if size > SLOW_BYTES:
+                    yield Progress("checking the cache", done, size)
+            images = np.memmap(file, dtype=np.uint8, mode="r", offset=len(header), shape=shape)
+    if images is None or digest.hexdigest() != about.get("sha256"):
         raise DataError(f"{entry}: {'damaged' if os.path.lexists(entry) else 'removed'}; it is rebuilt")
-    return CachedImages(images, str(about["sha256"]))
+    mark_used(entry, about_path)
+    return CachedImages(images, digest.hexdigest())
 
 
-def _read_array(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return the uint8 array of an .npy file if it has this shape; the file's header is only compared, and is never parsed."""
+def _header(shape: tuple[int, ...]) -> bytes:
+    """Return the header of the .npy file of a uint8 array; that of an entry is only compared with it, and is never parsed."""
     expected = io.BytesIO()
     np.lib.format.write_array_header_1_0(expected, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    with open(path, "rb") as file:
-        if file.read(len(expected.getvalue())) != expected.getvalue():
-            return None
-        images = np.empty(shape, dtype=np.uint8)
-        whole = file.readinto(images.reshape(-1).data) == images.nbytes and not file.read(1)
-        return images if whole else None
+    return expected.getvalue()
 
 
-def _write(entry: Path, key: str, images: np.ndarray, digest: str) -> None:
+def _built(entry: Path, key: str, shape: tuple[int, ...], build: Build) -> Generator[Progress, None, CachedImages]:
+    """Build an entry and return it.
+
+    Raises:
+        OSError, UsageError: the cache cannot be written.
+    """
     entry.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(entry) as temporary, open(temporary, "wb") as file:
-        np.lib.format.write_array(file, images, version=(1, 0), allow_pickle=False)
-    about = {"key": key, "shape": list(images.shape), "sha256": digest}
-    write_text(entry.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
-    mark_used(entry)
+    lock = FileLock(entry.with_name(".building.lock"), timeout=0)
+    while True:
+        try:
+            lock.acquire()
+            break
+        except Timeout:
+            yield Progress("waiting for another process that decodes images", 0, 1)
+            time.sleep(WAITING_SECONDS)
+    try:
+        with suppress(DataError):  # another process may have built it meanwhile
+            if (kept := (yield from _read(entry, key, shape))) is not None:
+                return kept
+        digest = yield from _written(entry, shape, build)
+        about = {"key": key, "shape": list(shape), "sha256": digest}
+        write_text(entry.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
+        mark_used(entry)
+        return CachedImages(np.memmap(entry, dtype=np.uint8, mode="r", offset=len(_header(shape)), shape=shape), digest)
+    finally:
+        lock.release()
 
 
-def _sha256(images: np.ndarray) -> str:
-    return hashlib.sha256(images.data).hexdigest()
+def _written(entry: Path, shape: tuple[int, ...], build: Build) -> Generator[Progress, None, str]:
+    """Write the array of an entry, after the images that a killed process has left; return the sha256 of its bytes."""
+    partial, journal = (entry.with_name(f".{entry.stem}{suffix}.partial.tmp") for suffix in (".npy", ".json"))
+    header, done, digest = _header(shape), 0, hashlib.sha256()
+    need_room(entry.parent, math.prod(shape), "for the decoded images")
+    with open(partial, "a+b"), open(partial, "r+b") as file, open(journal, "a+b") as log:
+        done, digest = _left_behind(file, log, header, shape)
+        file.truncate(file.tell())
+        if not done:
+            file.write(header)
+        saved = file.tell()
+        for item in build(done):
+            if isinstance(item, Progress):
+                yield item
+                continue
+            file.write(item.data)
+            digest.update(item.data)
+            done += len(item)
+            if file.tell() - saved >= BLOCK_BYTES or done == shape[0]:
+                file.flush()
+                os.fsync(file.fileno())
+                log.write(json.dumps({"images": done, "sha256": digest.hexdigest()}).encode() + b"\n")
+                log.flush()
+                saved = file.tell()
+    os.replace(partial, entry)
+    journal.unlink(missing_ok=True)
+    return digest.hexdigest()
+
+
+def _left_behind(file: BinaryIO, log: BinaryIO, header: bytes, shape: tuple[int, ...]) -> tuple[int, hashlib._Hash]:
+    """Return how many images of a partial file are as its journal says, and the hash of their bytes.
+
+    The file then stands behind them, and the journal holds only their lines.
+    """
+    done, digest, good = 0, hashlib.sha256(), 0
+    image = math.prod(shape[1:])
+    log.seek(0)
+    lines = log.read(MOST_JOURNAL).splitlines(keepends=True)
+    whole = file.read(len(header)) == header
+    with any_error_is_damage():
+        for line in lines if whole else []:
+            row, further = json.loads(line), digest.copy()
+            if type(row["images"]) is not int or not done < row["images"] <= shape[0]:
+                break
+            left = (row["images"] - done) * image
+            while left and (part := file.read(min(left, READ_BYTES))):
+                further.update(part)
+                left -= len(part)
+            if left or further.hexdigest() != row["sha256"]:
+                break
+            done, digest, good = row["images"], further, good + len(line)
+    file.seek(len(header) + done * image if done else 0)
+    log.truncate(good)
+    return done, digest

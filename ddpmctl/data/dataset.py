@@ -12,9 +12,8 @@ import numpy as np
 
 from ddpmctl.benchmark import embedded
 from ddpmctl.benchmark.embedded import scene_count
-from ddpmctl.data.cache import benchmark_key, cached_images, decode_folder, folder_key
-from ddpmctl.data.folders import raise_first, read_lab
-from ddpmctl.data.images import find_images
+from ddpmctl.data.cache import benchmark_key, cached_images, decoded, folder_key
+from ddpmctl.data.declared import Declared, found_images, read_declared
 from ddpmctl.data.source import DataSource
 from ddpmctl.iclevr import ICLEVR
 from ddpmctl.progress import Notice, Progress
@@ -88,9 +87,8 @@ def load_conditions(data: DataSource | Path | None, *, scenes: int | None = None
         name, conditions, task = _benchmark_name(count), embedded.conditions(), replace(ICLEVR, size=source.size)
         sets: list[Sequence[str]] = list(embedded.train_labels(count).values())
     else:
-        lab = read_lab(source.path)
-        name, conditions, task = str(source.path), lab.conditions, replace(ICLEVR, size=source.size)
-        sets = list(lab.labels.values())
+        declared, conditions = read_declared(source).for_training(source.hold_out)
+        name, task, sets = str(source.path), _task(declared, conditions, source.size), list(declared.labels.values())
     trained = frozenset(map(frozenset, sets))
     content = json.dumps([conditions, sorted(sorted(names) for names in trained)])
     return Conditions(name, hashlib.sha256(content.encode()).hexdigest(), conditions, source.path, trained, len(sets), task)
@@ -102,22 +100,29 @@ def source_of(data: DataSource | Path | None, scenes: int | None = None) -> Data
 
 
 def _load_folder(source: DataSource, folder: Path) -> Generator[Progress | Notice, None, Dataset]:
-    lab = read_lab(folder)
-    found, problems = find_images(folder, list(lab.labels))
-    if problems:
-        raise_first(problems, folder)
-    cached = yield from cached_images(folder_key(lab.train_digest, found), len(found), lambda: decode_folder(folder, found))
-    key = _content_key(lab.labels, cached.digest)
-    task = replace(ICLEVR, size=source.size)
-    return Dataset(str(folder), key, cached.images, task.multi_hot(list(lab.labels.values())), lab.conditions, folder, task, tuple(lab.labels))
+    declared, conditions = read_declared(source).for_training(source.hold_out)
+    for note in declared.notes:
+        yield Notice(f"{folder}: {note}")
+    found, size, fit = found_images(declared), source.size, source.fit
+    cached = yield from cached_images(folder_key(declared.digest, found, size, fit), len(found), lambda start: decoded(folder, found, size, fit, start), size)
+    task, labels = _task(declared, conditions, size), declared.labels
+    return Dataset(
+        str(folder), _content_key(labels, cached.digest), cached.images, task.multi_hot(list(labels.values())), conditions, folder, task, tuple(labels)
+    )
+
+
+def _task(declared: Declared, conditions: Mapping[str, Sequence[LabelSet]], size: int) -> Task:
+    """Return the task of a data set; training scores its own two condition files, or those made of its labels."""
+    task = declared.task(size)
+    return task if declared.conditions else replace(task, scored=tuple(conditions))
 
 
 def _load_benchmark(source: DataSource) -> Generator[Progress | Notice, None, Dataset]:
-    scenes = scene_count(source.scenes)
+    scenes, size = scene_count(source.scenes), source.size
     labels = embedded.train_labels(scenes)
-    key = benchmark_key(embedded.fingerprint(scenes))
-    cached = yield from cached_images(key, len(labels), lambda: embedded.collected(embedded.render_benchmark(scenes), len(labels)))
-    content, task = _content_key(labels, cached.digest), replace(ICLEVR, size=source.size)
+    key = benchmark_key(embedded.fingerprint(scenes), size)
+    cached = yield from cached_images(key, len(labels), lambda start: embedded.rendered(scenes, size, start), size)
+    content, task = _content_key(labels, cached.digest), replace(ICLEVR, size=size)
     return Dataset(_benchmark_name(scenes), content, cached.images, task.multi_hot(list(labels.values())), embedded.conditions(), None, task, tuple(labels))
 
 

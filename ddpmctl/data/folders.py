@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ddpmctl.errors import DataError, UsageError, json_kind, show
-from ddpmctl.labels import CLASSES, INDEX
+from ddpmctl.iclevr import ICLEVR, INDEX
+from ddpmctl.task import LabelSet, Task
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_PROBLEMS = 1000  # per file
@@ -45,14 +45,14 @@ class Lab:
     train_digest: str  # sha256 of train.json in hex; "" if it cannot be read
 
 
-def read_json(path: Path) -> object:
-    """Return the value of a JSON file, read strictly.
+def read_json(path: Path, most: int = MAX_JSON_BYTES) -> object:
+    """Return the value of a JSON file of at most ``most`` bytes, read strictly.
 
     Raises:
-        DataError: not a regular file, unreadable, over 64 MiB, not UTF-8, not JSON, a duplicate key, NaN or an infinite
+        DataError: not a regular file, unreadable, too large, not UTF-8, not JSON, a duplicate key, NaN or an infinite
             number, or nested too deeply.
     """
-    return _parse(_read_bytes(path), path)
+    return parse_json(read_bytes(path, most), path)
 
 
 def scan_lab(folder: Path) -> tuple[Lab, list[Problem]]:
@@ -73,9 +73,9 @@ def scan_lab(folder: Path) -> tuple[Lab, list[Problem]]:
                 problems.append(Problem(str(path), f"missing; {LAYOUT}"))
             continue
         try:
-            raw = _read_bytes(path)
+            raw = read_bytes(path)
             digest = hashlib.sha256(raw).hexdigest() if name == "train.json" else digest
-            values[name] = _parse(raw, path)
+            values[name] = parse_json(raw, path)
         except DataError as error:
             problems.append(Problem(str(path), str(error).removeprefix(f"{path}: ")))
     if "objects.json" in values:
@@ -108,8 +108,8 @@ def read_lab(folder: Path) -> Lab:
     return lab
 
 
-def read_conditions(path: Path) -> list[tuple[str, ...]]:
-    """Return the label sets of one condition file.
+def read_conditions(path: Path, task: Task = ICLEVR) -> list[LabelSet]:
+    """Return the label sets of one condition file, of a task's labels.
 
     Raises:
         UsageError: there is no such file.
@@ -117,7 +117,7 @@ def read_conditions(path: Path) -> list[tuple[str, ...]]:
     """
     if not path.is_file():
         raise UsageError(f"{path}: there is no such condition file")
-    conditions, problems = parse_conditions(read_json(path), path)
+    conditions, problems = parse_conditions(read_json(path), path, task)
     if problems:
         raise DataError(f"{problems[0].path}: {problems[0].what}")
     return conditions
@@ -154,7 +154,7 @@ def parse_train(value: object, path: Path) -> tuple[dict[str, tuple[str, ...]], 
     labels: dict[str, tuple[str, ...]] = {}
     problems = []
     for name, entry in value.items():
-        wrong = _unsafe_name(name)
+        wrong = unsafe_name(name)
         names, found = _label_list(entry)
         found = [f"file name {wrong}", *found] if wrong else found
         problems += [Problem(str(path), f"image {show(name)}: {what}") for what in found]
@@ -166,7 +166,7 @@ def parse_train(value: object, path: Path) -> tuple[dict[str, tuple[str, ...]], 
     return labels, problems
 
 
-def parse_conditions(value: object, path: Path) -> tuple[list[tuple[str, ...]], list[Problem]]:
+def parse_conditions(value: object, path: Path, task: Task = ICLEVR) -> tuple[list[LabelSet], list[Problem]]:
     """Return the valid label sets of a condition file, and all problems (conditions are counted from 1)."""
     if not isinstance(value, list):
         return [], [Problem(str(path), f"must be a list of lists of labels, not {json_kind(value)}")]
@@ -175,7 +175,7 @@ def parse_conditions(value: object, path: Path) -> tuple[list[tuple[str, ...]], 
     conditions = []
     problems = []
     for position, entry in enumerate(value, start=1):
-        names, found = _label_list(entry)
+        names, found = _label_list(entry, task)
         problems += [Problem(str(path), f"condition {position} of {len(value)}: {what}") for what in found]
         if not found:
             conditions.append(names)
@@ -185,26 +185,27 @@ def parse_conditions(value: object, path: Path) -> tuple[list[tuple[str, ...]], 
     return conditions, problems
 
 
-def _label_list(entry: object) -> tuple[tuple[str, ...], list[str]]:
+def _label_list(entry: object, task: Task = ICLEVR) -> tuple[LabelSet, list[str]]:
     if not isinstance(entry, list):
         return (), [f"must have a list of labels, not {json_kind(entry)}"]
     if not entry:
         return (), ["the list of labels is empty; name at least one object"]
-    if len(entry) > len(CLASSES):
-        return (), [f"names {len(entry)} labels, but there are {len(CLASSES)} classes and none may be listed twice"]
+    if len(entry) > len(task.classes):
+        return (), [f"names {len(entry)} labels, but there are {len(task.classes)} classes and none may be listed twice"]
     found = []
     for position, label in enumerate(entry, start=1):
         if not isinstance(label, str):
             found.append(f"label {position} must be a string, not {json_kind(label)}")
-        elif label not in INDEX:
-            found.append(f"label {position}, {show(label)}, is not in objects.json{_nearest(label[:64])}")
+        elif label not in task.index:
+            known = "in objects.json" if task.classes == ICLEVR.classes else "one of the labels of the data"
+            found.append(f"label {position}, {show(label)}, is not {known}{_nearest(label[:64], task)}")
         elif label in entry[: position - 1]:
             found.append(f"label {position}, {show(label)}, is listed twice; a label set says which objects are present, not how many")
     return tuple(entry) if not found else (), found
 
 
-def _unsafe_name(name: str) -> str | None:
-    """Return why a file name of train.json is unsafe, or None: on every system it must be inside the folder."""
+def unsafe_name(name: str) -> str | None:
+    """Return why the file name of an image is unsafe, or None: on every system it must be inside the folder."""
     if "\0" in name or not name.isprintable():
         return "has a character that is not allowed in a file name"
     if "\\" in name or name.startswith("/") or name[1:2] == ":":  # C:file is relative to another drive on Windows
@@ -218,28 +219,30 @@ def _unsafe_name(name: str) -> str | None:
 
 
 @lru_cache(maxsize=1024)
-def _nearest(label: str) -> str:
-    near = difflib.get_close_matches(" ".join(label.lower().split()), CLASSES, n=3, cutoff=0.4)
+def _nearest(label: str, task: Task = ICLEVR) -> str:
+    near = task.nearest(label)
     return f": did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, most: int = MAX_JSON_BYTES) -> bytes:
+    """Return the content of a regular file; DataError as for ``read_json``."""
     try:
         about = os.stat(path)
         if not stat.S_ISREG(about.st_mode):  # opening a pipe would block
             raise DataError(f"{path}: is not a regular file; put a JSON file there")
         with open(path, "rb") as file:
-            raw = file.read(MAX_JSON_BYTES + 1)
+            raw = file.read(most + 1)
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such file") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if len(raw) > MAX_JSON_BYTES:
-        raise DataError(f"{path}: is over {MAX_JSON_BYTES // 2**20} MiB; this is not a label file")
+    if len(raw) > most:
+        raise DataError(f"{path}: is over {most // 2**20} MiB; this is not a label file")
     return raw
 
 
-def _parse(raw: bytes, path: Path) -> object:
+def parse_json(raw: bytes, path: Path) -> object:
+    """Return the value of JSON text; ``path`` is used in messages. DataError as for ``read_json``."""
     try:
         return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
     except UnicodeDecodeError as error:

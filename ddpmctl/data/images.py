@@ -1,7 +1,8 @@
-"""Image files on disk: finding them inside the lab's folder, and decoding them to 64x64 RGB."""
+"""Image files: finding them inside a data folder, and decoding them to square RGB."""
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import threading
@@ -12,16 +13,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ddpmctl.data.archives import ZipMember
 from ddpmctl.data.folders import Problem
+from ddpmctl.data.source import FITS
 from ddpmctl.errors import DataError, limit_reached, show
 from ddpmctl.files import in_bytes
+from ddpmctl.iclevr import ICLEVR
 
-SIZE = 64  # pixels on a side of every training image
 PLACES = ("iclevr", "images", ".")  # the usual one first: if it has all images, the others are not searched
 FORMATS = ("PNG", "JPEG")
 PNG_END = b"IEND\xaeB`\x82"
@@ -62,9 +65,12 @@ class _Memory:
 _memory = _Memory(MOST_BYTES)
 
 
+ImageFile: TypeAlias = Path | ZipMember
+
+
 @dataclass(frozen=True)
 class FoundImage:
-    """One declared image: its name in train.json, the folder that the name is relative to, its size in bytes and its modification time."""
+    """One declared image: its name, the folder that the name is relative to, its size in bytes and its modification time."""
 
     name: str
     place: Path
@@ -72,9 +78,19 @@ class FoundImage:
     mtime_ns: int
 
     @property
-    def path(self) -> Path:
-        """The file's path (computed on demand: a cached start does not need the 18,009 paths)."""
+    def path(self) -> ImageFile:
+        """Where it is (computed on demand: a cached start does not need the 18,009 paths)."""
         return self.place / self.name
+
+
+@dataclass(frozen=True)
+class FoundMember(FoundImage):
+    """One declared image in the zip file ``place``; ``mtime_ns`` is its checksum."""
+
+    @property
+    def path(self) -> ImageFile:
+        """Where it is."""
+        return ZipMember(self.place, self.name)
 
 
 def find_images(folder: Path, names: Sequence[str]) -> tuple[list[FoundImage], list[Problem]]:
@@ -95,10 +111,11 @@ def find_images(folder: Path, names: Sequence[str]) -> tuple[list[FoundImage], l
     return best or ([], [Problem(str(folder), "cannot be read")])
 
 
-def decode_image(path: Path, *, resize: bool = True) -> np.ndarray:
-    """Return an image file as uint8 RGB, (3, 64, 64); without ``resize``, an image of another size is refused.
+def decode_image(path: ImageFile, *, size: int = ICLEVR.size, fit: str = FITS[0], resize: bool = True) -> np.ndarray:
+    """Return an image file as uint8 RGB, (3, size, size); without ``resize``, an image of another size is refused.
 
-    The lab's own steps: ``convert("RGB")``, then Pillow's antialiased bilinear resize. So transparency, colour profiles and the orientation in EXIF
+    The lab's own steps: ``convert("RGB")``, then Pillow's antialiased bilinear resize. Images that are not square are squeezed, cropped or
+    padded; see ``fitted``. So transparency, colour profiles and the orientation in EXIF
     have no effect, and of an animated PNG the first image is taken. 16-bit gray is scaled to 8 bits, where Pillow would clip it.
 
     Raises:
@@ -106,16 +123,34 @@ def decode_image(path: Path, *, resize: bool = True) -> np.ndarray:
     """
     try:
         with _room_for(path) as image:
-            if not resize and image.size != (SIZE, SIZE):
-                raise DataError(f"is {image.width}x{image.height} pixels; images to score must be {SIZE}x{SIZE}")
-            small = _reduced(image).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+            if not resize and image.size != (size, size):
+                raise DataError(f"is {image.width}x{image.height} pixels; images to score must be {size}x{size}")
+            small = fitted(_reduced(image), size, fit)
         pixels = np.asarray(small.convert("RGB"))
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ... on bad bytes
         raise limit_reached(error) or DataError(f"{path}: {_reason(error)}") from error
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def check_image(path: Path) -> None:
+def fitted(image: Image.Image, size: int, fit: str) -> Image.Image:
+    """Return an image of size x size: squeezed; or the largest square in its middle; or whole, padded with the mean colour of its border."""
+    width, height = image.size
+    if fit == "crop" and width != height:
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        return image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    if fit == "pad" and width != height:
+        longest = max(width, height)
+        small = image.resize((max(1, round(size * width / longest)), max(1, round(size * height / longest))), Image.Resampling.BILINEAR).convert("RGB")
+        pixels = np.asarray(small).astype(np.float64)
+        border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+        canvas = Image.new("RGB", (size, size), tuple(border.mean(0).round().astype(int).tolist()))
+        canvas.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
+        return canvas
+    return image.resize((size, size), Image.Resampling.BILINEAR)
+
+
+def check_image(path: ImageFile) -> None:
     """Decode an image fully, and compare the PNG checksums, which decoding alone does not.
 
     Raises:
@@ -129,10 +164,10 @@ def check_image(path: Path) -> None:
     decode_image(path)
 
 
-def each_image(paths: Iterable[Path], work: Callable[[Path], T]) -> Generator[T | DataError, None, None]:
+def each_image(paths: Iterable[ImageFile], work: Callable[[ImageFile], T]) -> Generator[T | DataError, None, None]:
     """Yield ``work(path)``, or the DataError that it raised, for each path in order; in threads, since Pillow releases the GIL."""
 
-    def tried(path: Path) -> T | DataError:
+    def tried(path: ImageFile) -> T | DataError:
         try:
             return work(path)
         except DataError as error:
@@ -179,13 +214,14 @@ def _within(path: str | Path, roots: tuple[Path, ...]) -> bool:
     return any(real.is_relative_to(root) for root in roots)
 
 
-def _open(path: Path) -> Image.Image:
-    if (size := os.stat(path).st_size) > MOST_FILE_BYTES:
+def _open(path: ImageFile) -> Image.Image:
+    if isinstance(path, Path) and (size := os.stat(path).st_size) > MOST_FILE_BYTES:
         raise DataError(f"has {in_bytes(size)}; an image file may have at most {in_bytes(MOST_FILE_BYTES)}; make it smaller")
+    file = path if isinstance(path, Path) else io.BytesIO(path.read(MOST_FILE_BYTES))
     # Pillow only warns of an image between one and two times its limit. The warnings filter is global to the process, hence the lock.
     with _opening, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        image = Image.open(path, formats=FORMATS)
+        image = Image.open(file, formats=FORMATS)
     if image.format == "PNG" and image.fp is not None:  # Pillow decodes a PNG without its last bytes; of a JPEG it reads all
         place = image.fp.tell()
         image.fp.seek(max(0, image.fp.seek(0, os.SEEK_END) - TRAILER))
@@ -198,7 +234,7 @@ def _open(path: Path) -> Image.Image:
 
 
 @contextmanager
-def _room_for(path: Path) -> Iterator[Image.Image]:
+def _room_for(path: ImageFile) -> Iterator[Image.Image]:
     """Open an image; in the body there is memory to decode it, which no other thread uses."""
     with _open(path) as image, _memory.held(_bytes_of(image)):
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -63,14 +62,20 @@ def _most_alike(task: Task, labels: np.ndarray, condition: LabelSet, count: int)
     return np.resize(order[:count], count)
 
 
+def scene_of(image: str) -> str:
+    """Return the name of an image's scene: ``NAME`` of ``NAME_0.png``; a file without a number is a scene of its own."""
+    stem = image.rpartition(".")[0] or image
+    base, _, number = stem.rpartition("_")
+    return base if base and number.isdigit() else stem
+
+
 def same_scenes(images: Sequence[str]) -> np.ndarray:
     """Return, for each image name, the indices of all images of the same scene, itself included: (N, E); smaller scenes repeat indices.
 
     Images ``NAME_0.png``, ``NAME_1.png`` are of the same scene; a file without a number is a scene of its own.
     """
     scenes: dict[str, list[int]] = {}
-    names = [Path(name).stem for name in images]
-    keys = [name.rpartition("_")[0] if name.rpartition("_")[2].isdigit() and "_" in name else name for name in names]
+    keys = list(map(scene_of, images))
     for index, key in enumerate(keys):
         scenes.setdefault(key, []).append(index)
     most = min(max(map(len, scenes.values())), 16)

@@ -1,4 +1,4 @@
-"""``ddpmctl data verify``: find all problems of a lab folder."""
+"""``ddpmctl data verify``: find all problems of a data set."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddpmctl.data.folders import Lab, Problem, scan_lab
-from ddpmctl.data.images import PLACES, FoundImage, check_image, each_image, find_images
+from ddpmctl.data.declared import Declared, scan_declared
+from ddpmctl.data.folders import Problem
+from ddpmctl.data.images import PLACES, FoundImage, check_image, each_image
+from ddpmctl.data.source import DataSource
 from ddpmctl.errors import DataError
 from ddpmctl.progress import Progress
 
@@ -21,35 +23,38 @@ class ConditionCount:
 
     conditions: int
     objects: int
-    in_training: int  # conditions whose label set occurs in train.json
+    in_training: int  # conditions whose label set occurs in training
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The counts of a lab folder, without entries that have a problem."""
+    """The counts of a data set, without entries that have a problem."""
 
-    images: int  # declared in train.json
+    declared: Declared
+    images: int
     scenes: int
-    label_sets: int  # distinct ones in train.json
+    label_sets: int  # distinct ones
     label_sets_by_size: dict[int, int]  # objects per set -> sets
     conditions: dict[str, ConditionCount]
     problems: int
 
 
-def verify_folder(folder: Path) -> Generator[Progress | Problem, None, Summary]:
-    """Yield progress and every problem of a lab folder, and return its counts.
+def verify_folder(source: DataSource) -> Generator[Progress | Problem, None, Summary]:
+    """Yield progress and every problem of a data set, and return its counts.
 
-    Each image is fully decoded. Problems are missing, broken and undeclared images, unknown labels and invalid JSON.
+    Each image is fully decoded. Problems are missing, broken and (in the lab's layout) undeclared images, unknown labels and invalid files.
 
     Raises:
-        UsageError: ``folder`` is not a folder.
+        UsageError: there is no such folder or zip file.
+        DataError: its format is not known, or its file of labels cannot be read at all.
     """
-    lab, problems = scan_lab(folder)
+    declared, problems = scan_declared(source)
     found: list[FoundImage] = []
-    if lab.labels:
-        found, missing = find_images(folder, list(lab.labels))
+    if declared.labels:
+        found, missing = declared.find()
         problems += missing
-        problems += _undeclared(folder, {*(str(image.path) for image in found), *(problem.path for problem in missing)})
+        if declared.format == "lab":
+            problems += _undeclared(declared.root, {*(str(image.path) for image in found), *(problem.path for problem in missing)})
     yield from problems
     count = len(problems)
     yield Progress("checking", 0, len(found))
@@ -60,7 +65,7 @@ def verify_folder(folder: Path) -> Generator[Progress | Problem, None, Summary]:
             count += 1
         if index % 100 == 0 or index == len(found):
             yield Progress("checking", index, len(found))
-    return _summary(lab, count)
+    return _summary(declared, count)
 
 
 def _undeclared(folder: Path, declared: set[str]) -> list[Problem]:
@@ -77,12 +82,12 @@ def _undeclared(folder: Path, declared: set[str]) -> list[Problem]:
     return problems
 
 
-def _summary(lab: Lab, problems: int) -> Summary:
-    trained = {frozenset(names) for names in lab.labels.values() if names}
+def _summary(declared: Declared, problems: int) -> Summary:
+    trained = {frozenset(names) for names in declared.labels.values() if names}
     conditions = {
-        name: ConditionCount(len(sets), sum(map(len, sets)), sum(frozenset(each) in trained for each in sets)) for name, sets in lab.conditions.items()
+        name: ConditionCount(len(sets), sum(map(len, sets)), sum(frozenset(each) in trained for each in sets)) for name, sets in declared.conditions.items()
     }
-    return Summary(len(lab.labels), len({_scene(name) for name in lab.labels}), len(trained), _by_size(trained), conditions, problems)
+    return Summary(declared, len(declared.labels), len({_scene(name) for name in declared.labels}), len(trained), _by_size(trained), conditions, problems)
 
 
 def _by_size(sets: Iterable[Iterable[str]]) -> dict[int, int]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ddpmctl.benchmark.embedded import collected
 from ddpmctl.benchmark.raycast import render
-from ddpmctl.benchmark.scenes import OBJECTS, SIDE, Scenes, draw_scenes
+from ddpmctl.benchmark.scenes import OBJECTS, Scenes, draw_scenes
 from ddpmctl.checkpoints.format import save_tensors
 from ddpmctl.config import DeviceConfig
 from ddpmctl.device import ComputeDevice, make_compute_device
@@ -23,8 +23,9 @@ from ddpmctl.diffusion.randomness import derived_seed, generator
 from ddpmctl.errors import UsageError
 from ddpmctl.evaluation.classifiers import FORMAT, Classifier, CompactClassifier, lab_network, load_classifier
 from ddpmctl.evaluation.scores import Score, score
-from ddpmctl.labels import CLASSES
+from ddpmctl.iclevr import ICLEVR
 from ddpmctl.progress import Progress
+from ddpmctl.task import Task
 
 # The embedded benchmark uses seed 0; training scenes and check scenes use other seed ranges.
 SEEN_SEEDS = 2**32
@@ -39,7 +40,8 @@ WEIGHT_DECAY = 0.01
 LOG_EVERY = 50  # steps
 
 # Largest augmentations of images in [-1, 1].
-SHIFT = 4  # pixels
+SIDE = ICLEVR.size
+SHIFT = 4  # pixels of SIDE
 LIGHT = 0.1  # brightness, and relative contrast
 BLUR = 0.6  # weight of a 3x3 box blur
 NOISE = 0.06  # standard deviation
@@ -94,7 +96,7 @@ def train_classifier(
     labels = _labels(drawn)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "evaluator weights"))
-        net = _new_network(network)
+        net = with_logits(network)
     net = net.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     loss = math.nan
     for event in _fit(net, images, labels, lr=LEARNING_RATE[network], steps=steps, batch=batch, seed=seed, compute=compute):
@@ -109,13 +111,13 @@ def train_classifier(
     yield ClassifierTrained(out, loss, time.perf_counter() - start, check_classifier(load_classifier(out), check_scenes, seed=seed))
 
 
-def _new_network(name: str) -> nn.Module:
+def with_logits(name: str, task: Task = ICLEVR) -> nn.Module:
     """Return a network from images to logits, with random weights."""
     if name == "compact":
-        return CompactClassifier()
-    net = lab_network()
+        return CompactClassifier(task)
+    net = lab_network(task)
     # The loss needs logits. A sigmoid has no weights, so the file still fits the lab's network.
-    net.fc = nn.Sequential(nn.Linear(512, len(CLASSES)), nn.Identity())
+    net.fc = nn.Sequential(nn.Linear(512, task.columns), nn.Identity())
     return net
 
 
@@ -131,8 +133,8 @@ def check_classifier(classifier: Classifier, scenes: int = CHECK_SCENES, *, seed
 
 
 def _labels(scenes: Scenes) -> Tensor:
-    """Return the multi-hot labels of all frames, float32 (3 N, 24)."""
-    added = F.one_hot(torch.from_numpy(scenes.classes), len(CLASSES))  # (N, 3, 24)
+    """Return the multi-hot labels of all frames, float32 (3 N, C)."""
+    added = F.one_hot(torch.from_numpy(scenes.classes), ICLEVR.columns)  # (N, 3, C)
     return added.cumsum(dim=1).flatten(0, 1).float()
 
 
@@ -145,7 +147,7 @@ def _fit(
     random = generator(seed, "evaluator training")
     start, losses = time.perf_counter(), torch.zeros((), device=compute.device)
     net.train()
-    for step, chosen in zip(range(1, steps + 1), _batches(labels.sum(1).long(), batch, random), strict=False):
+    for step, chosen in zip(range(1, steps + 1), object_batches(labels.sum(1).long(), batch, random), strict=False):
         inputs = augment(_centred(images[chosen]), random).to(compute.device).contiguous(memory_format=torch.channels_last)
         with compute.autocast():
             logits = net(inputs)
@@ -162,7 +164,7 @@ def _fit(
         yield Progress("training", step, steps)
 
 
-def _batches(objects: Tensor, batch: int, random: torch.Generator) -> Iterator[Tensor]:
+def object_batches(objects: Tensor, batch: int, random: torch.Generator) -> Iterator[Tensor]:
     """Yield index batches of shuffled epochs; incomplete batches are dropped.
 
     An image of k objects occurs k times per epoch, because most errors are in images whose objects hide each other.
@@ -173,8 +175,8 @@ def _batches(objects: Tensor, batch: int, random: torch.Generator) -> Iterator[T
         yield from torch.split(order, batch)[: max(1, len(pool) // batch)]
 
 
-def augment(images: Tensor, random: torch.Generator) -> Tensor:
-    """Return images (B, 3, 64, 64) in [-1, 1] with random flip, shift, brightness, contrast, blur and noise.
+def augment(images: Tensor, random: torch.Generator, *, mirror: bool = True) -> Tensor:
+    """Return images (B, 3, H, W) in [-1, 1] with random flip (``mirror``), shift, brightness, contrast, blur and noise.
 
     Hue and size do not change, because they distinguish classes.
     """
@@ -182,9 +184,10 @@ def augment(images: Tensor, random: torch.Generator) -> Tensor:
     def draw() -> Tensor:
         return torch.rand(len(images), 1, 1, 1, generator=random)
 
-    x = torch.where(draw() < 0.5, images.flip(3), images)
-    down, right = torch.randint(2 * SHIFT + 1, (2,), generator=random).tolist()
-    x = F.pad(x, (SHIFT,) * 4, mode="replicate")[:, :, down : down + SIDE, right : right + SIDE]
+    x, side = torch.where(draw() < 0.5, images.flip(3), images) if mirror else images, images.shape[-1]
+    shift = SHIFT * side // SIDE
+    down, right = torch.randint(2 * shift + 1, (2,), generator=random).tolist()
+    x = F.pad(x, (shift,) * 4, mode="replicate")[:, :, down : down + side, right : right + side]
     x = x * (1 + LIGHT * (2 * draw() - 1)) + LIGHT * (2 * draw() - 1)
     blurred = F.avg_pool2d(F.pad(x, (1,) * 4, mode="replicate"), 3, 1)
     x = torch.lerp(x, blurred, BLUR * draw() * (draw() < 0.3))

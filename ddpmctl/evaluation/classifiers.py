@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from ddpmctl.checkpoints.format import usable_weights
 from ddpmctl.checkpoints.untrusted import mismatches
 from ddpmctl.errors import DataError
-from ddpmctl.evaluation.classifier_file import KnownClassifier, open_classifier
-from ddpmctl.labels import CLASSES
+from ddpmctl.evaluation.classifier_file import KnownClassifier, about_classifier, open_classifier
+from ddpmctl.iclevr import ICLEVR
+from ddpmctl.task import Task
 
 FORMAT = "ddpmctl evaluator 1"
 BATCH = 32  # images per network call; a fixed shape, so that outputs do not depend on the batch
-STEM, MIDDLE, TOP = 48, 80, 192  # channels at 32x32, 16x16 and 8x8
+STEM, MIDDLE, TOP = 48, 80, 192  # channels at 32x32, 16x16 and 8x8 of images of 64x64
+FINEST, COARSEST = 32, 8  # sides: of the first map at least, and of the last one
 PRIOR = -4.0  # initial logit of a grid cell: most classes are absent
 
 
@@ -30,17 +32,17 @@ class Classifier(KnownClassifier):
     """A classifier for evaluation.
 
     Attributes:
-        net: images (B, 3, 64, 64) in [-1, 1] to probabilities (B, 24); in evaluation mode.
+        net: images (B, 3, H, W) in [-1, 1] to probabilities (B, C); in evaluation mode.
     """
 
     net: nn.Module
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return class probabilities, float32 (B, 24) on the CPU, of images (B, 3, 64, 64) in [-1, 1] on any device.
+        """Return class probabilities, float32 (B, C) on the CPU, of images (B, 3, H, W) in [-1, 1] on any device.
 
         Outputs do not depend on the caller's autocast or on the batch.
         """
-        return self._in_batches(self.net, images, len(CLASSES))
+        return self._in_batches(self.net, images, self.task.columns)
 
     def features(self, images: Tensor) -> Tensor:
         """Return the last feature map's mean over positions, float32 (B, F) on the CPU: 192 built-in features, 512 of the lab's network."""
@@ -87,25 +89,28 @@ class Classifier(KnownClassifier):
 
 
 class CompactClassifier(nn.Module):
-    """A small residual network, images (B, 3, 64, 64) in [-1, 1] to logits (B, 24).
+    """A small residual network, images (B, 3, H, W) in [-1, 1] to logits (B, C).
 
-    Each cell of an 8x8 grid has class logits. Their log-sum-exp, a smooth maximum, is the image's logit
-    (Pinheiro & Collobert 2015): labels say which objects are present, but not where.
+    Each cell of a coarse grid, 8x8 for images of 64x64, has class logits. Their log-sum-exp, a smooth maximum, is the image's logit
+    (Pinheiro & Collobert 2015): labels say which objects are present, but not where. Of other sizes, images of 32x32 are not halved by the first
+    convolution, and those of more than 96x96 are halved by further blocks, so that the grid is 8x8 or, of 96x96, 12x12.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, task: Task = ICLEVR) -> None:
         """Create random weights from torch's global generator."""
         super().__init__()
-        self.stem = ConvNorm(3, STEM, 5, stride=2)
-        self.blocks = nn.Sequential(Block(STEM, MIDDLE, stride=2), Block(MIDDLE, MIDDLE), Block(MIDDLE, TOP, stride=2))
-        self.head = nn.Conv2d(TOP, len(CLASSES), 1)
+        stride = 2 if task.size > FINEST else 1
+        further = [Block(STEM, STEM, stride=2) for _ in range(max(0, (task.size // (COARSEST * 8)).bit_length() - 1))]
+        self.stem = ConvNorm(3, STEM, 5, stride=stride)
+        self.blocks = nn.Sequential(*further, Block(STEM, MIDDLE, stride=2), Block(MIDDLE, MIDDLE), Block(MIDDLE, TOP, stride=2))
+        self.head = nn.Conv2d(TOP, task.columns, 1)
         nn.init.constant_(self.head.bias, PRIOR)  # type: ignore[arg-type]
         with torch.no_grad():
             self.head.weight.mul_(0.3)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits, (B, 24)."""
-        cells = self.head(self.blocks(F.relu(self.stem(images))))  # (B, 24, 8, 8)
+        """Return logits, (B, C)."""
+        cells = self.head(self.blocks(F.relu(self.stem(images))))  # (B, C, 8, 8)
         return torch.logsumexp(cells.float().flatten(2), dim=2)
 
 
@@ -139,45 +144,41 @@ class Block(nn.Module):
         return F.relu(self.second(F.relu(self.first(x))) + self.skip(x))
 
 
-def load_classifier(path: Path | None = None, root: Path | None = None, device: torch.device | str = "cpu") -> Classifier:
-    """Return the classifier of ``path``, else of ``checkpoint.pth`` in the data folder ``root``, else the built-in one.
-
-    Raises:
-        UsageError: there is no such file.
-        DataError: the file is damaged, or is not a classifier of the 24 classes.
-    """
-    with open_classifier(path, root) as file:
+def load_classifier(path: Path | None = None, root: Path | None = None, device: torch.device | str = "cpu", task: Task | None = None) -> Classifier:
+    """Return a classifier; arguments and errors are those of ``open_classifier``, and DataError also where the file is no classifier."""
+    with open_classifier(path, root, task) as file:
         name = file.name
+        own, warning = about_classifier(file)
         with torch.random.fork_rng(devices=[]):  # initialisation draws random weights
-            net, key = _network(name, file.outline)
+            net, key = _network(name, file.outline, own)
         _check_shapes(net, file.outline.get(key), name)
         net.load_state_dict(usable_weights(net, file.load()[key], name))
     if isinstance(net, CompactClassifier):
-        net = classifier_from(net).net
+        net = classifier_from(net, own).net
     net = net.eval().requires_grad_(requires_grad=False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Classifier(name, file.sha256, net)
+    return Classifier(name, file.sha256, net, task=own, warning=warning)
 
 
-def classifier_from(net: CompactClassifier) -> Classifier:
+def classifier_from(net: CompactClassifier, task: Task = ICLEVR) -> Classifier:
     """Return a classifier with a copy of a network that is in training."""
-    return Classifier("in training", "", nn.Sequential(copy.deepcopy(net), nn.Sigmoid()).eval().requires_grad_(requires_grad=False))
+    return Classifier("in training", "", nn.Sequential(copy.deepcopy(net), nn.Sigmoid()).eval().requires_grad_(requires_grad=False), task=task)
 
 
-def _network(name: str, outline: Any) -> tuple[nn.Module, str]:
+def _network(name: str, outline: Any, task: Task) -> tuple[nn.Module, str]:
     """Return an uninitialised network for a file's content, and the key of the weights in the file."""
     if isinstance(outline, dict) and outline.get("format") == FORMAT:
-        return CompactClassifier(), "weights"
+        return CompactClassifier(task), "weights"
     if isinstance(outline, dict) and isinstance(outline.get("model"), dict):
-        return lab_network(), "model"
+        return lab_network(task), "model"
     raise DataError(f'{name}: is neither the lab\'s classifier (a state dict under "model") nor a ddpmctl classifier')
 
 
-def lab_network() -> nn.Module:
-    """Return the lab's classifier with random weights: ResNet18 (He et al. 2016) with 24 sigmoid outputs."""
+def lab_network(task: Task = ICLEVR) -> nn.Module:
+    """Return the lab's classifier with random weights: ResNet18 (He et al. 2016) with a sigmoid output for each class."""
     from torchvision.models import resnet18
 
     net: nn.Module = resnet18(weights=None)
-    net.fc = nn.Sequential(nn.Linear(512, len(CLASSES)), nn.Sigmoid())
+    net.fc = nn.Sequential(nn.Linear(512, task.columns), nn.Sigmoid())
     return net
 
 

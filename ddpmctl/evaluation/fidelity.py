@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddpmctl.device import without_copy
 from ddpmctl.diffusion.randomness import generator
 from ddpmctl.evaluation.classifiers import Classifier
 from ddpmctl.progress import Progress
@@ -109,7 +110,7 @@ class PreparedReference:
 
     def __init__(self, reference: Reference, classifier: Classifier) -> None:
         """Compute the features of the real images and find the training images that are nearest to them."""
-        self._features, self._training = classifier.features, coarse(torch.from_numpy(reference.training))
+        self._features, self._training = classifier.features, coarse(without_copy(reference.training))
         self.real, self._other = (
             Images(images, self._features, self._training, torch.from_numpy(same).flatten(0, 1) if same.shape[-1] else None)
             for images, same in zip((reference.first, reference.second), reference.excluded, strict=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,12 +10,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from ddpmctl.benchmark.raycast import render
-from ddpmctl.benchmark.scenes import OBJECTS, Scenes, draw_scenes
+from ddpmctl.benchmark.half_right import exchanged_scenes
 from ddpmctl.evaluation.classifiers import Classifier
-from ddpmctl.labels import CLASSES, COLOURS, SHAPES
 
-HALF_SEEDS = 4 * 2**32  # other scenes than those of training and of the other check
 SCENES = 300
 SURE = 0.9
 BLURS = (1.0, 2.0, 3.0)  # standard deviations in pixels
@@ -44,17 +40,12 @@ def check_half_right(classifier: Classifier, scenes: int = SCENES, *, seed: int 
 
     The two shapes have the same colour. Scenes that already show the other shape in this colour are left out.
     """
-    drawn = draw_scenes(scenes, seed=HALF_SEEDS + seed % HALF_SEEDS, triples="any")
-    first = drawn.classes[:, -1]
-    second = (first + len(COLOURS) * np.random.default_rng(seed).integers(1, len(SHAPES), len(drawn))) % len(CLASSES)
-    kept = (drawn.classes[:, :-1] != second[:, None]).all(1)
-    drawn, first, second = drawn[kept], first[kept], second[kept]
-    exchanged = dataclasses.replace(drawn, classes=np.column_stack([drawn.classes[:, :-1], second]))
-    without, whole = _frames(drawn)
+    drawn = exchanged_scenes(scenes, seed=seed)
+    without, whole, exchanged = (_centred(frames) for frames in (drawn.without, drawn.whole, drawn.exchanged))
     found = []
-    for name, images in _kinds(whole, _frames(exchanged)[1], without):
+    for name, images in _kinds(whole, exchanged, without):
         outputs = classifier(images).numpy()
-        one, other = (outputs[np.arange(len(outputs)), classes] for classes in (first, second))
+        one, other = (outputs[np.arange(len(outputs)), classes] for classes in (drawn.first, drawn.second))
         found.append(HalfRight(name, float((np.maximum(one, other) > SURE).mean()), float(((one > 0.5) ^ (other > 0.5)).mean()), len(outputs)))
     return found
 
@@ -69,7 +60,6 @@ def _kinds(whole: Tensor, exchanged: Tensor, without: Tensor) -> Iterator[tuple[
         yield f"{100 * opacity:.0f} % opaque", torch.lerp(without, whole, opacity)
 
 
-def _frames(scenes: Scenes) -> tuple[Tensor, Tensor]:
-    """Return the scenes without and with their last object, float32 (N, 3, 64, 64) in [-1, 1]."""
-    frames = torch.from_numpy(np.concatenate(list(render(scenes)))).permute(1, 0, 4, 2, 3).float() / 127.5 - 1
-    return frames[OBJECTS - 2], frames[OBJECTS - 1]
+def _centred(frames: np.ndarray) -> Tensor:
+    """Return uint8 frames (N, H, W, 3) as float32 (N, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -97,7 +97,7 @@ def score_folder(source: ImageFolder, classifier: Classifier) -> Generator[Progr
     probabilities = []
     for part in (paths[at : at + CHUNK] for at in range(0, len(paths), CHUNK)):
         yield Progress("scoring", len(images), len(paths))
-        for made in each_image(part, lambda path: decode_image(path, resize=False)):
+        for made in each_image(part, lambda path: decode_image(path, size=classifier.task.size, resize=False)):
             if isinstance(made, DataError):
                 raise made
             images.append(made)

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import collections.abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from ddpmctl.evaluation.classifiers import Classifier
 from ddpmctl.evaluation.scores import Score, score
 from ddpmctl.iclevr import ICLEVR
 from ddpmctl.progress import Progress
 from ddpmctl.sampling.pipeline import SamplingPipeline, label_tensor, sample_batch, to_uint8
 from ddpmctl.sampling.requests import BATCH, Batch, ImageRequest, in_batches, requests_for
 from ddpmctl.task import LabelSet, Task
+
+Judge: TypeAlias = Callable[[Tensor], Tensor]
+"""Images (B, 3, H, W) in [-1, 1] to outputs (B, C) on the CPU: a classifier, or ``NoJudge``."""
+
+
+@dataclass(frozen=True)
+class NoJudge:
+    """In the place of a classifier: it finds nothing."""
+
+    task: Task
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return zeros, (B, C)."""
+        return torch.zeros(len(images), self.task.columns)
 
 
 @dataclass(frozen=True)
@@ -35,7 +48,7 @@ class ScoredImages:
 
 
 def score_conditions(
-    pipeline: SamplingPipeline, classifier: Classifier, conditions: Mapping[str, Sequence[LabelSet]], *, seed: int, repeats: int = 1, batch_size: int = BATCH
+    pipeline: SamplingPipeline, classifier: Judge, conditions: Mapping[str, Sequence[LabelSet]], *, seed: int, repeats: int = 1, batch_size: int = BATCH
 ) -> collections.abc.Generator[Progress, None, dict[str, ScoredImages]]:
     """Sample ``repeats`` images of every condition and return images and classifier outputs by condition file.
 
@@ -55,7 +68,7 @@ class ScoredBatch(NamedTuple):
     probabilities: Tensor
 
 
-def score_batch(pipeline: SamplingPipeline, classifier: Classifier, batch: Batch) -> collections.abc.Generator[Progress, None, ScoredBatch]:
+def score_batch(pipeline: SamplingPipeline, classifier: Judge, batch: Batch) -> collections.abc.Generator[Progress, None, ScoredBatch]:
     """Sample and classify one batch."""
     made = yield from sample_batch(pipeline, batch)
     return ScoredBatch(torch.cat([to_uint8(images) for images in made]), torch.cat([classifier(images) for images in made]).cpu())

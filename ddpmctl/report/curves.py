@@ -11,7 +11,6 @@ from ddpmctl.comparison.curves import POOLED, CurveFinding, CurveVerdict
 from ddpmctl.comparison.recorded import Comparison
 from ddpmctl.report.json_csv import write_table_csv
 from ddpmctl.report.tables import Table, in_points
-from ddpmctl.runs.record import SCORED
 
 KEYS = ("estimate", "low", "high", "p", "p_adjusted", "told", "block", "df")
 
@@ -19,7 +18,7 @@ KEYS = ("estimate", "low", "high", "p", "p_adjusted", "told", "block", "df")
 def curve_tables(verdict: CurveVerdict) -> Iterator[Table]:
     """Yield the differences of all pairs and, if any has an interval, their changes in training."""
     columns = ["", "epochs", "points", "from", "to", "p", "p (Holm)"]
-    note = f"{POOLED}: the mean of {' and '.join(SCORED)}; 95 % intervals by moving blocks"
+    note = f"{POOLED}: the mean of {' and '.join(verdict.pairs[0].files)}; 95 % intervals by moving blocks"
     families = {
         "differences over the epochs that both recorded, points of accuracy": [pair.difference for pair in verdict.pairs],
         "changes of these differences from the first half of the epochs to the second, points": [pair.change for pair in verdict.pairs],
@@ -32,11 +31,11 @@ def curve_tables(verdict: CurveVerdict) -> Iterator[Table]:
 def curves_as_dict(comparison: Comparison, verdict: CurveVerdict) -> dict[str, Any]:
     """Return recorded curves and their differences in the form of ``compare --recorded --json``."""
     return {
-        "files": list(SCORED),
+        "files": list(comparison.files),
         "arms": [
             {
                 "name": arm.name, "settings": {name: values[number] for name, values in comparison.differing.items()},
-                "epochs": [point.epoch for point in arm.points], "scores": {file: [point.accuracy[file] for point in arm.points] for file in SCORED},
+                "epochs": [point.epoch for point in arm.points], "scores": {file: [point.accuracy[file] for point in arm.points] for file in comparison.files},
                 "selected": arm.name in verdict.selected,
             }
             for number, arm in enumerate(comparison.arms)

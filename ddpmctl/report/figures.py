@@ -15,7 +15,6 @@ from ddpmctl.comparison.recorded import Comparison, RecordedRun
 from ddpmctl.comparison.verdict import HELDOUT, Verdict, arm_interval
 from ddpmctl.config import Value
 from ddpmctl.report.style import COLOURS, DASHES, MARKERS, in_figure, save_figure
-from ddpmctl.runs.record import SCORED
 from ddpmctl.statistics.intervals import Interval
 
 ROW = 0.42  # inches per line of the verdict's figure
@@ -27,7 +26,7 @@ def save_comparison_figure(path: Path, comparison: Comparison) -> Path:
     Runs that differ only in the seed are one line, their mean, with a band from the lowest to the highest.
     """
     with_loss = any(not math.isnan(point.loss) for arm in comparison.arms for point in arm.points)
-    titles = [*(f"accuracy on {name}" for name in SCORED), *(["training loss"] if with_loss else [])]
+    titles = [*(f"accuracy on {name}" for name in comparison.files), *(["training loss"] if with_loss else [])]
     figure = Figure(figsize=(4.6 * len(titles), 4.4), layout="constrained")
     axes = figure.subplots(1, len(titles), squeeze=False)[0]
     for number, (title, arms) in enumerate(replicates(comparison).items()):
@@ -35,7 +34,7 @@ def save_comparison_figure(path: Path, comparison: Comparison) -> Path:
         style = {"color": colour, "linestyle": DASHES[number % len(DASHES)], "marker": MARKERS[number % len(MARKERS)], "markersize": 4, "label": label}
         epochs = sorted(set.intersection(*({point.epoch for point in arm.points} for arm in arms)))
         points = [[point for point in arm.points if point.epoch in epochs] for arm in arms]
-        series = [[[point.accuracy[name] for point in of] for of in points] for name in SCORED] + [[[point.loss for point in of] for of in points]]
+        series = [[[point.accuracy[name] for point in of] for of in points] for name in comparison.files] + [[[point.loss for point in of] for of in points]]
         for axis, runs in zip(axes, series, strict=False):
             by_epoch = list(zip(*runs, strict=True))
             axis.plot(epochs, [statistics.fmean(values) for values in by_epoch], **style)
@@ -46,7 +45,7 @@ def save_comparison_figure(path: Path, comparison: Comparison) -> Path:
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
         axis.xaxis.get_major_locator().set_params(integer=True)
-    for axis in axes[: len(SCORED)]:
+    for axis in axes[: len(comparison.files)]:
         axis.set_ylim(0, 1.02)
     if with_loss:
         axes[-1].set_yscale("log")

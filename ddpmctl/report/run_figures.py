@@ -13,7 +13,7 @@ from PIL import Image
 
 from ddpmctl.files import read_plain
 from ddpmctl.report.style import COLOURS, DASHES, DPI, MARKERS, save_figure, write_figure
-from ddpmctl.runs.record import SCORED, Record
+from ddpmctl.runs.record import Record
 
 WIDTH, HEIGHT = 11.0, 4.2  # inches of the curves
 SMALL_DPI = 80  # of the figure that training draws at each score
@@ -58,7 +58,7 @@ def last_samples(record: Record) -> list[tuple[str, Path]]:
     """Return title and file of the sample grids of the last score; files that are gone, and what is no image, are left out."""
     if record.last is None:
         return []
-    grids = [(f"samples of epoch {record.last.epoch}, {name}", record.run.samples / f"epoch{record.last.epoch}_{name}.png") for name in SCORED]
+    grids = [(f"samples of epoch {record.last.epoch}, {name}", record.run.samples / f"epoch{record.last.epoch}_{name}.png") for name in record.expected_images]
     return [(title, file) for title, file in grids if _grid(file) is not None]
 
 
@@ -75,7 +75,7 @@ def draw_curves(figure: FigureBase, record: Record) -> None:
     """Draw accuracy and exact match on the left and the loss on the right, over epochs and, where it is known, the time of training."""
     left, right = figure.subplots(1, 2, sharex=True)
     epochs = [one.epoch for one in record.scored]
-    for number, name in enumerate(SCORED):
+    for number, name in enumerate(record.files):
         style = {"color": COLOURS[number], "linestyle": DASHES[number], "marker": MARKERS[number], "markersize": 4}
         left.plot(epochs, [one.accuracy[name] for one in record.scored], label=name, **style)
         left.plot(epochs, [one.exact[name] for one in record.scored], label=f"{name}, exact match", alpha=0.6, linewidth=1, markerfacecolor="none", **style)
@@ -87,7 +87,7 @@ def draw_curves(figure: FigureBase, record: Record) -> None:
     right.set(title="training loss", xlabel="epoch")
     if losses and 0 < LOG_FROM * min(loss for _, loss in losses) < max(loss for _, loss in losses):
         right.set_yscale("log")
-    if epochs:
+    if epochs and record.files:
         left.legend(framealpha=0.9, edgecolor="none", fontsize=8, loc="lower right" if _mean_height(record) > 0.5 else "upper left")
     left.set_xlim(0, 1.03 * max(record.epochs, 1))
     for axis in (left, right):

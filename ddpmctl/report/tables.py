@@ -169,7 +169,8 @@ def breakdown_tables(answers: Mapping[str, FileResults]) -> Iterator[Table]:
         yield Table(f"by {aspect}", [aspect, "requested", "found"], lines, FOUND)
     account = account_for(flat, requested, task)
     labels = sum(map(len, requested))
-    lines = [[MISS_WORDS[name], str(count), f"{count / labels:.4f}"] for name, count in asdict(account).items()]
+    kinds = {name: count for name, count in asdict(account).items() if task.aspects or name in ("absent", "extra")}
+    lines = [[MISS_WORDS[name], str(count), f"{count / labels:.4f}" if labels else "-"] for name, count in kinds.items()]
     title = f"the {account.missed} requested objects that are not shown, and extra objects"
     yield Table(title, ["what is shown instead", "objects", "of those requested"], lines, SHOWN)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from ddpmctl.checkpoints.names import recorded_in_name
 from ddpmctl.errors import DataError
 from ddpmctl.runs.folder import Run, by_epoch, epoch_in_name
-from ddpmctl.runs.record import SCORED, mean, scored_in
+from ddpmctl.runs.record import mean, scored_in
 from ddpmctl.statistics.ranking import Standing
 
 
@@ -42,4 +42,5 @@ def _standings(run: Run, files: list[Path]) -> dict[Path, Standing]:
     with suppress(DataError):
         exact = {scored.checkpoint: mean(scored.exact) for scored in scored_in(run)}
     recorded = {file: recorded_in_name(file) for file in files}
-    return {file: Standing.of(mean({name: of[name] for name in SCORED}), exact.get(file.name, math.nan), int(of["epoch"])) for file, of in recorded.items()}
+    accuracy = {file: mean({name: value for name, value in of.items() if name != "epoch"}) for file, of in recorded.items()}
+    return {file: Standing.of(accuracy[file], exact.get(file.name, math.nan), int(of["epoch"])) for file, of in recorded.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from typing import Any
 from ddpmctl.config import Config
 from ddpmctl.errors import DataError, UsageError
 from ddpmctl.files import read_plain
+from ddpmctl.iclevr import ICLEVR
 from ddpmctl.runs.folder import MAX_LOG_BYTES, Run, open_run
 from ddpmctl.runs.lock import is_locked
 from ddpmctl.runs.sources import RunSources
 from ddpmctl.statistics.ranking import Standing
 
-SCORED = ("test", "new_test")
+SCORED = ICLEVR.scored  # where a run has not been scored yet
+NO_JUDGE = "none"  # in the place of a classifier's hash
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Record:
         losses: one for each epoch, by epoch.
         scored: one for each score, by epoch.
         running: whether a process trains it now.
+        expected: the condition files that its first score will be about; none without a classifier.
+        drawn: those whose images are kept.
     """
 
     run: Run
@@ -70,6 +74,8 @@ class Record:
     losses: tuple[Loss, ...]
     scored: tuple[Scored, ...]
     running: bool
+    expected: tuple[str, ...] = SCORED
+    drawn: tuple[str, ...] = SCORED
 
     @property
     def state(self) -> str:
@@ -98,6 +104,16 @@ class Record:
         return size_of(self.run.folder)
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """The condition files that are scored."""
+        return tuple(self.last.accuracy) if self.last else self.expected
+
+    @property
+    def expected_images(self) -> tuple[str, ...]:
+        """The condition files of which each score keeps a grid of images."""
+        return self.files or self.drawn
+
+    @property
     def last(self) -> Scored | None:
         """The latest score; None before the first."""
         return self.scored[-1] if self.scored else None
@@ -108,9 +124,15 @@ class Record:
         return max(self.scored, key=lambda one: one.standing, default=None)
 
 
+def scored_names(columns: Collection[str]) -> tuple[str, ...]:
+    """Return the condition files that the columns of results.csv are about: those with an exact match; none of a run without a classifier."""
+    found = tuple(name for name in columns if f"{name}_exact" in columns)
+    return found or tuple(name for name in SCORED if name in columns)
+
+
 def mean(by_file: Mapping[str, float]) -> float:
-    """Return the mean over the condition files."""
-    return sum(by_file.values()) / len(by_file)
+    """Return the mean over the condition files; NaN where there is none."""
+    return sum(by_file.values()) / len(by_file) if by_file else math.nan
 
 
 def read_record(folder: Path) -> Record:
@@ -122,7 +144,9 @@ def read_record(folder: Path) -> Record:
     """
     run = open_run(folder)
     sources = RunSources.load(run.data_file)
-    return Record(run, run.config(), sources.describe(), _losses(run), scored_in(run), is_locked(run))
+    drawn = sources.task.scored
+    expected = drawn if sources.evaluator_sha256 else ()
+    return Record(run, run.config(), sources.describe(), _losses(run), scored_in(run), is_locked(run), expected, drawn)
 
 
 def scored_in(run: Run) -> tuple[Scored, ...]:
@@ -140,7 +164,10 @@ def _scored(run: Run, row: Mapping[str, str]) -> Scored:
         return float(row.get(name) or math.nan)
 
     try:
-        accuracy, exact = {name: number(name) for name in SCORED}, {name: number(f"{name}_exact") for name in SCORED}
+        files = scored_names([name for name in row if name])
+        accuracy, exact = {name: number(name) for name in files}, {name: number(f"{name}_exact") for name in files}
+        if not files and row["evaluator"] != NO_JUDGE:
+            raise ValueError
         found = Scored(int(row["epoch"]), number("seconds"), float(row["loss"]), accuracy, exact, row["evaluator"], row.get("checkpoint") or "")
         if found.epoch < 1 or not all(0 <= value <= 1 for value in accuracy.values()) or None in row or not found.evaluator:
             raise ValueError

@@ -10,7 +10,7 @@ from typing import NamedTuple
 class Standing(NamedTuple):
     """A checkpoint's place among others: higher accuracy first, of equal ones higher exact match, of equal ones the later epoch.
 
-    Exact match and epoch are -1 where they are unknown.
+    What is unknown is -1.
     """
 
     accuracy: float
@@ -19,8 +19,8 @@ class Standing(NamedTuple):
 
     @staticmethod
     def of(accuracy: float, exact: float, epoch: int | None) -> Standing:
-        """Return a standing; ``exact`` NaN and ``epoch`` None are unknown."""
-        return Standing(accuracy, -1.0 if math.isnan(exact) else exact, -1 if epoch is None else epoch)
+        """Return a standing; NaN and ``epoch`` None are unknown."""
+        return Standing(-1.0 if math.isnan(accuracy) else accuracy, -1.0 if math.isnan(exact) else exact, -1 if epoch is None else epoch)
 
 
 def best_index(standings: Sequence[Standing]) -> int:

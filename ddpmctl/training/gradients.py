@@ -70,7 +70,7 @@ class Gradients:
         job = self.replicas.job
         share = split(len(chosen), job.size, job.rank)
         own = chosen[share]
-        x0 = (self.images[own].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        x0 = (self._batch(own).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
         rng = generator(self.config.training.seed, "step", step, device=self.compute.device)
         batch = self.loss.draw(x0, self.labels[own].float(), rng, count=len(chosen), share=share, fraction=fraction)
         self.net.zero_grad(set_to_none=True)
@@ -85,6 +85,13 @@ class Gradients:
                 (loss * job.size if job.size > 1 else loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
+
+    def _batch(self, own: Tensor) -> Tensor:
+        """Return images by number, on the device; a set that does not fit there stays in main memory, or on the disk."""
+        device = self.compute.device
+        if self.images.device == own.device:
+            return self.images[own]
+        return self.images[own.to(self.images.device)].to(device, non_blocking=True)
 
     def _memory_advice(self, chosen: Tensor, size: int, step: int) -> UsageError:
         """Return the error for a batch that does not fit, with a ``--micro-batch`` that does."""

@@ -15,9 +15,6 @@ from ddpmctl.files import cannot_write, read_plain
 from ddpmctl.runs.folder import MAX_LOG_BYTES, Run
 from ddpmctl.training.events import EpochDone, Evaluated, Event, Overridden, RolledBack, StepDone
 
-RESULT_COLUMNS = (
-    "epoch", "step", "images_seen", "seconds", "loss", "test", "new_test", "test_exact", "new_test_exact", "evaluator", "checkpoint"
-)  # fmt: skip
 TIMES = ("seconds", "images_per_second")
 KINDS: dict[type, str] = {StepDone: "step", EpochDone: "epoch", RolledBack: "rollback", Overridden: "override"}
 EPOCH_ROW = b'{"event": "epoch"'
@@ -121,8 +118,9 @@ class RunLog:
             self._append(self._timing, json.dumps({"event": kind, "step": values["step"], **times}) + "\n")
 
     def _result(self, event: Evaluated) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, RESULT_COLUMNS, lineterminator="\n")
+        text, files = io.StringIO(), list(event.scores)
+        columns = ("epoch", "step", "images_seen", "seconds", "loss", *files, *(f"{name}_exact" for name in files), "evaluator", "checkpoint")
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         if not self._results.exists() or self._results.stat().st_size == 0:
             writer.writeheader()
         writer.writerow(

@@ -14,13 +14,13 @@ from ddpmctl.config import RECIPE, Config, Value
 from ddpmctl.errors import DataError, DdpmctlError, DivergedError, show
 from ddpmctl.evaluation.classifiers import Classifier
 from ddpmctl.evaluation.fidelity import sharpness
-from ddpmctl.evaluation.scoring import score_conditions
+from ddpmctl.evaluation.scoring import NoJudge, score_conditions
 from ddpmctl.files import write_text
 from ddpmctl.grids import save_grid
 from ddpmctl.progress import Notice
 from ddpmctl.runs.abandoned import abandon
 from ddpmctl.runs.folder import Run, save_config
-from ddpmctl.runs.record import mean, scored_in
+from ddpmctl.runs.record import NO_JUDGE, mean, scored_in
 from ddpmctl.sampling.pipeline import NotFiniteError, SamplingPipeline, label_tensor
 from ddpmctl.statistics.ranking import Standing
 from ddpmctl.training.events import EpochDone, Evaluated, Event, Overridden, Resumed, RolledBack, Saved, StepDone, StopAgreed, Ticked
@@ -35,7 +35,7 @@ MAX_ROLLBACKS = 3
 
 
 def training_events(
-    trainer: Trainer, run: Run, classifier: Classifier, *, recorded: Config | None = None, resume: bool = False
+    trainer: Trainer, run: Run, classifier: Classifier | None, *, recorded: Config | None = None, resume: bool = False
 ) -> Generator[Event, None, None]:
     """Train until the budget is used up, yielding events; this also writes the run's files.
 
@@ -45,7 +45,7 @@ def training_events(
     Args:
         trainer: before its first step.
         run: the folder to write to.
-        classifier: scores each saved checkpoint.
+        classifier: scores each saved checkpoint; None: images are made, and nothing is scored.
         recorded: settings that the state must have, if the trainer's are to replace them.
         resume: continue from the run's state.
 
@@ -135,7 +135,7 @@ def _recipe_changes(before: Config, now: Config) -> dict[str, tuple[Value, Value
     return {name: (value, new[section][name]) for section in RECIPE for name, value in old[section].items() if value != new[section][name]}
 
 
-def _with_rollbacks(trainer: Trainer, log: RunLog, run: Run, classifier: Classifier) -> Iterator[Event]:
+def _with_rollbacks(trainer: Trainer, log: RunLog, run: Run, classifier: Classifier | None) -> Iterator[Event]:
     """Yield the events of training; on NaN or inf, write a diagnosis and, with ``--on-nan rollback``, reload the last saved state."""
     while True:
         try:
@@ -164,7 +164,7 @@ def _write_diagnosis(run: Run, error: Diverged) -> None:
     write_text(run.diagnosis_file, json.dumps(known, indent=1) + "\n")
 
 
-def _events(trainer: Trainer, log: RunLog, run: Run, classifier: Classifier) -> Iterator[Event]:
+def _events(trainer: Trainer, log: RunLog, run: Run, classifier: Classifier | None) -> Iterator[Event]:
     """Yield the events of training; a state that is saved at a yield continues after that event."""
     last_tick, counters = 0.0, trainer.counters
     last_saved = time.perf_counter()
@@ -214,21 +214,22 @@ def _tick(trainer: Trainer) -> Ticked:
     return Ticked(counters.step, counters.epoch + 1, loss, rate, trainer.fraction)
 
 
-def _score_and_save(trainer: Trainer, log: RunLog, run: Run, classifier: Classifier) -> Iterator[Event]:
+def _score_and_save(trainer: Trainer, log: RunLog, run: Run, classifier: Classifier | None) -> Iterator[Event]:
     config, counters = trainer.config, trainer.counters
     pipeline = SamplingPipeline(trainer.sampling_network(), trainer.diffusion, config.sampling, trainer.compute, task=trainer.dataset.task)
     task = trainer.dataset.task
     conditions = {name: trainer.dataset.conditions[name] for name in task.scored}
     try:
-        scored = yield from score_conditions(pipeline, classifier, conditions, seed=config.training.seed)
+        scored = yield from score_conditions(pipeline, classifier or NoJudge(task), conditions, seed=config.training.seed)
     except NotFiniteError:
         raise Diverged(f"the sampled images are not finite after step {counters.step}", {"step": counters.step}) from None
-    scores = {name: scored_images.score for name, scored_images in scored.items()}
-    path = run.checkpoints / "_".join([f"epoch{counters.epoch}", *(str(scores[name].accuracy) for name in task.scored)])
+    scores = {name: scored_images.score for name, scored_images in scored.items()} if classifier else {}
+    judge = classifier.sha256 if classifier else NO_JUDGE
+    path = run.checkpoints / "_".join([f"epoch{counters.epoch}", *(str(score.accuracy) for score in scores.values())])
     path = path.with_name(f"{path.name}.pth")
     known = {
         "epoch": counters.epoch, "step": counters.step, "images_seen": counters.images_seen, "loss": counters.last_loss, "seconds": counters.seconds,
-        "scores": {name: value.to_dict() for name, value in scores.items()}, "evaluator": classifier.sha256, "data": trainer.dataset.key,
+        "scores": {name: value.to_dict() for name, value in scores.items()}, "evaluator": judge, "data": trainer.dataset.key,
     }  # fmt: skip
     weights = trainer.weights()
     if (bad := not_finite(weights)) is not None:
@@ -238,15 +239,16 @@ def _score_and_save(trainer: Trainer, log: RunLog, run: Run, classifier: Classif
     for name, scored_images in scored.items():
         save_grid(run.samples / f"epoch{counters.epoch}_{name}.png", scored_images.images, [", ".join(r.labels) for r in scored_images.requests])
     run.point("latest", path)
-    accuracy = mean({name: value.accuracy for name, value in scores.items()})
-    if Standing(accuracy, mean({name: value.exact_match for name, value in scores.items()}), counters.epoch) > _best_so_far(run, counters.best):
+    accuracy = mean({name: value.accuracy for name, value in scores.items()}) if scores else 0.0
+    exact = mean({name: value.exact_match for name, value in scores.items()}) if scores else 0.0
+    if not scores or Standing(accuracy, exact, counters.epoch) > _best_so_far(run, counters.best):  # without scores, the newest is the best
         counters.best = accuracy
         run.point("best", path)
     counters.scored_epoch = counters.epoch
     trainer.replicas.job.from_leader(lambda: None)  # ends ``_wait_for_score`` on the other ranks
     images, requests = torch.cat([one.images for one in scored.values()]), [request for one in scored.values() for request in one.requests]
     sharp = sharpness(images, label_tensor(requests, task), trainer.images, trainer.labels)
-    yield Evaluated(counters.epoch, counters.step, counters.images_seen, counters.last_loss, counters.seconds, scores, classifier.sha256, path, sharp)
+    yield Evaluated(counters.epoch, counters.step, counters.images_seen, counters.last_loss, counters.seconds, scores, judge, path, sharp)
     save_state(trainer, log, run)
     _retain(trainer, run)
     yield Saved(path)

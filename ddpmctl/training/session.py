@@ -20,13 +20,16 @@ from ddpmctl.device import ComputeDevice, cores, make_compute_device, threads_th
 from ddpmctl.distributed.job import SINGLE, Job
 from ddpmctl.distributed.replicas import replicas
 from ddpmctl.errors import UsageError
-from ddpmctl.evaluation.classifier_file import BUILT_IN
+from ddpmctl.evaluation.classifier_file import BUILT_IN, NoClassifierError
 from ddpmctl.evaluation.classifiers import Classifier, load_classifier
 from ddpmctl.files import prepare_folder
+from ddpmctl.iclevr import ICLEVR
 from ddpmctl.progress import Notice, Progress
+from ddpmctl.runs.conditions import save_conditions
 from ddpmctl.runs.folder import Run, TakenError, create_run, name_for, open_run
 from ddpmctl.runs.lock import locked
 from ddpmctl.runs.sources import RunSources
+from ddpmctl.task import Task
 from ddpmctl.training.events import Event, Prepared
 from ddpmctl.training.loop import training_events
 from ddpmctl.training.plan import Plan, check_room, make_plan
@@ -95,9 +98,9 @@ def plan_only(request: TrainingRequest) -> Plan:
         request = replace(request, source=_moved(sources.source, request), classifier=request.classifier or sources.evaluator)
     conditions = load_conditions(request.source)
     task, count = conditions.task, conditions.images
-    classifier = load_classifier(request.classifier, request.source.path)
+    classifier, missing = _classifier(request, request.source, task, compute)
     no_images = Dataset(conditions.name, "", np.zeros((count, 3, 1, 1), np.uint8), np.zeros((count, task.columns), np.uint8), {}, None, task)
-    return make_plan(Trainer(request.config, compute, no_images), request.folder, classifier.describe())
+    return make_plan(Trainer(request.config, compute, no_images), request.folder, classifier.describe() if classifier else missing)
 
 
 def resumed_config(folder: Path, around: Mapping[str, Value], recipe: Mapping[str, Value], allowed: set[str], job: Job = SINGLE) -> tuple[Config, set[str]]:
@@ -195,7 +198,9 @@ def _changed_bits(recorded: Config, request: TrainingRequest, compute: ComputeDe
 
 def _begin(request: TrainingRequest, compute: ComputeDevice) -> Generator[Event, None, None]:
     config, job = request.config, request.job
-    classifier = load_classifier(request.classifier, request.source.path, compute.device)
+    classifier, missing = _classifier(request, request.source, load_conditions(request.source).task, compute)
+    if missing:
+        yield Notice(f"{missing}; the run has losses and images, but no scores")
     if job.is_leader:
         prepare_folder(request.runs_dir, "--runs-dir")
         check_room(config, request.runs_dir)
@@ -203,8 +208,8 @@ def _begin(request: TrainingRequest, compute: ComputeDevice) -> Generator[Event,
     sources = RunSources(
         source=_absolute(request.source),
         key=dataset.key,
-        evaluator=None if classifier.name == BUILT_IN else Path(classifier.name).resolve(),
-        evaluator_sha256=classifier.sha256,
+        evaluator=None if classifier is None or classifier.name == BUILT_IN else Path(classifier.name).resolve(),
+        evaluator_sha256="" if classifier is None else classifier.sha256,
         task=dataset.task,
     )
 
@@ -224,6 +229,8 @@ def _begin(request: TrainingRequest, compute: ComputeDevice) -> Generator[Event,
         return
     run = Run(made)
     with locked(run) if job.is_leader else nullcontext():
+        if job.is_leader and dataset.task.scored != ICLEVR.scored:
+            save_conditions(run, dataset.conditions)
         yield from _follow(request, run, dataset, classifier, compute, recorded=None)
 
 
@@ -262,8 +269,9 @@ def _resume(request: TrainingRequest, compute: ComputeDevice, recorded: Config) 
     data = source.path
     if data is not None and not data.exists():
         raise UsageError(f"{data}: the run's data folder no longer exists; give the new one with --data DIR")
-    classifier = load_classifier(request.classifier or sources.evaluator, data, compute.device)
-    if classifier.sha256 != sources.evaluator_sha256:
+    named = replace(request, classifier=request.classifier or sources.evaluator)
+    classifier = _classifier(named, source, sources.task, compute)[0] if sources.evaluator_sha256 else None  # a run without scores goes on without
+    if classifier is not None and classifier.sha256 != sources.evaluator_sha256:
         theirs = sources.evaluator_sha256[:12]
         raise UsageError(f"--resume {folder}: its scores are by evaluator {theirs}, not by {classifier.describe()}; name the file with --evaluator")
     with locked(run) if job.is_leader else nullcontext():
@@ -285,6 +293,20 @@ def _absolute(source: DataSource) -> DataSource:
     return replace(source, path=source.path.resolve())
 
 
+def _classifier(request: TrainingRequest, source: DataSource, task: Task, compute: ComputeDevice) -> tuple[Classifier | None, str]:
+    """Return the classifier that scores, or None and the reason: data of its own have none until one is trained.
+
+    Raises:
+        UsageError, DataError: it cannot be used.
+    """
+    if not task.classes:
+        return None, "the images have no labels to score"
+    try:
+        return load_classifier(request.classifier, source.path, compute.device, task), ""
+    except NoClassifierError as error:
+        return None, str(error)
+
+
 def _load(request: TrainingRequest) -> Generator[Event, None, Dataset]:
     with request.job.first_on_each_machine():
         dataset = yield from load_dataset(request.source)
@@ -293,13 +315,13 @@ def _load(request: TrainingRequest) -> Generator[Event, None, Dataset]:
 
 
 def _follow(
-    request: TrainingRequest, run: Run, dataset: Dataset, classifier: Classifier, compute: ComputeDevice, *, recorded: Config | None
+    request: TrainingRequest, run: Run, dataset: Dataset, classifier: Classifier | None, compute: ComputeDevice, *, recorded: Config | None
 ) -> Generator[Event, None, None]:
     """Train to the end; ``recorded``: the settings that a resumed run had before."""
     with replicas(request.job, compute.device) as together:
         trainer = Trainer(request.config, compute, dataset, replicas=together, received=request.received, continued=request.continued)
         yield Progress("measuring the speed", 0, 1)  # of one small batch, which takes long for a large network
-        plan = make_plan(trainer, run.folder, classifier.describe())
+        plan = make_plan(trainer, run.folder, classifier.describe() if classifier else "none, so nothing is scored")
         yield Progress("measuring the speed", 1, 1)
         yield Prepared(plan)
         yield from training_events(trainer, run, classifier, recorded=recorded, resume=recorded is not None)

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ddpmctl.config import Config
 from ddpmctl.data.dataset import Dataset
-from ddpmctl.device import ComputeDevice
+from ddpmctl.device import ComputeDevice, fits, without_copy
 from ddpmctl.diffusion.denoiser import Diffusion, TrainingLoss
 from ddpmctl.diffusion.randomness import derived_seed, generator
 from ddpmctl.distributed.replicas import Replicas
@@ -96,7 +96,7 @@ def start_network(config: Config, images: np.ndarray, task: Task = ICLEVR) -> nn
     net = make_network(config, task)
     if isinstance(net, Centred):
         some = images[:: -(-len(images) // MEAN_OF)]
-        net.centre(torch.from_numpy(some.mean(0)) / 127.5 - 1)
+        net.centre(torch.from_numpy(np.asarray(some.mean(0))) / 127.5 - 1)
     return net
 
 
@@ -151,7 +151,8 @@ class Trainer:
         self.optimizers = make_optimizers(self.net, training, self.compute.dtype)
         self.diffusion = Diffusion.of(self.config.diffusion)
         self.loss = TrainingLoss(self.diffusion, training, device)
-        self.images = torch.from_numpy(self.dataset.images).to(device)
+        images = without_copy(self.dataset.images)
+        self.images = images.to(device) if fits(device, images.numel()) else images  # else each batch is sent
         self.labels = torch.from_numpy(self.dataset.labels).to(device)
         self._order: tuple[int, Tensor] | None = None
         self.sums = {name: torch.zeros((), device=device) for name in ("epoch_loss", "logged_loss")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ def finish(events: Generator[Any, None, Any]) -> tuple[list[Any], Any]:
 
 
 def load(folder: Path | None, **settings: Any) -> Dataset:
-    return finish(load_dataset(folder, **settings))[1]
+    """Return the data with the images in memory: a test may damage the file that they are mapped from."""
+    data = finish(load_dataset(folder, **settings))[1]
+    return replace(data, images=np.array(data.images))
 
 
 def make_image(index: int, size: tuple[int, int] = (80, 60)) -> Image.Image:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,13 @@ from PIL import Image
 
 from ddpmctl.data.cache import cache_folder, cached_images
 from ddpmctl.data.dataset import load_dataset
+from ddpmctl.data.images import decode_image
 from ddpmctl.errors import UsageError
 from ddpmctl.files import atomic_write, sha256_file
 from ddpmctl.progress import Notice, Progress
 
 from ..conftest import ddpmctl
-from .conftest import entry, finish, flip, load, make_image, posix
+from .conftest import TRAIN, entry, finish, flip, load, make_image, posix
 
 # The cache
 
@@ -70,9 +72,9 @@ def test_every_flipped_bit_of_a_header_is_damage_and_nothing_else(folder: Path, 
     kept = entry(cache)
     sound = kept.read_bytes()
 
-    def decoded_again() -> Generator[Progress, None, np.ndarray]:
+    def decoded_again(start: int) -> Iterator[Progress | np.ndarray]:
         yield Progress("decoding", 0, 1)
-        return before.images
+        yield before.images[start:]
 
     for place in range(8 * 128):  # the header's bits
         damaged = bytearray(sound)
@@ -128,6 +130,7 @@ def test_two_processes_may_build_one_entry_at_once(folder: Path, cache: Path) ->
 import sys
 from pathlib import Path
 from ddpmctl.data.dataset import load_dataset
+from ddpmctl.data.images import decode_image
 sys.stdin.read()
 events = load_dataset(Path(sys.argv[1]))
 try:
@@ -146,6 +149,56 @@ except StopIteration as stop:
     events, data = finish(load_dataset(folder))
     assert events == []
     assert all(f"sum {int(data.images.sum())}" in output and "Notice" not in output for output in outputs)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import ddpmctl.data.cache as cache
+from ddpmctl.data.dataset import load_dataset
+from ddpmctl.data.images import decode_image
+cache.BLOCK_BYTES = cache.DECODED_TOGETHER = 1  # each image is a block
+kept = cache.decode_image
+def decode(path, **settings):
+    if path.name == sys.argv[2]:
+        while sum(1 for _ in open(next(cache.cache_folder().glob(".*.json.partial.tmp")))) < 2:
+            pass
+        os.kill(os.getpid(), signal.SIGKILL)
+    return kept(path, **settings)
+cache.decode_image = decode
+for _ in load_dataset(Path(sys.argv[1])):
+    pass
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("damage", ["none", "journal", "images"])
+def test_decoding_goes_on_after_a_kill(damage: str, folder: Path, cache: Path) -> None:
+    last = list(TRAIN)[-1]
+    done = subprocess.run([sys.executable, "-c", KILLED, str(folder), last], check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    (journal,), (partial,) = cache.glob(".*.json.partial.tmp"), cache.glob(".*.npy.partial.tmp")
+    assert len(journal.read_text().splitlines()) == 2
+    if damage == "journal":
+        journal.write_bytes(b"{" + journal.read_bytes())
+    if damage == "images":
+        content = bytearray(partial.read_bytes())
+        content[128 + 3 * 64 * 64 + 5] ^= 1  # in the second image
+        partial.write_bytes(content)
+    events, data = finish(load_dataset(folder))
+    first = next(event for event in events if isinstance(event, Progress))
+    assert (first.done, first.total) == ({"none": 2, "journal": 0, "images": 1}[damage], len(TRAIN))
+    np.testing.assert_array_equal(data.images, np.stack([decode_image(folder / "iclevr" / name) for name in TRAIN]))
+    assert finish(load_dataset(folder))[0] == [], "the entry is complete"
+    assert not list(cache.glob(".*.partial.tmp"))
+
+
+def test_images_are_mapped_and_read_only(folder: Path, cache: Path) -> None:
+    finish(load_dataset(folder))
+    images = finish(load_dataset(folder))[1].images
+    assert isinstance(images, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        images[0] = 0
 
 
 # Files
@@ -180,9 +233,9 @@ def test_a_large_entry_is_read_quickly(cache: Path) -> None:
 
     images = np.random.default_rng(0).integers(0, 256, (6000, 3, 64, 64), dtype=np.uint8)
 
-    def build() -> Generator[Progress, None, np.ndarray]:
+    def build(start: int) -> Iterator[Progress | np.ndarray]:
         yield Progress("rendering", 0, 1)
-        return images
+        yield images[start:]
 
     finish(module.cached_images("k", 6000, build))
     began = time.perf_counter()

@@ -16,6 +16,7 @@ from PIL import Image
 from ddpmctl.data import folders as lab
 from ddpmctl.data.dataset import load_conditions, load_dataset
 from ddpmctl.data.images import decode_image
+from ddpmctl.data.source import DataSource
 from ddpmctl.data.verify import verify_folder
 from ddpmctl.errors import DataError
 from ddpmctl.iclevr import ICLEVR
@@ -164,7 +165,7 @@ def test_the_labs_own_files_are_read() -> None:
 
 
 def test_verify_counts_the_labs_own_files() -> None:
-    _, summary = finish(verify_folder(labs_own_folder()))
+    _, summary = finish(verify_folder(DataSource(labs_own_folder())))
     assert (summary.scenes, summary.label_sets, summary.label_sets_by_size) == (6_003, 2_188, {1: 24, 2: 276, 3: 1_888})
     test, new_test = summary.conditions["test"], summary.conditions["new_test"]
     assert (test.conditions, test.objects, test.in_training) == (32, 72, 31)

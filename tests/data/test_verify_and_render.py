@@ -12,6 +12,7 @@ from ddpmctl.benchmark import embedded as benchmark
 from ddpmctl.benchmark.writer import write_benchmark
 from ddpmctl.data.dataset import load_conditions, load_dataset
 from ddpmctl.data.folders import Problem
+from ddpmctl.data.source import DataSource
 from ddpmctl.data.verify import Summary, verify_folder
 from ddpmctl.errors import DataError, UsageError
 from ddpmctl.progress import Progress
@@ -22,7 +23,7 @@ from .conftest import SWAPPED, TRAIN, entry, finish, flip, load, make_image, wri
 
 
 def verify(folder: Path) -> tuple[dict[str, str], Summary]:
-    events, summary = finish(verify_folder(folder))
+    events, summary = finish(verify_folder(DataSource(folder)))
     problems = [event for event in events if isinstance(event, Problem)]
     assert summary.problems == len(problems)
     return {Path(problem.path).relative_to(folder).as_posix() + ": " + problem.what: problem.path for problem in problems}, summary
