@@ -183,6 +183,7 @@ def _conclude(
 
     found, compute = verdict(arms, pooled_files(spec.conditions)), spec.compute
     title = f"classifier {spec.classifier.describe()}; {images_per_condition(spec.repeats)}; {compute.kind}, {compute.precision}"
+    title = "; ".join(filter(None, (title, spec.classifier.warning)))
     tables = [*verdict_tables(found, title), *map(fidelity_contrast_table, contrasts)]
     for table in tables:
         terminal.table(table.title, table.columns, table.rows, caption=table.note)

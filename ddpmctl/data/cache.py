@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import secrets
 import stat
 import time
 import warnings
@@ -45,7 +46,6 @@ READ_BYTES = 2**24  # that are read at once
 BLOCK_BYTES = 2**26  # between two lines of the journal
 SLOW_BYTES = 500_000_000  # of an entry whose check shows progress
 MOST_JOURNAL = 2**24
-WAITING_SECONDS = 0.2
 DECODER = 1  # increase it when decoding or rendering changes the pixels, so that old entries are not used
 
 
@@ -146,7 +146,7 @@ def benchmark_key(fingerprint: str, size: int = ICLEVR.size) -> str:
 def cached_images(key: str, count: int, build: Build, size: int = ICLEVR.size) -> Generator[Progress | Notice, None, CachedImages]:
     """Return the entry's images, (count, 3, size, size), from the cache, or from ``build``, whose images are then cached.
 
-    They are read-only. Of two processes that need the same images, one builds them and the other waits.
+    They are read-only. Two processes may build the same entry at once; one of them goes on where a killed process ended.
     """
     shape = (count, 3, size, size)
     entry: Path | None = None
@@ -241,32 +241,33 @@ def _built(entry: Path, key: str, shape: tuple[int, ...], build: Build) -> Gener
         OSError, UsageError: the cache cannot be written.
     """
     entry.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(entry.with_name(".building.lock"), timeout=0)
-    while True:
-        try:
-            lock.acquire()
-            break
-        except Timeout:
-            yield Progress("waiting for another process that decodes images", 0, 1)
-            time.sleep(WAITING_SECONDS)
+    lock, alone = FileLock(entry.with_name(".building.lock"), timeout=0), True
     try:
-        with suppress(DataError):  # another process may have built it meanwhile
-            if (kept := (yield from _read(entry, key, shape))) is not None:
-                return kept
-        digest = yield from _written(entry, shape, build)
+        lock.acquire()
+    except Timeout:  # another process builds an entry; it may be halted, so this one does not wait
+        alone = False
+    mark = "" if alone else f".{os.getpid()}-{secrets.token_hex(4)}"
+    partial, journal = (entry.with_name(f".{entry.stem}{suffix}{mark}.partial.tmp") for suffix in (".npy", ".json"))
+    try:
+        digest = yield from _written(partial, journal, shape, build)
+        os.replace(partial, entry)
+        journal.unlink(missing_ok=True)
         about = {"key": key, "shape": list(shape), "sha256": digest}
         write_text(entry.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
         mark_used(entry)
         return CachedImages(np.memmap(entry, dtype=np.uint8, mode="r", offset=len(_header(shape)), shape=shape), digest)
     finally:
-        lock.release()
+        if alone:
+            lock.release()
+        else:
+            for file in (partial, journal):
+                file.unlink(missing_ok=True)
 
 
-def _written(entry: Path, shape: tuple[int, ...], build: Build) -> Generator[Progress, None, str]:
+def _written(partial: Path, journal: Path, shape: tuple[int, ...], build: Build) -> Generator[Progress, None, str]:
     """Write the array of an entry, after the images that a killed process has left; return the sha256 of its bytes."""
-    partial, journal = (entry.with_name(f".{entry.stem}{suffix}.partial.tmp") for suffix in (".npy", ".json"))
     header, done, digest = _header(shape), 0, hashlib.sha256()
-    need_room(entry.parent, math.prod(shape), "for the decoded images")
+    need_room(partial.parent, math.prod(shape), "for the decoded images")
     with open(partial, "a+b"), open(partial, "r+b") as file, open(journal, "a+b") as log:
         done, digest = _left_behind(file, log, header, shape)
         file.truncate(file.tell())
@@ -286,8 +287,6 @@ def _written(entry: Path, shape: tuple[int, ...], build: Build) -> Generator[Pro
                 log.write(json.dumps({"images": done, "sha256": digest.hexdigest()}).encode() + b"\n")
                 log.flush()
                 saved = file.tell()
-    os.replace(partial, entry)
-    journal.unlink(missing_ok=True)
     return digest.hexdigest()
 
 

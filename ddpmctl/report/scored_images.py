@@ -34,7 +34,7 @@ def images_table(scored: Scored, classifier: KnownClassifier) -> Table:
         rows.append((" + ".join(answers), pooled([one.score for one in answers.values()]), accuracy_interval(pooled_tally(answers, list(answers)))))
     lines = [[name, str(score.images), f"{score.hits} of {score.labels}", in_brackets(interval), f"{score.exact_match:.4f}"] for name, score, interval in rows]
     title = f"classifier {classifier.describe()}; {images_per_condition(_repeats(scored))}; 95 % intervals in brackets"
-    files = "; ".join(f"{name}: {one.source.folder / one.source.pattern}" for name, one in scored.items())
+    files = "; ".join([*(f"{name}: {one.source.folder / one.source.pattern}" for name, one in scored.items()), *filter(None, [classifier.warning])])
     return Table(title, ["conditions", "images", "objects found", "accuracy", "exact"], lines, files)
 
 

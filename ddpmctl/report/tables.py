@@ -108,7 +108,7 @@ def evaluation_table(rows: Sequence[CheckpointResult], names: Sequence[str], spe
     ]
     used = "; ".join(sorted({describe_sampling(row.sampling) for row in rows}))
     kept = sum(row.kept for row in rows)
-    marked = f"best by pooled accuracy: {names[best]}; {used}; {kept} of {len(rows)} from cached results"
+    marked = "; ".join(filter(None, (f"best by pooled accuracy: {names[best]}; {used}; {kept} of {len(rows)} from cached results", spec.classifier.warning)))
     compute = f"{spec.compute.kind}, {spec.compute.precision}"
     title = f"classifier {spec.classifier.describe()}; {images_per_condition(spec.repeats)}; {compute}; 95 % intervals in brackets"
     columns, groups = ["checkpoint", *["accuracy", "exact"] * len(files)], ["", *(file for file in files for _ in range(2))]

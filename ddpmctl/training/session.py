@@ -293,6 +293,13 @@ def _absolute(source: DataSource) -> DataSource:
     return replace(source, path=source.path.resolve())
 
 
+def _described(classifier: Classifier | None) -> str:
+    """Return the classifier in words, with its warning if it has one."""
+    if classifier is None:
+        return "none, so nothing is scored"
+    return "; ".join(filter(None, (classifier.describe(), classifier.warning)))
+
+
 def _classifier(request: TrainingRequest, source: DataSource, task: Task, compute: ComputeDevice) -> tuple[Classifier | None, str]:
     """Return the classifier that scores, or None and the reason: data of its own have none until one is trained.
 
@@ -321,7 +328,7 @@ def _follow(
     with replicas(request.job, compute.device) as together:
         trainer = Trainer(request.config, compute, dataset, replicas=together, received=request.received, continued=request.continued)
         yield Progress("measuring the speed", 0, 1)  # of one small batch, which takes long for a large network
-        plan = make_plan(trainer, run.folder, classifier.describe() if classifier else "none, so nothing is scored")
+        plan = make_plan(trainer, run.folder, _described(classifier))
         yield Progress("measuring the speed", 1, 1)
         yield Prepared(plan)
         yield from training_events(trainer, run, classifier, recorded=recorded, resume=recorded is not None)
