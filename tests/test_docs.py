@@ -13,12 +13,16 @@ import pytest
 import typer
 
 from ddpmctl.cli.app import app
-from ddpmctl.cli.common import parse_labels
+from ddpmctl.cli.labels import parse_labels
 from ddpmctl.config import settings
 from ddpmctl.config_sources import assumed, resolve
+from ddpmctl.iclevr import ICLEVR
+from ddpmctl.task import Task
 
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# i-CLEVR's labels, and those of the examples of other data.
+DOCUMENTED = Task((*ICLEVR.classes, "door, red", "tree", "cat", "outdoors"), ICLEVR.size, ICLEVR.scored)
 # Flags of torchrun, of the benchmarks, and of a recipe in CONTRIBUTING.md.
 OTHERS = {"--max-restarts", "--model-only", "--churn"}
 # Entries that the recipes of CONTRIBUTING.md add; tests/test_contributing.py runs them.
@@ -79,7 +83,7 @@ def _check_values(given: dict[str, Any]) -> None:
     if "preset" in given:
         resolve(values, None, given["preset"], environ={})
     assumed(given.get("assume"))
-    parse_labels(given.get("labels") or ())
+    parse_labels(given.get("labels") or (), DOCUMENTED)
 
 
 def prose(text: str) -> str:

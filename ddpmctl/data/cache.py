@@ -42,10 +42,10 @@ PATTERNS = ("*.npy", "*.json", "results/*.npz", "devices/*.json", "crashes/*.txt
 ENTRY = r"[0-9a-f]{64}\.(npy|json|npz)"
 OURS = re.compile(rf"{ENTRY}|\.{ENTRY}\..+\.tmp|crash-[0-9-]+\.txt")  # DDPMCTL_CACHE_DIR may name a folder with other files
 DECODED_TOGETHER = 100  # images between two progress events
-READ_BYTES = 2**24  # that are read at once
+READ_BYTES = 16 * 2**20  # that are read at once
 BLOCK_BYTES = 2**26  # between two lines of the journal
 SLOW_BYTES = 500_000_000  # of an entry whose check shows progress
-MOST_JOURNAL = 2**24
+MOST_JOURNAL = 16 * 2**20
 DECODER = 1  # increase it when decoding or rendering changes the pixels, so that old entries are not used
 
 

@@ -118,7 +118,8 @@ def check_on_images(classifier: Classifier, dataset: Dataset) -> Checked:
     found, labelled = score(outputs, wanted), np.flatnonzero(wanted.any(1))
     hits = np.array(top_k_hits(outputs, wanted))[labelled]
     right = ((outputs > 0.5) == wanted.astype(bool)).all(1)
-    accuracy = accuracy_interval(Tally(hits[:, None], wanted[labelled].sum(1, dtype=np.int64)))
+    nothing = Interval(0.0, 0.0, 1.0)  # where no image of the tenth has a label
+    accuracy = accuracy_interval(Tally(hits[:, None], wanted[labelled].sum(1, dtype=np.int64))) if len(labelled) else nothing
     exact = accuracy_interval(Tally(right[:, None].astype(np.int64), np.ones(len(right), np.int64)))
     return Checked(found, accuracy, exact, recall(outputs, requests, task)["class"], len(chosen))
 
