@@ -129,7 +129,7 @@ def test_a_wide_terminal_is_used_up_to_120_columns() -> None:
         (["--epochs", "3", "train"], "--epochs: ddpmctl has no such option; it is an option of train"),
         (["sample", "-z"], "-z: ddpmctl sample has no such option; ddpmctl sample --help lists all"),
         (["tran"], "ddpmctl has no command 'tran'; did you mean train?"),
-        (["data", "frob"], "ddpmctl data has no command 'frob'; there are render, verify, cache"),
+        (["data", "frob"], "ddpmctl data has no command 'frob'; there are render, verify, labels, convert, cache"),
         (["train", "--epochs"], "--epochs: a value is missing; give --epochs INT"),
         (["train", "--name", "--dry-run"], "--name: a value is missing before --dry-run; give --name TEXT"),
         (["train", "--dry-run=yes"], "--dry-run: takes no value; write --dry-run alone"),

@@ -23,7 +23,6 @@ HELP = """The embedded benchmark as a folder; checks, labels and conversion of d
 ddpmctl data render FOLDER
 ddpmctl data verify FOLDER
 ddpmctl data labels FOLDER
-ddpmctl data cache list
 """
 app = App(help=HELP)
 

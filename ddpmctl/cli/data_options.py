@@ -12,7 +12,7 @@ from ddpmctl.data.source import FITS, REPEATED, DataSource
 from ddpmctl.registry import FORMATS
 from ddpmctl.task import SIZES
 
-READING = "How images and labels are read, where --data is not recognised or another size is wanted"
+READING = "How images are read, for another size or form of data"
 
 Size = Annotated[
     int | None,
