@@ -68,11 +68,11 @@ def test_signals_end_rendering_and_evaluation_cleanly(stage: str, number: signal
     assert last.startswith({signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[number])
     assert ("are kept in the cache" in last) == (stage == "sampling")
     assert "error" not in rest
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert all(".partial." in file.name for file in tmp_path.rglob("*.tmp")), "only images that the next start goes on from"
     assert not (tmp_path / "x.json").exists()
     assert list((tmp_path / "runs").glob("*")) == []
 
 
 def _is_busy(process: int) -> bool:
-    """Whether a process has used six seconds of processor time: it is then past its imports."""
-    return sum(map(int, Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13])) / os.sysconf("SC_CLK_TCK") > 6
+    """Whether a process has used ten seconds of processor time: it is then past its imports, also on a slow machine."""
+    return sum(map(int, Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13])) / os.sysconf("SC_CLK_TCK") > 10
