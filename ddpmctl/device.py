@@ -124,11 +124,18 @@ def _bf16_is_faster(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
-    matrices = [torch.ones(768, 768, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    if _slowness_of_bf16(192, rounds=3) > 4:  # an emulation is a hundred times as slow; with large matrices, to find that out takes seconds
+        return False
+    return _slowness_of_bf16(768, rounds=8) < 0.75
+
+
+def _slowness_of_bf16(side: int, rounds: int) -> float:
+    """Return how long a product of bf16 matrices takes, relative to float32; the shortest of some rounds."""
+    matrices = [torch.ones(side, side, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
     seconds = {a.dtype: math.inf for a in matrices}
-    for _ in range(8):
+    for _ in range(rounds):
         for a in matrices:  # in turn, so that other work on the machine slows both
             start = time.perf_counter()
             torch.mm(a, a)
             seconds[a.dtype] = min(seconds[a.dtype], time.perf_counter() - start)
-    return seconds[torch.bfloat16] < 0.75 * seconds[torch.float32]
+    return seconds[torch.bfloat16] / seconds[torch.float32]
