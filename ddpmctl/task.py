@@ -27,6 +27,7 @@ SIZES = (32, 64, 96, 128, 256)
 MOST_CLASSES = 1000
 LONGEST_NAME = 200
 MOST_SCORED = 2
+MOST_WORDS = 12  # of a text in which several labels are looked for: the time grows fast with their number
 SAME_WORDS = {"grey": "gray", "colour": "color"}  # spellings of one word
 
 
@@ -79,12 +80,8 @@ class Task:
 
         out = np.zeros((len(label_sets), self.columns), dtype=np.uint8)
         for row, names in zip(out, label_sets, strict=True):
-            row[[self.index[name] if name in self.index else self.index[self.parse_label(name)] for name in names]] = 1
+            row[[self.index[self.parse_label(name)] for name in names]] = 1
         return out
-
-    def class_index(self, text: str) -> int:
-        """Return the number of the class that a person wrote; errors as ``parse_label``."""
-        return self.index[self.parse_label(text)]
 
     def parse_label(self, text: str) -> str:
         """Return the class that a person wrote: in any case and order of words, with a hyphen, or in the plural.
@@ -115,7 +112,7 @@ class Task:
         own = {name: set(_key(name)) for name in self.classes}
         if not near and words and words <= set().union(*own.values()):
             inside = [name for name, known in own.items() if known <= words]
-            if _made_of(_key(text), [_key(name) for name in inside]):
+            if len(_key(text)) <= MOST_WORDS and _made_of(_key(text), [_key(name) for name in inside]):
                 return "several labels are separated by commas"
             near = inside or [name for name, known in own.items() if words <= known] or [name for name, known in own.items() if words & known]
         near = near or self.nearest(text)

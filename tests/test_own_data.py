@@ -21,7 +21,7 @@ from ddpmctl.iclevr import ICLEVR
 from ddpmctl.runs.record import read_record
 from ddpmctl.task import Task
 
-from .benchmarks.tasks.data import HOUSE, houses, unlabelled
+from .benchmarks.tasks.data import HOUSE, clevr, houses, unlabelled
 from .conftest import ddpmctl
 
 CPU = ComputeDevice(torch.device("cpu"), "fp32")
@@ -173,6 +173,24 @@ def test_a_classifier_is_found_in_the_cache_and_its_absence_says_how_to_get_one(
     stored_classifier(task).parent.mkdir(parents=True)
     list(train_on_images(stored_classifier(task), noise(task=task), CPU, steps=1))
     assert find_classifier(None, tmp_path / "data", task).task.key == task.key
+
+
+def test_a_classifier_in_the_cache_never_replaces_the_built_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(tmp_path / "cache"))
+    built_in = find_classifier()
+    stored_classifier(ICLEVR).parent.mkdir(parents=True)
+    list(train_on_images(stored_classifier(ICLEVR), noise(task=Task(("a", "b"), 32, ("test",))), CPU, steps=1))
+    assert find_classifier().sha256 == built_in.sha256
+
+
+def test_the_grids_default_labels_are_the_datas_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDPMCTL_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    clevr(tmp_path / "data", 60)  # has colours and shapes, as i-CLEVR has, but other ones
+    made = ddpmctl("train", *TINY, "--data", "data", "--name", "r")
+    assert made.exit_code == 0, made.stderr
+    grid = ddpmctl("denoise-grid", "runs/r", "--out", "grid.png")
+    assert grid.exit_code == 0, grid.stderr
 
 
 @pytest.mark.parametrize("kind", ["unlabelled", "no judge"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Config, Value
@@ -27,17 +27,6 @@ if TYPE_CHECKING:
     from ddpmctl.progress import Notice, Progress
     from ddpmctl.report.page import BesideReal
     from ddpmctl.sampling.pipeline import SamplingPipeline
-
-
-def data_source(data: Path | None, scenes: int | None, **reading: Any) -> DataSource:
-    """Return the data that options name.
-
-    Raises:
-        UsageError: ``--scenes`` stands beside ``--data``, so that one would be ignored in silence; or a value is not possible.
-    """
-    if data is not None and scenes is not None:
-        raise UsageError("--scenes sets the size of the embedded benchmark and does not go with --data")
-    return DataSource.checked(path=data, scenes=scenes, **{name: value for name, value in reading.items() if value is not None})
 
 
 def known_conditions(source: DataSource, checkpoints: Sequence[Path]) -> tuple[Conditions, DataSource]:

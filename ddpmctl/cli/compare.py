@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, data_source, evaluation_spec, known_conditions, named_conditions, reference_images
+from ddpmctl.cli.common import Given, evaluation_spec, known_conditions, named_conditions, reference_images
 from ddpmctl.cli.completion import checkpoints
+from ddpmctl.cli.data_options import data_source
 from ddpmctl.cli.options import RUNS, Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, RunsDir, SceneCount, command
 from ddpmctl.cli.outputs import Outputs, figure_line, output_option, prepare_output
 from ddpmctl.cli.terminal import Terminal

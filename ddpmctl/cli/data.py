@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddpmctl.cli.commands import App
-from ddpmctl.cli.data_options import DataFormat, LabelColumn, Repeated, folder_source
+from ddpmctl.cli.data_options import DataFormat, LabelColumn, Repeated, data_source
 from ddpmctl.cli.options import SceneCount, command
 from ddpmctl.cli.outputs import Outputs, figure_line, output_option, prepare_output
 from ddpmctl.cli.terminal import Terminal
@@ -80,7 +80,7 @@ def verify(
         if isinstance(event, Problem):
             terminal.result(f"{event.path}: {event.what}")
 
-    found = terminal.finish(verify_folder(folder_source(folder, form, label_column, repeated)), show)
+    found = terminal.finish(verify_folder(data_source(folder, form=form, label_column=label_column, repeated=repeated)), show)
     declared = found.declared
     sizes = ", ".join(f"{count} of {size}" for size, count in found.label_sets_by_size.items())
     if declared.format == "lab":
@@ -121,7 +121,7 @@ def labels(
     outputs.prepare()
     if out:
         prepare_output(out, "--out", folder=False, suffix=".png")
-    declared = read_declared(folder_source(folder, form, label_column, repeated))
+    declared = read_declared(data_source(folder, form=form, label_column=label_column, repeated=repeated))
     found = count_labels(declared)
     result = {"format": declared.format, **found.to_dict()}
     if outputs.only_json:
@@ -168,7 +168,7 @@ def convert_folder(
     from ddpmctl.data.declared import read_declared
 
     terminal = Terminal()
-    declared = read_declared(folder_source(folder, source_format, label_column, repeated))
+    declared = read_declared(data_source(folder, form=source_format, label_column=label_column, repeated=repeated))
     terminal.finish(convert(declared, out, target))
     terminal.result(str(out))
 

@@ -17,6 +17,7 @@ from ddpmctl.cli.options import RUNS, Assume, ClassifierAlone, ConfigFile, RunsD
 from ddpmctl.cli.outputs import prepare_output
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.errors import UsageError
+from ddpmctl.iclevr import ICLEVR
 
 if TYPE_CHECKING:
     from ddpmctl.evaluation.classifiers import Classifier
@@ -71,7 +72,7 @@ def denoise_grid(
     named: list[Path | None] = [Path(part.strip()) for part in checkpoints.split(",")] if checkpoints else [checkpoint]
 
     task = task_of(named[0], runs_dir)
-    label_sets = parse_labels(labels or [COURSE], task) if task.aspects or labels else [tuple(task.classes[:1])]
+    label_sets = parse_labels(labels or [COURSE], task) if labels or task.classes == ICLEVR.classes else [tuple(task.classes[:1])]
 
     with terminal.busy("loading torch"):
         from ddpmctl.evaluation.classifier_file import NoClassifierError

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, beside_real, data_source, evaluation_spec, known_conditions, named_conditions, reference_images
+from ddpmctl.cli.common import Given, beside_real, evaluation_spec, known_conditions, named_conditions, reference_images
 from ddpmctl.cli.completion import checkpoints as complete_checkpoints
+from ddpmctl.cli.data_options import data_source
 from ddpmctl.cli.evaluate_images import refuse_sampling, score_images
 from ddpmctl.cli.options import RUNS, Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, RunsDir, SceneCount, command
 from ddpmctl.cli.outputs import Outputs, figure_line, output_option, prepare_output

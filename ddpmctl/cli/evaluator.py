@@ -6,14 +6,13 @@ import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ddpmctl.cli.commands import App
-from ddpmctl.cli.common import data_source
 from ddpmctl.cli.completion import one_of
-from ddpmctl.cli.data_options import DataFormat, Fit, LabelColumn, Repeated, Size, columns
+from ddpmctl.cli.data_options import DataFormat, Fit, LabelColumn, Repeated, Size, data_source
 from ddpmctl.cli.options import ClassifierAlone, command
 from ddpmctl.cli.outputs import Outputs, output_option, prepare_output
 from ddpmctl.cli.terminal import Terminal
@@ -26,8 +25,6 @@ from ddpmctl.task import Task
 if TYPE_CHECKING:
     from ddpmctl.evaluation.own_classifier import Checked
     from ddpmctl.evaluation.scores import Score
-
-OWN_FILE = "evaluator.pt"
 
 HELP = """The classifier that scores images: train one on a data set or on renders, and check it.
 
@@ -72,13 +69,18 @@ def train_classifier(
     In the folder of the data it is found by itself; so is the one that is kept in the cache, where that folder cannot be written.
     """
     terminal = Terminal()
-    if data is None and size in (None, ICLEVR.size):
-        if minutes is not None or json_file is not None:
-            raise UsageError("--minutes, --json: need --data or --size; on renders of the usual size, give --steps")
-        _on_renders(terminal, given, out or Path(OWN_FILE), network=network, steps=steps or RENDERED_STEPS, scenes=scenes, seed=seed)
+    if data is not None or size not in (None, ICLEVR.size):
+        source = data_source(data, size=size, fit=fit, form=form, label_column=label_column, repeated=repeated, hold_out=0)
+        training = {"minutes": minutes, "steps": steps, "network": network, "mirror": mirror, "seed": seed}
+        _on_data(terminal, given, source, out, Outputs(json=json_file), **{name: value for name, value in training.items() if value is not None})
         return
-    reading = {"size": size, "fit": fit, "format": form, "label_column": columns(label_column), "repeated": repeated, "hold_out": 0}
-    source, outputs = data_source(data, None, **reading), Outputs(json=json_file)
+    if minutes is not None or json_file is not None:
+        raise UsageError("--minutes, --json: need --data or --size; on renders of the usual size, give --steps")
+    _on_renders(terminal, given, out or Path("evaluator.pt"), network=network, steps=steps, scenes=scenes, seed=seed)
+
+
+def _on_data(terminal: Terminal, given: dict[str, str], source: DataSource, out: Path | None, outputs: Outputs, **training: Any) -> None:
+    """Train a classifier on a data set's images, and tell how good it is."""
     if outputs.only_json:
         raise UsageError("--json -: the table stands on stdout; give --json the name of a file")
     outputs.prepare()
@@ -86,19 +88,17 @@ def train_classifier(
         prepare_output(out, "--out", folder=False)
     with terminal.busy("loading torch"):
         from ddpmctl.config import Config
-        from ddpmctl.data.dataset import load_conditions, load_dataset
+        from ddpmctl.data.dataset import load_dataset
         from ddpmctl.device import make_compute_device
+        from ddpmctl.evaluation.classifier_file import find_classifier
         from ddpmctl.evaluation.classifier_training import ClassifierStep
-        from ddpmctl.evaluation.own_classifier import MINUTES, OwnTrained, train_on_images
+        from ddpmctl.evaluation.own_classifier import OwnTrained, train_on_images
         from ddpmctl.report.json_csv import write_json
 
-    from ddpmctl.evaluation.classifier_file import find_classifier
-
-    file = out or _place(data, load_conditions(source).task)
     compute = make_compute_device(Config().replace(**overrides(given, "device")).device)
     dataset = terminal.finish(load_dataset(source))
-    training = train_on_images(file, dataset, compute, minutes=minutes or MINUTES, steps=steps, network=network, mirror=mirror, seed=seed)
-    for event in terminal.follow(training):
+    file = out or _place(source.path, dataset.task)
+    for event in terminal.follow(train_on_images(file, dataset, compute, **training)):
         if isinstance(event, ClassifierStep):
             terminal.say(f"step {event.step}  loss {event.loss:.5f}  {event.seconds:.0f} s")
         if isinstance(event, OwnTrained):
@@ -109,18 +109,18 @@ def train_classifier(
         terminal.warn(f"{warning}; more --minutes may help")
 
 
-RENDERED_STEPS = 2400
-
-
 def _place(data: Path | None, task: Task) -> Path:
     """Return where a classifier is found by itself: in the folder of the data, or in the cache where that cannot hold it.
 
     Raises:
-        UsageError: another file has its name.
+        UsageError: another file has its name, or i-CLEVR's classifier, which would replace the built-in one everywhere, finds no place in the folder.
     """
-    from ddpmctl.evaluation.classifier_file import find_classifier, stored_classifier
+    from ddpmctl.evaluation.classifier_file import OWN_FILE, find_classifier, stored_classifier
 
-    file = data / OWN_FILE if data is not None and data.is_dir() and os.access(data, os.W_OK) else stored_classifier(task)
+    in_folder = data is not None and data.is_dir() and os.access(data, os.W_OK)
+    if not in_folder and task.key == ICLEVR.key:
+        raise UsageError(f"--out: {data} cannot hold the classifier; name a file")
+    file = data / OWN_FILE if data is not None and in_folder else stored_classifier(task)
     if file.exists():
         try:
             find_classifier(file)
@@ -130,15 +130,15 @@ def _place(data: Path | None, task: Task) -> Path:
     return file
 
 
-def _on_renders(terminal: Terminal, given: dict[str, str], out: Path, *, network: str, steps: int, scenes: int, seed: int) -> None:
+def _on_renders(terminal: Terminal, given: dict[str, str], out: Path, *, network: str, steps: int | None, scenes: int, seed: int) -> None:
     prepare_output(out, "--out", folder=False)
     with terminal.busy("loading torch"):
         from ddpmctl.config import Config
         from ddpmctl.device import make_compute_device
-        from ddpmctl.evaluation.classifier_training import ClassifierStep, ClassifierTrained, train_classifier
+        from ddpmctl.evaluation.classifier_training import STEPS, ClassifierStep, ClassifierTrained, train_classifier
 
     compute = make_compute_device(Config().replace(**overrides(given, "device")).device)
-    for event in terminal.follow(train_classifier(out, network=network, steps=steps, scenes=scenes, seed=seed, compute=compute)):
+    for event in terminal.follow(train_classifier(out, network=network, steps=steps or STEPS, scenes=scenes, seed=seed, compute=compute)):
         if isinstance(event, ClassifierStep):
             terminal.say(f"step {event.step}  loss {event.loss:.5f}  {event.seconds:.0f} s")
         if isinstance(event, ClassifierTrained):
@@ -149,7 +149,7 @@ def _on_renders(terminal: Terminal, given: dict[str, str], out: Path, *, network
 @command()
 def check(
     evaluator: ClassifierAlone = None,
-    data: Annotated[Path | None, typer.Option("--data", help="Instead of renders: the last tenth of a data set.", show_default=False)] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Data set whose last tenth is scored, instead of renders.", show_default=False)] = None,
     size: Size = None,
     fit: Fit = None,
     form: DataFormat = None,
@@ -166,8 +166,8 @@ def check(
     """
     terminal = Terminal()
     if data is not None or size not in (None, ICLEVR.size):
-        reading = {"size": size, "fit": fit, "format": form, "label_column": columns(label_column), "repeated": repeated, "hold_out": 0}
-        _check_on_data(terminal, evaluator, data_source(data, None, **reading))
+        source = data_source(data, size=size, fit=fit, form=form, label_column=label_column, repeated=repeated, hold_out=0)
+        _check_on_data(terminal, evaluator, source)
         return
     with terminal.busy("loading torch and the classifier"):
         from ddpmctl.evaluation.classifier_training import check_classifier
@@ -199,8 +199,8 @@ def _check_on_data(terminal: Terminal, evaluator: Path | None, source: DataSourc
 def _checked_table(terminal: Terminal, name: str, checked: Checked) -> None:
     from ddpmctl.report.tables import in_brackets
 
-    rows = [["all labels", str(checked.images), in_brackets(checked.accuracy), in_brackets(checked.exact)]]
-    rows += [[label, str(shown), f"{found / shown:.4f}" if shown else "-", ""] for label, (found, shown) in checked.classes.items()]
+    rows = [["all labels", str(checked.score.images), in_brackets(checked.accuracy), in_brackets(checked.exact)]]
+    rows += [[label, str(shown), f"{found / shown:.4f}", ""] for label, (found, shown) in checked.classes.items()]
     note = "the last tenth of the data, which did not train it; 95 % intervals over images; of a class: images that show it, and the share in which it is found"
     terminal.table(f"{name} on real images", ["", "images", "accuracy", "exact match"], rows, caption=note)
 

@@ -56,7 +56,7 @@ def split_labels(text: str) -> list[str]:
 
 def example(task: Task) -> str:
     """Return labels as they are written on a command line."""
-    if task == ICLEVR:
+    if task.classes == ICLEVR.classes:
         return '"red cube,blue sphere"'
     named = [f'"{name}"' if "," in name or ";" in name else name for name in task.classes[:2]]
     text = ",".join(named[:2] if task.aspects else named[:1])

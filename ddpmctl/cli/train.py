@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ddpmctl.cli.busy import others_are_busy
-from ddpmctl.cli.common import data_source
 from ddpmctl.cli.completion import one_of, run_names
 from ddpmctl.cli.crash import run_folder
-from ddpmctl.cli.data_options import DataFormat, Fit, HoldOut, LabelColumn, Repeated, Size, columns
+from ddpmctl.cli.data_options import DataFormat, Fit, HoldOut, LabelColumn, Repeated, Size, data_source
 from ddpmctl.cli.labels import example, task_of
 from ddpmctl.cli.options import RESUMING, RUNS, ClassifierFile, ConfigFile, Data, RunsDir, SceneCount, command
 from ddpmctl.cli.signals import StopRequest, stop_is_noted
@@ -83,7 +82,7 @@ def train(
 
     Defaults are shown for --preset report. A setting can also stand in the file of --config, or in an environment variable: DDPMCTL_LR for --lr.
     """
-    reading = {"size": size, "fit": fit, "format": form, "label_column": columns(label_column), "repeated": repeated, "hold_out": hold_out}
+    reading: dict[str, Any] = {"size": size, "fit": fit, "form": form, "label_column": label_column, "repeated": repeated, "hold_out": hold_out}
     source = data_source(data, scenes, **reading)
     if resume and any(value is not None for value in reading.values()):
         raise UsageError("--resume: a run keeps how its images are read; leave --size, --fit, --format, --label-column, --repeated and --hold-out out")

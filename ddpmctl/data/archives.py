@@ -1,4 +1,4 @@
-"""Images inside a zip file, read where they are."""
+"""Images in a zip file, read without unpacking it."""
 
 from __future__ import annotations
 

@@ -266,9 +266,9 @@ def _built(entry: Path, key: str, shape: tuple[int, ...], build: Build) -> Gener
 
 def _written(partial: Path, journal: Path, shape: tuple[int, ...], build: Build) -> Generator[Progress, None, str]:
     """Write the array of an entry, after the images that a killed process has left; return the sha256 of its bytes."""
-    header, done, digest = _header(shape), 0, hashlib.sha256()
+    header = _header(shape)
     need_room(partial.parent, math.prod(shape), "for the decoded images")
-    with open(partial, "a+b"), open(partial, "r+b") as file, open(journal, "a+b") as log:
+    with open(partial, "r+b" if partial.exists() else "w+b") as file, open(journal, "a+b") as log:
         done, digest = _left_behind(file, log, header, shape)
         file.truncate(file.tell())
         if not done:

@@ -13,7 +13,7 @@ import numpy as np
 from ddpmctl.benchmark import embedded
 from ddpmctl.benchmark.embedded import scene_count
 from ddpmctl.data.cache import benchmark_key, cached_images, decoded, folder_key
-from ddpmctl.data.declared import Declared, found_images, read_declared
+from ddpmctl.data.declared import found_images, read_declared
 from ddpmctl.data.source import DataSource
 from ddpmctl.iclevr import ICLEVR
 from ddpmctl.progress import Notice, Progress
@@ -88,7 +88,7 @@ def load_conditions(data: DataSource | Path | None, *, scenes: int | None = None
         sets: list[Sequence[str]] = list(embedded.train_labels(count).values())
     else:
         declared, conditions = read_declared(source).for_training(source.hold_out)
-        name, task, sets = str(source.path), _task(declared, conditions, source.size), list(declared.labels.values())
+        name, task, sets = str(source.path), declared.task(source.size, conditions), list(declared.labels.values())
     trained = frozenset(map(frozenset, sets))
     content = json.dumps([conditions, sorted(sorted(names) for names in trained)])
     return Conditions(name, hashlib.sha256(content.encode()).hexdigest(), conditions, source.path, trained, len(sets), task)
@@ -105,16 +105,10 @@ def _load_folder(source: DataSource, folder: Path) -> Generator[Progress | Notic
         yield Notice(f"{folder}: {note}")
     found, size, fit = found_images(declared), source.size, source.fit
     cached = yield from cached_images(folder_key(declared.digest, found, size, fit), len(found), lambda start: decoded(folder, found, size, fit, start), size)
-    task, labels = _task(declared, conditions, size), declared.labels
+    task, labels = declared.task(size, conditions), declared.labels
     return Dataset(
         str(folder), _content_key(labels, cached.digest), cached.images, task.multi_hot(list(labels.values())), conditions, folder, task, tuple(labels)
     )
-
-
-def _task(declared: Declared, conditions: Mapping[str, Sequence[LabelSet]], size: int) -> Task:
-    """Return the task of a data set; training scores its own two condition files, or those made of its labels."""
-    task = declared.task(size)
-    return task if declared.conditions else replace(task, scored=tuple(conditions))
 
 
 def _load_benchmark(source: DataSource) -> Generator[Progress | Notice, None, Dataset]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from ddpmctl.data.archives import ENCRYPTED, open_zip
 from ddpmctl.data.conditions import HELD_OUT, TEST, conditions_of
-from ddpmctl.data.folders import LAYOUT, REQUIRED, Problem, raise_first
+from ddpmctl.data.folders import LAYOUT, REQUIRED, Problem, raise_first, unsafe_name
 from ddpmctl.data.images import FoundImage, FoundMember, find_images, find_in
 from ddpmctl.data.source import DataSource
 from ddpmctl.errors import DataError, UsageError
@@ -46,11 +47,9 @@ class Declared:
     notes: tuple[str, ...] = ()
     aspects: tuple[str, ...] = ()
 
-    def task(self, size: int) -> Task:
-        """Return the task of these labels; of those with conditions of their own, it is i-CLEVR's at that size."""
-        if self.conditions and self.classes == ICLEVR.classes:
-            return replace(ICLEVR, size=size)
-        return Task(self.classes, size, (TEST,), self.aspects)
+    def task(self, size: int, conditions: Collection[str] = (TEST,)) -> Task:
+        """Return the task of these labels, scored on ``conditions``; in the lab's layout, it is i-CLEVR's at that size."""
+        return replace(ICLEVR, size=size) if self.format == "lab" else Task(self.classes, size, tuple(conditions), self.aspects)
 
     def find(self) -> tuple[list[FoundImage], list[Problem]]:
         """Return the images that exist, and a problem for each that is missing or must not be opened."""
@@ -154,6 +153,12 @@ def _in_zip(archive: Path, names: list[str]) -> tuple[list[FoundImage], list[Pro
         else:
             found.append(FoundMember(name, archive, member.file_size, member.CRC))
     return found, problems
+
+
+def listing(root: Path, names: list[str]) -> tuple[list[Problem], str]:
+    """Return a problem for each unsafe name of an image, and a hash of all names: of data sets without a file of labels."""
+    problems = [Problem(f"{root}/{name}", f"the file name {wrong}") for name in names if (wrong := unsafe_name(name))]
+    return problems, hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def images_below(root: Path) -> list[str]:

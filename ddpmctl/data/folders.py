@@ -45,14 +45,14 @@ class Lab:
     train_digest: str  # sha256 of train.json in hex; "" if it cannot be read
 
 
-def read_json(path: Path, most: int = MAX_JSON_BYTES) -> object:
-    """Return the value of a JSON file of at most ``most`` bytes, read strictly.
+def read_json(path: Path) -> object:
+    """Return the value of a JSON file, read strictly.
 
     Raises:
-        DataError: not a regular file, unreadable, too large, not UTF-8, not JSON, a duplicate key, NaN or an infinite
+        DataError: not a regular file, unreadable, over 64 MiB, not UTF-8, not JSON, a duplicate key, NaN or an infinite
             number, or nested too deeply.
     """
-    return parse_json(read_bytes(path, most), path)
+    return parse_json(read_bytes(path), path)
 
 
 def scan_lab(folder: Path) -> tuple[Lab, list[Problem]]:

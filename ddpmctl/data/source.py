@@ -54,7 +54,7 @@ class DataSource:
             if value not in choices:
                 raise UsageError(f"{name}: {value!r} is none of {', '.join(choices)}")
         if source.format is not None:
-            FORMATS.check(source.format)
+            FORMATS.check(str(source.format))
         if not all(isinstance(name, str) for name in source.label_column):
             raise UsageError("--label-column: must be names of columns")
         if source.hold_out is not None and not (type(source.hold_out) is int and 0 <= source.hold_out <= MOST_HELD_OUT):

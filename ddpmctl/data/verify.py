@@ -10,6 +10,7 @@ from pathlib import Path
 from ddpmctl.data.declared import Declared, scan_declared
 from ddpmctl.data.folders import Problem
 from ddpmctl.data.images import PLACES, FoundImage, check_image, each_image
+from ddpmctl.data.reference import scene_of
 from ddpmctl.data.source import DataSource
 from ddpmctl.errors import DataError
 from ddpmctl.progress import Progress
@@ -87,15 +88,9 @@ def _summary(declared: Declared, problems: int) -> Summary:
     conditions = {
         name: ConditionCount(len(sets), sum(map(len, sets)), sum(frozenset(each) in trained for each in sets)) for name, sets in declared.conditions.items()
     }
-    return Summary(declared, len(declared.labels), len({_scene(name) for name in declared.labels}), len(trained), _by_size(trained), conditions, problems)
+    return Summary(declared, len(declared.labels), len({scene_of(name) for name in declared.labels}), len(trained), _by_size(trained), conditions, problems)
 
 
 def _by_size(sets: Iterable[Iterable[str]]) -> dict[int, int]:
     sizes = sorted(len(tuple(each)) for each in sets)
     return {size: sizes.count(size) for size in dict.fromkeys(sizes)}
-
-
-def _scene(name: str) -> str:
-    """Return the scene of an image: ``CLEVR_train_000341`` for ``CLEVR_train_000341_2.png``, and any other name itself."""
-    stem, _, frame = os.path.splitext(name)[0].rpartition("_")
-    return stem if stem and frame.isdigit() else name

@@ -84,8 +84,8 @@ def find_classifier(path: Path | None = None, root: Path | None = None, task: Ta
 
 @contextmanager
 def open_classifier(path: Path | None = None, root: Path | None = None, task: Task | None = None) -> Iterator[TensorFile]:
-    """Open and check a classifier: ``path``; else ``checkpoint.pth`` or ``evaluator.pt`` in the data folder ``root``; else the one that was trained for the
-    task and is kept in the cache folder; else, for i-CLEVR's task, the built-in one.
+    """Open and check a classifier: ``path``; else ``checkpoint.pth`` or ``evaluator.pt`` in the data folder ``root``; else, for i-CLEVR's task, the
+    built-in one, and for another the one that was trained for it and is kept in the cache folder.
 
     ``task`` None is i-CLEVR's, and is not compared with the classifier's.
 
@@ -133,8 +133,10 @@ def stored_classifier(task: Task) -> Path:
 def _found(root: Path | None, task: Task) -> Path | None:
     """Return the classifier's file; None for the built-in one."""
     lab = task.key == ICLEVR.key
-    places = [root / name for name in ((LAB_FILE, OWN_FILE) if lab else (OWN_FILE,))] if root is not None else []
-    if found := next((place for place in [*places, stored_classifier(task)] if place.is_file()), None):
+    places = [] if root is None else [root / name for name in ((LAB_FILE, OWN_FILE) if lab else (OWN_FILE,))]
+    if not lab:
+        places.append(stored_classifier(task))
+    if found := next((place for place in places if place.is_file()), None):
         return found
     if lab:
         return None

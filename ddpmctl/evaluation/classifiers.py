@@ -159,8 +159,8 @@ def load_classifier(path: Path | None = None, root: Path | None = None, device: 
     return Classifier(name, file.sha256, net, task=own, warning=warning)
 
 
-def classifier_from(net: CompactClassifier, task: Task = ICLEVR) -> Classifier:
-    """Return a classifier with a copy of a network that is in training."""
+def classifier_from(net: nn.Module, task: Task = ICLEVR) -> Classifier:
+    """Return a classifier with a copy of a network that returns logits."""
     return Classifier("in training", "", nn.Sequential(copy.deepcopy(net), nn.Sigmoid()).eval().requires_grad_(requires_grad=False), task=task)
 
 

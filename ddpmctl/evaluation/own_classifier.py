@@ -21,7 +21,7 @@ from ddpmctl.device import ComputeDevice, without_copy
 from ddpmctl.diffusion.randomness import derived_seed, generator
 from ddpmctl.errors import UsageError
 from ddpmctl.evaluation.classifier_training import LEARNING_RATE, LOG_EVERY, WARM_UP, WEIGHT_DECAY, ClassifierStep, augment, object_batches, with_logits
-from ddpmctl.evaluation.classifiers import FORMAT, Classifier, load_classifier
+from ddpmctl.evaluation.classifiers import FORMAT, Classifier, classifier_from
 from ddpmctl.evaluation.misses import recall
 from ddpmctl.evaluation.scores import Score, score, top_k_hits
 from ddpmctl.iclevr import ICLEVR
@@ -42,21 +42,20 @@ class Checked:
     """What a classifier finds in images that it has not seen.
 
     Attributes:
+        score: counts over the images.
         accuracy, exact: pooled accuracy and exact match, with 95 % intervals over images.
         classes: (found, shown) by class.
-        images: their number.
     """
 
     score: Score
     accuracy: Interval
     exact: Interval
     classes: dict[str, tuple[int, int]]
-    images: int
 
     def to_dict(self) -> dict[str, object]:
         """Return the figures as plain values."""
         classes = {name: {"found": found, "shown": shown} for name, (found, shown) in self.classes.items()}
-        return {"images": self.images, **asdict(self.score), "accuracy": asdict(self.accuracy), "exact_match": asdict(self.exact), "classes": classes}
+        return {**asdict(self.score), "accuracy": asdict(self.accuracy), "exact_match": asdict(self.exact), "classes": classes}
 
 
 @dataclass(frozen=True)
@@ -100,11 +99,11 @@ def train_on_images(
     yield from _fit(net, dataset, np.flatnonzero(kept), compute, minutes=minutes, steps=steps, rate=LEARNING_RATE[network], mirror=mirrored, seed=seed)
     weights = {name: value.half() if value.ndim == 4 else value for name, value in net.cpu().state_dict().items()}
     content = {"format": FORMAT, "weights": weights} if network == "compact" else {"model": weights}
-    known: dict[str, object] = {"network": network, "seed": seed, "data": dataset.key}
+    net.load_state_dict(weights)  # rounded, as they are loaded again
+    checked = check_on_images(classifier_from(net, task), dataset)
+    figures = {"accuracy": checked.accuracy.estimate, "low": checked.accuracy.low, "high": checked.accuracy.high, **asdict(checked.score)}
+    known = {"network": network, "seed": seed, "data": dataset.key, "heldout": figures}
     save_tensors(out, {**content, "task": task.to_dict(), "known": known})
-    checked = check_on_images(load_classifier(out), dataset)
-    figures = {"accuracy": checked.accuracy.estimate, "low": checked.accuracy.low, "high": checked.accuracy.high}
-    save_tensors(out, {**content, "task": task.to_dict(), "known": {**known, "heldout": {**figures, **asdict(checked.score)}}})
     yield OwnTrained(out, time.perf_counter() - start, checked)
 
 
@@ -121,7 +120,7 @@ def check_on_images(classifier: Classifier, dataset: Dataset) -> Checked:
     nothing = Interval(0.0, 0.0, 1.0)  # where no image of the tenth has a label
     accuracy = accuracy_interval(Tally(hits[:, None], wanted[labelled].sum(1, dtype=np.int64))) if len(labelled) else nothing
     exact = accuracy_interval(Tally(right[:, None].astype(np.int64), np.ones(len(right), np.int64)))
-    return Checked(found, accuracy, exact, recall(outputs, requests, task)["class"], len(chosen))
+    return Checked(found, accuracy, exact, recall(outputs, requests, task)["class"])
 
 
 def last_tenth(names: Sequence[str]) -> np.ndarray:

@@ -23,7 +23,7 @@ def save_label_figure(path: Path, counts: LabelCounts) -> Path:
     axis = figure.subplots()
     if shown:
         edges = np.arange(len(shown) + 1) - 0.5
-        image = axis.pcolormesh(edges, edges, table, cmap="Greys", edgecolors="face", linewidth=0.1)
+        image = axis.pcolormesh(edges, edges, table, cmap="Greys", vmin=0, edgecolors="face", linewidth=0.1)
         for (row, column), value in np.ndenumerate(table):
             axis.text(column, row, f"{value}", ha="center", va="center", fontsize=6, color="white" if value > 0.55 * table.max() else "black")
         axis.set_xticks(range(len(shown)), shown, rotation=90, fontsize=8)

@@ -225,8 +225,7 @@ def _score_and_save(trainer: Trainer, log: RunLog, run: Run, classifier: Classif
         raise Diverged(f"the sampled images are not finite after step {counters.step}", {"step": counters.step}) from None
     scores = {name: scored_images.score for name, scored_images in scored.items()} if classifier else {}
     judge = classifier.sha256 if classifier else NO_JUDGE
-    path = run.checkpoints / "_".join([f"epoch{counters.epoch}", *(str(score.accuracy) for score in scores.values())])
-    path = path.with_name(f"{path.name}.pth")
+    path = run.checkpoints / f"{'_'.join([f'epoch{counters.epoch}', *(str(score.accuracy) for score in scores.values())])}.pth"
     known = {
         "epoch": counters.epoch, "step": counters.step, "images_seen": counters.images_seen, "loss": counters.last_loss, "seconds": counters.seconds,
         "scores": {name: value.to_dict() for name, value in scores.items()}, "evaluator": judge, "data": trainer.dataset.key,
@@ -239,10 +238,10 @@ def _score_and_save(trainer: Trainer, log: RunLog, run: Run, classifier: Classif
     for name, scored_images in scored.items():
         save_grid(run.samples / f"epoch{counters.epoch}_{name}.png", scored_images.images, [", ".join(r.labels) for r in scored_images.requests])
     run.point("latest", path)
-    accuracy = mean({name: value.accuracy for name, value in scores.items()}) if scores else 0.0
-    exact = mean({name: value.exact_match for name, value in scores.items()}) if scores else 0.0
-    if not scores or Standing(accuracy, exact, counters.epoch) > _best_so_far(run, counters.best):  # without scores, the newest is the best
-        counters.best = accuracy
+    accuracy, exact = (mean({name: getattr(value, what) for name, value in scores.items()}) for what in ("accuracy", "exact_match"))
+    standing = Standing.of(accuracy, exact, counters.epoch)
+    if not scores or standing > _best_so_far(run, counters.best):  # without scores, the newest is the best
+        counters.best = standing.accuracy
         run.point("best", path)
     counters.scored_epoch = counters.epoch
     trainer.replicas.job.from_leader(lambda: None)  # ends ``_wait_for_score`` on the other ranks

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-from ddpmctl.data.declared import Declared, images_below
-from ddpmctl.data.folders import Problem, unsafe_name
+from ddpmctl.data.declared import Declared, images_below, listing
+from ddpmctl.data.folders import Problem
 from ddpmctl.data.source import DataSource
 from ddpmctl.errors import show
 from ddpmctl.registry import FORMATS
@@ -29,9 +28,8 @@ class ClassFolders:
         root = source.path
         assert root is not None
         names = images_below(root)
-        problems = [Problem(str(root / name), f"the file name {wrong}") for name in names if (wrong := unsafe_name(name))]
+        problems, digest = listing(root, names)
         problems += [Problem(str(root / name), f"{show(name)} is in no folder of a class; move it into one") for name in names if "/" not in name]
         labels: dict[str, LabelSet] = {name: (name.partition("/")[0],) for name in names if "/" in name}
         classes = tuple(sorted({label for one in labels.values() for label in one}))
-        digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
         return Declared("classes", root, labels, classes, digest, {}), problems

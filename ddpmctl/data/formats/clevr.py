@@ -57,8 +57,8 @@ class Clevr:
         what = "they are left out" if source.repeated == "drop" else "such a label counts once; --repeated drop leaves these images out"
         notes = (f"{repeated:,} of {total:,} images show two or more objects of one label: {what}",) if repeated else ()
         classes = tuple(sorted({label for one in labels.values() for label in one}))
-        whole = bool(classes) and all(len(name.split(" ")) == 2 for name in classes)
-        return Declared("clevr", root, labels, classes, digest.hexdigest(), {}, notes, columns if len(columns) == 2 and whole else ()), problems
+        two_words = columns == COLUMNS and all(len(name.split(" ")) == 2 for name in classes)
+        return Declared("clevr", root, labels, classes, digest.hexdigest(), {}, notes, columns if two_words else ()), problems
 
 
 def _files(root: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpmctl.data.archives import ZipMember, open_zip
-from ddpmctl.data.declared import Declared, images_below, is_image
+from ddpmctl.data.declared import Declared, images_below, is_image, listing
 from ddpmctl.data.folders import MAX_JSON_BYTES, MAX_PROBLEMS, Problem, parse_json, read_bytes, unsafe_name
 from ddpmctl.data.source import DataSource
 from ddpmctl.errors import show
@@ -38,11 +38,11 @@ class Edm:
         else:
             names, raw = images_below(root), read_bytes(root / FILE)
         where = f"{root}/{FILE}"
-        problems = [Problem(f"{root}/{name}", f"the file name {wrong}") for name in names if (wrong := unsafe_name(name))]
+        problems, digest = listing(root, names)
         numbers, found = _numbers(parse_json(raw, Path(where)), where)
         problems += found
         if numbers is None:
-            return Declared("edm", root, dict.fromkeys(names, ()), (), hashlib.sha256("\n".join(names).encode()).hexdigest(), {}), problems
+            return Declared("edm", root, dict.fromkeys(names, ()), (), digest, {}), problems
         count = 1 + max((number for each in numbers.values() for number in each), default=-1)
         width = len(str(max(count - 1, 0)))
         classes = tuple(f"class {number:0{width}d}" for number in range(count))

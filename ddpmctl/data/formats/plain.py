@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-from ddpmctl.data.declared import Declared, images_below
-from ddpmctl.data.folders import Problem, unsafe_name
+from ddpmctl.data.declared import Declared, images_below, listing
+from ddpmctl.data.folders import Problem
 from ddpmctl.data.source import DataSource
 from ddpmctl.registry import FORMATS
 
@@ -26,6 +25,5 @@ class Plain:
         root = source.path
         assert root is not None
         names = images_below(root)
-        problems = [Problem(str(root / name), f"the file name {wrong}") for name in names if (wrong := unsafe_name(name))]
-        digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+        problems, digest = listing(root, names)
         return Declared("plain", root, dict.fromkeys(names, ()), (), digest, {}), problems
