@@ -117,6 +117,18 @@ def unlabelled(folder: Path, count: int = 300) -> int:
     return count
 
 
+def many(folder: Path, count: int) -> int:
+    """Write images in ten class folders: drawings of houses, each brightened or darkened in its own way; returns their number."""
+    sets = list(all_sets())
+    drawn = [np.asarray(draw_house(sets[index % len(sets)], np.random.default_rng([2, index])), np.int16) for index in range(500)]
+    for name in range(10):
+        (folder / f"class {name}").mkdir(parents=True)
+    for index in range(count):
+        changed = np.clip(drawn[index % 500] + np.random.default_rng([3, index]).integers(-20, 21, 3), 0, 255).astype(np.uint8)
+        Image.fromarray(changed).save(folder / f"class {index % 10}" / f"{index:06d}.png", compress_level=1)
+    return count
+
+
 def _near(colour: tuple[int, int, int], rng: np.random.Generator) -> tuple[int, int, int]:
     """Return a colour that differs a little."""
     red, green, blue = (int(value) for value in np.clip(np.array(colour) + rng.integers(-12, 13, 3), 0, 255))
