@@ -37,7 +37,7 @@ CHECKPOINTS_OWN = "Sampling, where the checkpoint's own settings are not wanted"
 METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
 Data = Annotated[
-    Path | None, typer.Option("--data", envvar="DDPMCTL_DATA", help="Folder in the lab's layout; without it, the embedded benchmark.", show_default=False)
+    Path | None, typer.Option("--data", envvar="DDPMCTL_DATA", help="Folder or zip file of images; without it, the embedded benchmark.", show_default=False)
 ]
 SceneCount = Annotated[
     int | None,

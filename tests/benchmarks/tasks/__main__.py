@@ -22,6 +22,13 @@ from PIL import Image
 from tests.benchmarks.tasks import data
 
 Figures = dict[str, Any]
+RENDER = """
+import sys
+from ddpmctl.data.dataset import load_dataset
+from ddpmctl.data.source import DataSource
+for _ in load_dataset(DataSource(scenes=int(sys.argv[1]) if sys.argv[1] else None, size=128)):
+    pass
+"""
 
 
 def ddpmctl(*arguments: object, cwd: Path) -> str:
@@ -34,24 +41,31 @@ def ddpmctl(*arguments: object, cwd: Path) -> str:
     return done.stdout
 
 
-def everything(place: Path, name: str, minutes: float, source: Sequence[object], repeats: int, judge: Sequence[object] = ()) -> Figures:
-    """Train a judge and a model, and use all five commands; returns the figures of judge and samples."""
+def everything(
+    place: Path, name: str, minutes: float, source: Sequence[object], repeats: int, judge: Sequence[object] = (), settings: Sequence[object] = (),
+    copies: int = 1,
+) -> Figures:  # fmt: skip
+    """Train a judge and a model, and use all five commands but ``compare``; returns the figures of judge and samples."""
     judged: Figures = {}
     if judge:
         ddpmctl("evaluator", "train", *source, *judge, "--json", "judge.json", cwd=place)
         judged = json.loads((place / "judge.json").read_text(encoding="utf-8"))
-    ddpmctl("train", "--preset", "quick", "--minutes", minutes, *source, "--name", name, cwd=place)
+    ddpmctl("train", "--preset", "quick", "--minutes", minutes, *settings, *source, "--name", name, cwd=place)
     ddpmctl("evaluate", f"runs/{name}", "--repeats", repeats, "--no-confirm", "--json", "scores.json", "--html", "scores.html", "--breakdown", cwd=place)
     ddpmctl("denoise-grid", f"runs/{name}", cwd=place)
-    ddpmctl("sample", f"runs/{name}", "--conditions", "test", "--layout", "lab", "--count", repeats, "--out", "images", cwd=place)
-    scores = json.loads((place / "scores.json").read_text(encoding="utf-8"))["checkpoints"][0]["scores"]
-    return {"judge": judged, "scores": {kind: {key: one[key] for key in ("accuracy", "exact_match", "images")} for kind, one in scores.items()}}
+    ddpmctl("sample", f"runs/{name}", "--conditions", "test", "--layout", "lab", "--count", copies, "--out", "images", cwd=place)
+    scores = json.loads((place / "scores.json").read_text(encoding="utf-8"))["checkpoints"][-1]["scores"]
+    last = json.loads((place / "runs" / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    shown = {kind: {key: one[key] for key in ("accuracy", "exact_match", "images", "interval")} for kind, one in scores.items()}
+    return {"judge": judged, "scores": shown, "trained": last["images_seen"], "settings": [*settings]}
 
 
 def row_digits(place: Path, quick: bool) -> Figures:
     """Handwritten digits, 32x32."""
     data.digits(place / "digits")
-    found = everything(place, "digits", 0.1 if quick else 3, ("--data", "digits", "--size", 32), 2 if quick else 32, ("--minutes", 0.1 if quick else 1.5))
+    copies = 2 if quick else 32
+    source, judge = ("--data", "digits", "--size", 32), ("--minutes", 0.1 if quick else 1.5)
+    found = everything(place, "digits", 0.1 if quick else 3, source, copies, judge, ("--width", 32, "--guidance", 2, "--guidance-to", 1), copies)
     return {**found, "svc": _svc(place / "digits", place / "images")}
 
 
@@ -74,19 +88,23 @@ def _svc(real: Path, samples: Path) -> float:
 def row_houses(place: Path, quick: bool) -> Figures:
     """Drawings with six labels, names with commas and of other scripts."""
     data.houses(place / "houses", 256 if quick else 4000)
-    return everything(place, "houses", 0.1 if quick else 5, ("--data", "houses"), 1 if quick else 8, ("--minutes", 0.1 if quick else 2))
+    return everything(place, "houses", 0.1 if quick else 5, ("--data", "houses"), 1 if quick else 4, ("--minutes", 0.1 if quick else 2))
 
 
 def row_benchmark_32(place: Path, quick: bool) -> Figures:
     """The embedded benchmark at 32x32."""
     source = ("--size", 32, *(("--scenes", 40) if quick else ()))
-    return everything(place, "small", 0.1 if quick else 5, source, 1 if quick else 4, ("--minutes", 0.1 if quick else 6))
+    return everything(place, "small", 0.1 if quick else 5, source, 1 if quick else 4, ("--minutes", 0.1 if quick else 4), ("--width", 32))
 
 
 def row_benchmark_128(place: Path, quick: bool) -> Figures:
     """The embedded benchmark at 128x128."""
     source = ("--size", 128, *(("--scenes", 40) if quick else ()))
-    return everything(place, "large", 0.1 if quick else 30, source, 1 if quick else 4, ("--minutes", 0.1 if quick else 12))
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", RENDER, "40" if quick else ""], cwd=place, check=True)
+    rendered = time.perf_counter() - start
+    found = everything(place, "large", 0.1 if quick else 30, source, 1 if quick else 4, ("--minutes", 0.1 if quick else 6))
+    return {"rendering, s": rendered, **found}
 
 
 def row_clevr(place: Path, quick: bool) -> Figures:
