@@ -131,12 +131,50 @@ ROWS: dict[str, Callable[[Path, bool], Figures]] = {
 }
 
 
+def picture(out: Path) -> Image.Image:
+    """Return samples (upper rows) above real images (lower rows): digits and houses, twice as large as they are, and the benchmark at 128x128.
+
+    Nothing is chosen by eye: conditions at even distances, the first image of each, and real images of the same labels.
+    """
+    from ddpmctl.benchmark.embedded import conditions as known
+    from ddpmctl.benchmark.embedded import render_label_sets
+    from tests.benchmarks.data import finish
+
+    asked = [list(labels) for labels in known()["test"]]
+
+    def samples(row: str, count: int, pattern: str) -> tuple[list[np.ndarray], list[list[str]]]:
+        conditions = json.loads(next((out / row / "runs").glob("*/conditions/test.json")).read_text(encoding="utf-8")) if row != "benchmark-128" else asked
+        chosen = [round(index * (len(conditions) - 1) / (count - 1)) for index in range(count)]
+        return [_array(out / row / "images" / pattern.format(index)) for index in chosen], [conditions[index] for index in chosen]
+
+    digits, names = samples("digits", 10, "{}-0.png")
+    rows = [digits, [_array(sorted((out / "digits" / "digits" / name[0]).glob("*.png"))[-1]) for name in names]]
+    drawn, sets = samples("houses", 10, "{}.png")
+    rows += [drawn, [np.asarray(data.draw_house(tuple(labels), np.random.default_rng([4, number]))) for number, labels in enumerate(sets)]]
+    large, sets = samples("benchmark-128", 6, "{}.png")
+    renders = finish(render_label_sets([tuple(labels) for labels in sets], seed=6 * 2**32, size=128))
+    rows += [large, [image.transpose(1, 2, 0) for image in renders]]
+    heights, width = [64, 64, 128, 128, 128, 128], 128 * 6
+    sheet, top = Image.new("RGB", (width, sum(heights) + 16), "white"), 0
+    for number, (row, height) in enumerate(zip(rows, heights, strict=True)):
+        for column, image in enumerate(row[: width // height]):
+            sheet.paste(Image.fromarray(image).resize((height, height), Image.Resampling.NEAREST), (column * height, top))
+        top += height + (8 if number in (1, 3) else 0)
+    return sheet
+
+
+def _array(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB"))
+
+
 def main() -> None:
     """Run what is missing and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=None, choices=ROWS)
     parser.add_argument("--out", type=Path, default=None, help="where data, runs and figures are kept (benchmark-tasks)")
     parser.add_argument("--quick", action="store_true", help="everything in some minutes, with figures that mean nothing")
+    parser.add_argument("--picture", type=Path, default=None, help="also draw samples beside real images, of digits, houses and benchmark-128")
     given = parser.parse_args()
     out = (given.out or Path("benchmark-tasks-quick" if given.quick else "benchmark-tasks")).resolve()
     for name in given.only or ROWS:
@@ -147,6 +185,8 @@ def main() -> None:
             found = ROWS[name](out / name, given.quick)
             file.write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8")
         print(name, file.read_text(encoding="utf-8"))
+    if given.picture:
+        picture(out).save(given.picture)
 
 
 if __name__ == "__main__":
