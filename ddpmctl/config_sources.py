@@ -24,7 +24,7 @@ class Resolved:
     origins: dict[str, str]
 
 
-def resolve(given: Mapping[str, str], config_file: Path | None, preset: str, environ: Mapping[str, str] = os.environ) -> Resolved:
+def resolve(given: Mapping[str, Value], config_file: Path | None, preset: str, environ: Mapping[str, str] = os.environ) -> Resolved:
     """Return every setting with its origin.
 
     Raises:
@@ -86,7 +86,7 @@ def assumed(texts: list[str] | None) -> dict[str, Value]:
     return pairs
 
 
-def _explicit(given: Mapping[str, str], config_file: Path | None, environ: Mapping[str, str]) -> list[tuple[str, dict[str, Any]]]:
+def _explicit(given: Mapping[str, Value], config_file: Path | None, environ: Mapping[str, str]) -> list[tuple[str, dict[str, Any]]]:
     """Return what a person set on purpose, weakest source first."""
     from_file = load_toml(config_file) if config_file else {}
     variables = {s.name: f"DDPMCTL_{s.name.upper()}" for s in settings()}

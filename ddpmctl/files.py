@@ -129,6 +129,16 @@ def prepare_folder(folder: Path, flag: str) -> None:
         raise UsageError(f"{flag}: {cannot_write(folder, error)}") from None
 
 
+def require_new_folder(folder: Path, flag: str) -> None:
+    """Check that a folder can be made: there is nothing of its name but an empty folder.
+
+    Raises:
+        UsageError: there is; the message begins with ``flag``.
+    """
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        raise UsageError(f"{flag}: {folder} exists already; name a new folder")
+
+
 def prepare_file(path: Path, flag: str) -> None:
     """Check that a file can be written, before any work is done for it; ``prepare_folder`` makes its folder.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,11 +16,12 @@ from ddpmctl.files import atomic_write
 
 ImageArray = npt.NDArray[np.uint8]
 
-SCALE = 2  # images are enlarged, so that captions fit under them
+CELL = 128  # pixels of an image's side, at least: smaller ones are enlarged, so that captions fit under them
 PAD = 6
 FONT_SIZE = 13
 LINE = 16
 RARE_COLOURS = 96  # of the 256 of a GIF's frame, for small objects
+LAST_LATIN = "\u00ff"
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 
 
@@ -31,7 +33,7 @@ class ImageBatch(Protocol):
 
 
 def save_grid(path: Path, images: ImageBatch, captions: Sequence[str], *, columns: int = 8) -> Path:
-    """Write images, uint8 (N, 3, H, W), as one PNG with a caption under each; a comma in a caption starts a new line."""
+    """Write images, uint8 (N, 3, H, W), as one PNG with a caption, of one or several lines, under each."""
     cells = _images(images)
     columns = min(columns, len(cells))
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
@@ -54,9 +56,10 @@ def draw_sheet(
     column_titles: Sequence[str] | None = None,
 ) -> Image.Image:
     """Return rows of images (H, W, 3) as one image, with captions under images and titles of rows and columns."""
-    font = ImageFont.load_default(FONT_SIZE)
-    row_titles = [visible(title) for title in row_titles or ()]
-    height, width = (SCALE * side for side in rows[0][0].shape[:2])
+    row_titles = ["\n".join(map(visible, _lines(title))) for title in row_titles or ()]
+    font = _font("".join(itertools.chain(row_titles, column_titles or (), *(captions or ()))))
+    scale = -(-CELL // max(rows[0][0].shape[:2]))
+    height, width = (scale * side for side in rows[0][0].shape[:2])
     text_left = max((int(font.getlength(line)) + 1 for title in row_titles for line in _lines(title)), default=-PAD) + PAD
     text_below = [LINE * max((len(_lines(c)) for c in row), default=0) for row in captions] if captions else [0] * len(rows)
     top = LINE + PAD if column_titles else PAD
@@ -95,7 +98,7 @@ def _with_palette(image: Image.Image) -> Image.Image:
     Most colours go to what fills the image, by median cut: alone, it would leave none to small objects and show a red one brown. So the
     others cover the range of colours. Both are refined by k-means on the image before it was enlarged.
     """
-    small = image.resize((image.width // SCALE, image.height // SCALE), Image.Resampling.NEAREST)
+    small = image.resize((image.width // 2, image.height // 2), Image.Resampling.NEAREST)  # images of 64x64 are drawn twice as large
     colours = [*INK, *PAPER]
     for count, method in ((254 - RARE_COLOURS, Image.Quantize.MEDIANCUT), (RARE_COLOURS, Image.Quantize.MAXCOVERAGE)):
         found = small.quantize(count, method, kmeans=100, dither=Image.Dither.NONE).getpalette() or []
@@ -115,4 +118,13 @@ def _images(images: ImageBatch) -> list[ImageArray]:
 
 
 def _lines(caption: str) -> list[str]:
-    return [part.strip() for part in caption.replace("\n", ",").split(",")] if caption else []
+    return caption.split("\n") if caption else []
+
+
+def _font(text: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return Pillow's own font, or for letters that it lacks, such as Cyrillic or Greek ones, the font of matplotlib."""
+    if all(letter <= LAST_LATIN for letter in text):
+        return ImageFont.load_default(FONT_SIZE)
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", FONT_SIZE - 2)  # as wide as the other

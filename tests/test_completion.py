@@ -15,8 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ddpmctl.cli.app import app
-from ddpmctl.cli.labels import parse_labels
 from ddpmctl.config import Setting, settings
+from ddpmctl.label_lists import parse_labels
 from ddpmctl.registry import Registry
 
 from .test_layers import SLOW_MODULES

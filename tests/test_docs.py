@@ -13,10 +13,10 @@ import pytest
 import typer
 
 from ddpmctl.cli.app import app
-from ddpmctl.cli.labels import parse_labels
 from ddpmctl.config import settings
 from ddpmctl.config_sources import assumed, resolve
 from ddpmctl.iclevr import ICLEVR
+from ddpmctl.label_lists import parse_labels
 from ddpmctl.task import Task
 
 ROOT = Path(__file__).parents[1]

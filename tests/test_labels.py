@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ddpmctl.cli.labels import parse_labels
 from ddpmctl.errors import UsageError
 from ddpmctl.iclevr import CLASSES, ICLEVR
+from ddpmctl.label_lists import parse_labels
 
 
 @pytest.mark.parametrize("label", CLASSES)

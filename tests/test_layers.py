@@ -16,7 +16,7 @@ import ddpmctl
 ROOT = Path(ddpmctl.__file__).parent
 # From the bottom up; a part may import its own row and earlier rows. docs/architecture.md gives the reasons.
 ORDER = (
-    ("__init__", "config", "config_toml", "config_sources", "registry", "errors", "files", "iclevr", "task", "progress", "grids"),
+    ("config", "config_toml", "config_sources", "registry", "errors", "files", "iclevr", "task", "label_lists", "progress", "grids"),
     ("diffusion", "nets", "statistics", "device", "distributed"),
     ("benchmark",),
     ("data",),
@@ -27,6 +27,8 @@ ORDER = (
     ("training",),
     ("comparison",),
     ("report",),
+    ("export",),
+    ("interface", "__init__"),
     ("cli", "__main__"),
 )
 ROWS = {part: row for row, parts in enumerate(ORDER) for part in parts}

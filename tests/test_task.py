@@ -13,11 +13,11 @@ import torch
 
 import ddpmctl
 from ddpmctl.checkpoints.format import load_checkpoint, save_checkpoint
-from ddpmctl.cli.labels import parse_labels
 from ddpmctl.config import Config
 from ddpmctl.data.conditions import HELD_OUT, TEST, conditions_of
 from ddpmctl.errors import DataError, UsageError
 from ddpmctl.iclevr import ICLEVR
+from ddpmctl.label_lists import parse_labels
 from ddpmctl.registry import NETWORKS
 from ddpmctl.task import SIZES, Task, require_same_task
 from ddpmctl.training.trainer import make_network

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddpmctl.checkpoints.outline import FORMAT, CheckpointOutline, StateDict, outline_in
+from ddpmctl.checkpoints.exported import open_checkpoint
+from ddpmctl.checkpoints.names import FORMAT
+from ddpmctl.checkpoints.outline import CheckpointOutline, StateDict, outline_in
 from ddpmctl.checkpoints.untrusted import TensorFile, checked, mismatches, open_tensors
 from ddpmctl.config import Config, Value
 from ddpmctl.errors import DataError, show
@@ -85,7 +87,7 @@ def load_checkpoint(path: Path, assume: Mapping[str, Value] | None = None) -> Ch
         UsageError: there is no such file.
         DataError: the file is damaged, or is not a checkpoint of a known network.
     """
-    with open_tensors(path) as file:
+    with open_checkpoint(path) as file:
         outline, where = outline_in(path, file, assume or {})
         return load_weights(outline, file, where)
 

@@ -1,10 +1,12 @@
-"""File names of checkpoints, such as ``epoch315_0.625_0.619.pth``: epoch, and the accuracies on up to two condition files."""
+"""Names in and of checkpoints: files such as ``epoch315_0.625_0.619.pth`` (epoch, accuracies on up to two condition files), exported folders, the format."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+FORMAT = "ddpmctl checkpoint 1"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"  # of an exported folder
 FILE_NAME = re.compile(r"epoch(?P<epoch>\d+)(?:_(?P<test>\d(?:\.\d+)?)(?:_(?P<new_test>\d(?:\.\d+)?))?)?\.pth")
 
 

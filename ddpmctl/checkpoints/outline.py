@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from ddpmctl.checkpoints.contents import Declared
-from ddpmctl.checkpoints.names import recorded_in_name
-from ddpmctl.checkpoints.untrusted import TensorFile, open_tensors
+from ddpmctl.checkpoints.exported import open_checkpoint
+from ddpmctl.checkpoints.names import FORMAT, recorded_in_name
+from ddpmctl.checkpoints.untrusted import TensorFile
 from ddpmctl.config import Config, Value
 from ddpmctl.diffusion.schedules import make_schedule
 from ddpmctl.errors import DataError, UsageError, show
 from ddpmctl.iclevr import ICLEVR
 from ddpmctl.task import Task
 
-FORMAT = "ddpmctl checkpoint 1"
 SCHEDULE_BUFFERS = ("alphabar_t", "alpha_bar_t", "alphas_cumprod")
 LONGEST_SCHEDULE = 10_001
 
@@ -71,7 +71,7 @@ class StateDict:
 
 def read_outline(path: Path, assume: Mapping[str, Value]) -> CheckpointOutline:
     """Return the outline of a checkpoint; its weights may still be wrong or not finite. Arguments and errors are those of ``load_checkpoint``."""
-    with open_tensors(path) as file:
+    with open_checkpoint(path) as file:
         return outline_in(path, file, assume)[0]
 
 

@@ -97,16 +97,25 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
         UsageError: there is no such file.
         DataError: it cannot be read, is damaged, or is not a file of tensors.
     """
+    with open_regular(path) as file:
+        yield checked(file, str(path))
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file, also by a link, for reading.
+
+    Raises:
+        UsageError: there is no such file.
+        DataError: it is not a regular file, or cannot be read.
+    """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block
             raise DataError(f"{path}: is not a regular file")
-        file = open(path, "rb")  # noqa: SIM115 - closed below
+        return open(path, "rb")
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file") from None
     except OSError as error:
         raise limit_reached(error) or DataError(f"{path}: cannot be read ({error.strerror})") from None
-    with file:
-        yield checked(file, str(path))
 
 
 def checked(file: BinaryIO, name: str) -> TensorFile:

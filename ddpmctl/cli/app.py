@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ddpmctl import __version__
-from ddpmctl.cli import compare, data, denoise_grid, evaluate, evaluator, runs, sample, show, train
+from ddpmctl.cli import compare, data, denoise_grid, evaluate, evaluator, export, runs, sample, show, train
 from ddpmctl.cli.busy import spin_briefly_beside_others
 from ddpmctl.cli.commands import App
 from ddpmctl.distributed.job import without_teardown
@@ -43,6 +43,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("denoise-grid")(denoise_grid.denoise_grid)
 app.command("compare")(compare.compare)
 app.command("show")(show.show)
+app.command("export")(export.export)
 app.add_typer(runs.app, name="runs")
 app.add_typer(data.app, name="data")
 app.add_typer(evaluator.app, name="evaluator")

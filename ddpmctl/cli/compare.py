@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, evaluation_spec, known_conditions, named_conditions, reference_images
+from ddpmctl.cli.common import Given
 from ddpmctl.cli.completion import checkpoints
 from ddpmctl.cli.data_options import data_source
 from ddpmctl.cli.options import RUNS, Assume, ClassifierFile, ConditionFiles, ConfigFile, Data, RunsDir, SceneCount, command
@@ -88,10 +88,11 @@ def compare(
         return
 
     from ddpmctl.comparison.verdict import checkpoint_of
+    from ddpmctl.interface.choices import evaluation_spec, known_conditions, named_conditions, reference_images
 
     known, source = known_conditions(source, [checkpoint_of(path, at_epoch) for path in paths[:1]])
     files = named_conditions(conditions, known)
-    spec = replace(evaluation_spec(files, evaluator, source.path, known.task, chosen, seed=seed, repeats=repeats), every_image=fidelity)
+    spec = replace(evaluation_spec(files, evaluator, source.path, known.task, **vars(chosen), seed=seed, repeats=repeats), every_image=fidelity)
     against = terminal.finish(reference_images(spec, source)) if fidelity else None  # first, so that conditions are refused before sampling
     _on_new_images(terminal, paths, at_epoch, comparison, spec, outputs, against, anyway=anyway)
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, ready_pipeline
+from ddpmctl.cli.common import Given, ready_pipeline, task_of
 from ddpmctl.cli.completion import checkpoints as complete_checkpoints
 from ddpmctl.cli.completion import labels as complete_labels
-from ddpmctl.cli.labels import parse_labels, task_of
 from ddpmctl.cli.options import RUNS, Assume, ClassifierAlone, ConfigFile, RunsDir, command
 from ddpmctl.cli.outputs import prepare_output
 from ddpmctl.cli.terminal import Terminal
-from ddpmctl.errors import UsageError
+from ddpmctl.errors import UsageError, visible
 from ddpmctl.iclevr import ICLEVR
+from ddpmctl.label_lists import parse_labels
 
 if TYPE_CHECKING:
     from ddpmctl.evaluation.classifiers import Classifier
@@ -88,13 +88,13 @@ def denoise_grid(
         with suppress(NoClassifierError):
             classifier = load_classifier(evaluator, task=task)
     trajectories = [
-        _trajectory(", ".join([*names, *([one.name] if one and len(named) > 1 else [])]), names, row, frames, classifier)
+        _trajectory("\n".join([*names, *([visible(one.name)] if one and len(named) > 1 else [])]), names, row, frames, classifier)
         for row, names in enumerate(label_sets)
         for one, frames in zip(named, recorded, strict=True)
     ]
     terminal.result(str(save_denoise_grid(out, times, spread(recorded[0], columns), trajectories, with_x0=x0)))
     if gif:
-        titles = [", ".join(names) for names in label_sets]
+        titles = ["\n".join(names) for names in label_sets]
         terminal.result(str(save_denoise_gif(gif, recorded[0], titles, with_x0=x0)))
 
 
@@ -129,5 +129,5 @@ def _trajectory(title: str, labels: tuple[str, ...], row: int, frames: list[Reco
         there = [index for index, image in enumerate(clean) if image is not None]
         images = torch.stack([torch.from_numpy(clean[index]) for index in there]).permute(0, 3, 1, 2).float() / 127.5 - 1
         for index, outputs in zip(there, classifier(images), strict=True):
-            notes[index] = ",".join(f"{label} {100 * float(outputs[classifier.task.index[label]]):.0f}%" for label in labels)
+            notes[index] = "\n".join(f"{label} {100 * float(outputs[classifier.task.index[label]]):.0f}%" for label in labels)
     return Trajectory(title, [frame.x_t[row] for frame in frames], clean, notes)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, beside_real, evaluation_spec, known_conditions, named_conditions, reference_images
+from ddpmctl.cli.common import Given, beside_real
 from ddpmctl.cli.completion import checkpoints as complete_checkpoints
 from ddpmctl.cli.data_options import data_source
 from ddpmctl.cli.evaluate_images import refuse_sampling, score_images
@@ -92,9 +92,11 @@ def evaluate(
     if job.is_leader:
         outputs.prepare()
 
+    from ddpmctl.interface.choices import evaluation_spec, known_conditions, named_conditions, reference_images
+
     checkpoints = job.from_leader(lambda: _checkpoints(paths, runs_dir, terminal))
     known, source = job.from_leader(lambda: known_conditions(source, checkpoints))
-    spec = evaluation_spec(named_conditions(conditions, known), evaluator, source.path, known.task, chosen, seed=seed, repeats=repeats, job=job)
+    spec = evaluation_spec(named_conditions(conditions, known), evaluator, source.path, known.task, **vars(chosen), seed=seed, repeats=repeats, job=job)
     spec = replace(spec, grids=grid, titles=_titles(checkpoints), every_image=fidelity)
     # Before sampling, so that data or conditions that cannot be used are refused at once.
     against = terminal.finish(reference_images(spec, source)) if fidelity and job.is_leader else None

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpmctl.cli.common import agreed_device, beside_real, named_conditions, reference_images
+from ddpmctl.cli.common import beside_real
 from ddpmctl.cli.outputs import Outputs, figure_line
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Value, settings
 from ddpmctl.data.source import DataSource
-from ddpmctl.distributed.job import SINGLE
 from ddpmctl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,6 +50,7 @@ def score_images(
         from ddpmctl.evaluation.classifiers import load_classifier
         from ddpmctl.evaluation.evaluate import EvaluationSpec
         from ddpmctl.evaluation.image_files import ONE, ImageFolder, check_pattern, score_folder
+        from ddpmctl.interface.choices import agreed_device, named_conditions, reference_images
         from ddpmctl.report.scored_images import answers_of
 
     pattern = pattern or ONE
@@ -62,7 +62,7 @@ def score_images(
     if len(counts) > 1:
         raise UsageError("--images: the folders have different numbers of images per condition; score them one by one")
     outputs.prepare()
-    compute = agreed_device({"precision": "fp32", **device}, SINGLE)  # classifiers work in float32
+    compute = agreed_device({"precision": "fp32", **device})  # classifiers work in float32
     spec = EvaluationSpec(named, load_classifier(evaluator, source.path, compute.device, known.task), compute, repeats=counts.pop())
     against = terminal.finish(reference_images(spec, source)) if fidelity else None
     scored = {name: terminal.finish(score_folder(source, spec.tools().classifier)) for name, source in sources.items()}

@@ -10,16 +10,16 @@ from typing import Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, known_conditions, named_conditions, ready_pipeline
+from ddpmctl.cli.common import Given, checkpoint_files, ready_pipeline, task_of
 from ddpmctl.cli.completion import checkpoints
 from ddpmctl.cli.completion import labels as complete_labels
-from ddpmctl.cli.labels import checkpoint_files, example, parse_labels, task_of
 from ddpmctl.cli.options import RUNS, Assume, ConfigFile, Data, RunsDir, command
 from ddpmctl.cli.outputs import prepare_output
 from ddpmctl.cli.signals import when_stopped
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.distributed.job import Job
 from ddpmctl.errors import UsageError
+from ddpmctl.label_lists import example, parse_labels
 from ddpmctl.task import LabelSet
 
 OUT = Path("out")
@@ -89,7 +89,7 @@ def sample(
     names = [_file_name(layout, r.labels, *divmod(index, count), count=count, seed=seed) for index, r in enumerate(requests)]
     for path in save_images(out, made, names):
         terminal.result(str(path))
-    terminal.result(str(save_grid(out / GRID, made, [", ".join(r.labels) for r in requests])))
+    terminal.result(str(save_grid(out / GRID, made, ["\n".join(r.labels) for r in requests])))
 
 
 def _label_sets(
@@ -113,6 +113,7 @@ def _label_sets(
         return "sample", parse_labels(labels, task)
 
     from ddpmctl.data.source import DataSource
+    from ddpmctl.interface.choices import known_conditions, named_conditions
 
     known, _ = known_conditions(DataSource(data), checkpoint_files(checkpoint, runs_dir))
     ((name, sets),) = named_conditions([conditions] if conditions else [], known).items()

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddpmctl.cli.busy import others_are_busy
-from ddpmctl.cli.completion import one_of, run_names
+from ddpmctl.cli.common import task_of
+from ddpmctl.cli.completion import checkpoints, one_of, run_names
 from ddpmctl.cli.crash import run_folder
 from ddpmctl.cli.data_options import DataFormat, Fit, HoldOut, LabelColumn, Repeated, Size, data_source
-from ddpmctl.cli.labels import example, task_of
 from ddpmctl.cli.options import RESUMING, RUNS, ClassifierFile, ConfigFile, Data, RunsDir, SceneCount, command
 from ddpmctl.cli.signals import StopRequest, stop_is_noted
 from ddpmctl.cli.terminal import Terminal
@@ -21,6 +21,7 @@ from ddpmctl.config_sources import Resolved, overrides, resolve
 from ddpmctl.config_toml import dump_toml
 from ddpmctl.distributed.job import Job
 from ddpmctl.errors import PeerError, UsageError
+from ddpmctl.label_lists import example
 from ddpmctl.progress import Progress
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ def train(
     evaluator: ClassifierFile = None,
     name: Annotated[str | None, typer.Option(help="Name of the run's folder (made from the settings).", show_default=False)] = None,
     runs_dir: RunsDir = RUNS,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Start from a checkpoint's weights, with its network.", show_default=False, autocompletion=checkpoints)
+    ] = None,
     resume: Resume = None,
     override: Override = None,
     exist_ok: ExistOk = None,
@@ -86,10 +90,16 @@ def train(
     source = data_source(data, scenes, **reading)
     if resume and any(value is not None for value in reading.values()):
         raise UsageError("--resume: a run keeps how its images are read; leave --size, --fit, --format, --label-column, --repeated and --hold-out out")
-    _refuse_conflicts(resume, scenes=scenes, name=name, override=override, exist_ok=exist_ok)
+    _refuse_conflicts(resume, scenes=scenes, name=name, weights=weights, override=override, exist_ok=exist_ok)
     terminal, busy = Terminal(silent=not job.is_leader), others_are_busy()
     resume = _named(resume, runs_dir, job) if resume else None
     resolved = _resumed(resume, given, config, override, job) if resume else resolve(given, config, preset)
+    if weights:
+        from ddpmctl.interface.choices import chosen_checkpoint
+        from ddpmctl.training.session import with_network_of
+
+        weights = chosen_checkpoint(weights, runs_dir)[0]
+        resolved = with_network_of(weights, resolved)
     if print_config:
         terminal.document(dump_toml(resolved.config, resolved.origins))
         return
@@ -103,7 +113,7 @@ def train(
         require_tensorboard()
     stop = StopRequest()
     signals = (lambda: stop.number, lambda: stop.continued)
-    request = TrainingRequest(resolved.config, source, evaluator, name, runs_dir, resume, exist_ok is not None, job, *signals)
+    request = TrainingRequest(resolved.config, source, evaluator, weights, name, runs_dir, resume, exist_ok is not None, job, *signals)
     if dry_run:
         plan = plan_only(request)
         terminal.plan(plan)
@@ -112,7 +122,7 @@ def train(
         _train(terminal, request, stop, busy=busy, tensorboard=tensorboard)
 
 
-def _refuse_conflicts(resume: Path | None, *, scenes: int | None, name: str | None, override: str | None, exist_ok: str | None) -> None:
+def _refuse_conflicts(resume: Path | None, *, scenes: int | None, name: str | None, weights: Path | None, override: str | None, exist_ok: str | None) -> None:
     """Refuse options that a resumed run, or a new one, would ignore.
 
     Raises:
@@ -122,6 +132,8 @@ def _refuse_conflicts(resume: Path | None, *, scenes: int | None, name: str | No
         raise UsageError("--scenes: cannot be combined with --resume, because a run keeps its data")
     if resume and name is not None:
         raise UsageError("--name: cannot be combined with --resume, because a run keeps its folder")
+    if resume and weights is not None:
+        raise UsageError("--weights: cannot be combined with --resume, because a run goes on with its own")
     if override is not None and not resume:
         raise UsageError("--override: needs --resume; a new run accepts every setting without it")
     if exist_ok is not None and (exist_ok != "resume" or resume):

@@ -16,10 +16,10 @@ from typing import Any
 import typer
 
 from ddpmctl.cli.help import examples
-from ddpmctl.cli.labels import parse_labels
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.distributed.job import is_single_process
 from ddpmctl.errors import UsageError
+from ddpmctl.label_lists import parse_labels
 
 PARSER_ERROR: Any = typer.BadParameter.__base__  # click's UsageError
 VALUES = {"labels": '"red cube"'}  # examples, where the metavar does not say enough

@@ -302,9 +302,7 @@ def source_digest() -> str:
     """Return a short hash of this package's own code."""
     import hashlib
 
-    import ddpmctl
-
-    root, content = Path(ddpmctl.__file__).parent, io.BytesIO()
+    root, content = Path(__file__).parent.parent, io.BytesIO()
     for file in sorted(root.rglob("*.py")):
         content.write(f"{file.relative_to(root).as_posix()}\n".encode() + file.read_bytes())
     return hashlib.sha256(content.getvalue()).hexdigest()[:12]

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ddpmctl import __version__
+from ddpmctl.checkpoints.exported import open_checkpoint
 from ddpmctl.checkpoints.outline import CheckpointOutline, outline_in
-from ddpmctl.checkpoints.untrusted import open_tensors
 from ddpmctl.config import Config, Value
 from ddpmctl.diffusion.schedules import make_schedule
 from ddpmctl.distributed.job import SINGLE, Job
@@ -197,7 +197,7 @@ def _concluded(due: _Due, parts: Sequence[ScoredBatch], spec: EvaluationSpec) ->
         answers[name] = with_more_repeats(answers.get(name), spec.conditions[name], scored_images, every_image=spec.every_image)
         save_results(due.keys[name], answers[name])
         if spec.grids:
-            captions = [", ".join(r.labels) for r in scored_images.requests]
+            captions = ["\n".join(r.labels) for r in scored_images.requests]
             title = spec.titles.get(outline.path, outline.path.stem)
             save_grid(spec.grids / named_after(title, f"_{name}.png"), scored_images.images, captions, columns=max(8, spec.repeats))
     asked = {name: answers[name].first(spec.repeats) for name in spec.conditions}
@@ -234,7 +234,7 @@ def _missing_batches(paths: Sequence[Path], spec: EvaluationSpec, worker: _Worke
 
 def _prepared(path: Path, spec: EvaluationSpec) -> tuple[_Due, Checkpoint | None]:
     """Return which results of a checkpoint are missing, and the loaded checkpoint if any are."""
-    with open_tensors(path) as file:
+    with open_checkpoint(path) as file:
         outline, where = outline_in(path, file, spec.assume)
         due = _due(outline, spec)
         if not due.missing:

@@ -131,7 +131,7 @@ class FineUNet(nn.Module):
         """
         when = self.time(time)
         condition = self.act(when + self.label_set(labels))
-        present = torch.cat((labels.new_ones(len(labels), 1), labels), 1) > 0
+        present = torch.cat((labels.new_ones(labels.shape[0], 1), labels), 1) > 0
         finest, *between, coarsest = self._encode(x_t, self.act(when))
         x = self.block(self.look[0](coarsest, self.tokens, present), condition)
         x = self.up[0](torch.cat((self.look[1](x, self.tokens, present), coarsest), 1), condition)

@@ -104,7 +104,7 @@ class LabelAttention(nn.Module):
         """Map x (B, C, H, W), tokens (1 + C, K) and their mask ``present`` (B, 1 + C) to (B, C, H, W)."""
         here = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
         query = self.query(here)
-        out = attend_both_ways(query, self.label_kv(tokens).expand(len(x), -1, -1), self.heads, present)
+        out = attend_both_ways(query, self.label_kv(tokens).expand(x.shape[0], -1, -1), self.heads, present)
         if self.place_kv is not None:
             out = out + attend(query, self.place_kv(here), self.heads)
         return x + self.project(out).transpose(1, 2).reshape(x.shape)  # type: ignore[no-any-return]
@@ -213,7 +213,7 @@ class UNet(nn.Module):
     def forward(self, x_t: Tensor, labels: Tensor, time: Tensor) -> Tensor:
         """Map x_t (B, 3, H, W), labels (B, C) and t / T (B,) to the objective's quantity (B, 3, H, W)."""
         condition = self.act(self.time(time) + self.label_set(labels))
-        present = torch.cat((labels.new_ones(len(labels), 1), labels), 1) > 0
+        present = torch.cat((labels.new_ones(labels.shape[0], 1), labels), 1) > 0
 
         def look(x: Tensor, where: str) -> Tensor:
             return self.look[where](x, self.tokens, present)  # type: ignore[no-any-return]

@@ -45,7 +45,8 @@ class WienerFilter(nn.Module):
         """
         with torch.autocast(x_t.device.type, enabled=False):
             signal, log_sigma = (level[:, None, None, None] for level in cosine_levels(time.float()))
-            return _Correction.apply(estimate, log_error, shift, (2 * log_sigma).exp(), *self.bands(x_t.float().contiguous() / signal - estimate))  # type: ignore[no-any-return]
+            values = (estimate, log_error, shift, (2 * log_sigma).exp(), *self.bands(x_t.float().contiguous() / signal - estimate))
+            return _Correction.apply(*values) if torch.is_grad_enabled() else _corrected(*values)[0]
 
     def bands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Split x (B, 3, H, W) into a high, a middle and a low band, whose sum is x: as ``Detail`` does, and faster on a CPU."""
@@ -64,14 +65,7 @@ class _Correction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, estimate: Tensor, log_error: Tensor, shift: Tensor, noise: Tensor, *bands: Tensor) -> Tensor:
         """Return (B, 3, H, W); ``noise`` is sigma^2, (B, 1, 1, 1), and has no gradient."""
-        error, out = (2 * log_error).exp(), estimate.clone()
-        variance = error + noise
-        ignored = noise / variance
-        totals = []
-        for v, g, u, r in zip(variance.chunk(BANDS, 1), ignored.chunk(BANDS, 1), shift.chunk(BANDS, 1), bands, strict=True):
-            total = v + _dot(u, u)
-            out.addcmul_(1 - g, r).addcmul_(g * _dot(u, r) / total, u)
-            totals.append(total)
+        out, error, variance, ignored, *totals = _corrected(estimate, log_error, shift, noise, *bands)
         ctx.save_for_backward(error, variance, ignored, shift, *bands, *totals)
         return out
 
@@ -88,6 +82,19 @@ class _Correction(torch.autograd.Function):
             torch.mul(g * along / total, out, out=to_u).addcmul_(g * onto_u, r).addcmul_(g * along / total * onto_u, u, value=-2)
             torch.mul(onto_u, along, out=to_s).neg_().add_(_dot(out, r)).mul_(g).div_(v).addcmul_(g * along / total, onto_u, value=-1)
         return out, to_log_error.mul_(error).mul_(2), to_shift, None, *to_bands
+
+
+def _corrected(estimate: Tensor, log_error: Tensor, shift: Tensor, noise: Tensor, *bands: Tensor) -> list[Tensor]:
+    """Return the corrected estimate, and what its gradient needs; exporters follow this function, and not an autograd.Function."""
+    error, out = (2 * log_error).exp(), estimate.clone()
+    variance = error + noise
+    ignored = noise / variance
+    totals = []
+    for v, g, u, r in zip(variance.chunk(BANDS, 1), ignored.chunk(BANDS, 1), shift.chunk(BANDS, 1), bands, strict=True):
+        total = v + _dot(u, u)
+        out.addcmul_(1 - g, r).addcmul_(g * _dot(u, r) / total, u)
+        totals.append(total)
+    return [out, error, variance, ignored, *totals]
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

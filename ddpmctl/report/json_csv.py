@@ -110,9 +110,9 @@ def write_json(path: Path, result: Mapping[str, Any]) -> None:
     write_text(path, json_text(result) + "\n")
 
 
-def write_csv(path: Path, result: Mapping[str, Any]) -> None:
-    """Write an evaluation as CSV, one row per checkpoint and condition file."""
-    rows = [
+def evaluation_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return an evaluation as one flat row for each checkpoint and condition file."""
+    return [
         {
             "path": row["path"], "epoch": row["epoch"], "loss": row["loss"], "conditions": name,
             **{key: value for key, value in score.items() if key not in ("interval", "by", "misses")},
@@ -123,6 +123,11 @@ def write_csv(path: Path, result: Mapping[str, Any]) -> None:
         for row in result["checkpoints"]
         for name, score in row["scores"].items()
     ]  # fmt: skip
+
+
+def write_csv(path: Path, result: Mapping[str, Any]) -> None:
+    """Write an evaluation as CSV, one row per checkpoint and condition file."""
+    rows = evaluation_rows(result)
     _write_rows(path, [list(rows[0]), *(row.values() for row in rows)] if rows else [["path"]])
 
 

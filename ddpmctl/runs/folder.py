@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddpmctl.checkpoints.names import FILE_NAME
+from ddpmctl.checkpoints.names import FILE_NAME, WEIGHTS
 from ddpmctl.config import Config
 from ddpmctl.config_toml import dump_toml, load_toml
 from ddpmctl.errors import DataError, UsageError
@@ -263,7 +263,7 @@ def newest_best(parent: Path) -> tuple[Path, str]:
 
 
 def find_checkpoints(path: Path) -> list[Path]:
-    """Return the checkpoints at a path: a file, a run, or a folder of ``.pth`` files, by epoch.
+    """Return the checkpoints at a path: a file, a run, an exported folder, or a folder of ``.pth`` files, by epoch.
 
     Raises:
         UsageError: there is no such path, or no checkpoint in it.
@@ -272,6 +272,8 @@ def find_checkpoints(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UsageError(f"{path}: there is no such file or folder")
+    if (path / WEIGHTS).is_file():
+        return [path / WEIGHTS]
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if not (found := by_epoch(folder)):
         raise UsageError(f"{path}: holds no .pth checkpoint")

@@ -26,6 +26,7 @@ class RunSources:
         evaluator: file of the classifier; None for the built-in one, or for none.
         evaluator_sha256: hash of that file; empty if the run has no classifier.
         task: what the data ask of the network.
+        weights: hash of the checkpoint that training started from; empty for random weights.
     """
 
     source: DataSource
@@ -33,6 +34,7 @@ class RunSources:
     evaluator: Path | None
     evaluator_sha256: str
     task: Task = ICLEVR
+    weights: str = ""
 
     def describe(self) -> str:
         """Return the data in words."""
@@ -52,6 +54,8 @@ class RunSources:
             content["reading"] = reading
         if task != ICLEVR:
             content["task"] = task.to_dict()
+        if self.weights:
+            content["weights"] = self.weights
         write_text(file, json.dumps(content, indent=2, default=str) + "\n")
 
     @staticmethod
@@ -67,7 +71,7 @@ class RunSources:
             scenes = int(content["scenes"]) if data is None else None
             source = DataSource.checked(path=data, scenes=scenes, **content.get("reading", {}))
             task = Task.from_dict(content["task"]) if "task" in content else ICLEVR
-            return RunSources(source, str(content["key"]), evaluator, str(content["evaluator_sha256"]), task)
+            return RunSources(source, str(content["key"]), evaluator, str(content["evaluator_sha256"]), task, str(content.get("weights", "")))
         except (OSError, ValueError, LookupError, TypeError, RecursionError, UsageError):
             raise DataError(f"{file}: missing or damaged, so the run's data are unknown") from None
 

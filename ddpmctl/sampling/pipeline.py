@@ -56,7 +56,7 @@ class SamplingPipeline:
     @property
     def steps(self) -> int:
         """Sampler steps per image."""
-        return len(self._times()) - 1
+        return len(self.times()) - 1
 
     @property
     def work(self) -> int:
@@ -66,14 +66,14 @@ class SamplingPipeline:
     @property
     def nfe(self) -> int:
         """Network calls per image; a guided step needs two."""
-        return self._calls(self._times()[:-1]) + self._trials * (self._calls(self._times_to_choice()[:-1]) + 1)
+        return self._calls(self.times()[:-1]) + self._trials * (self._calls(self._times_to_choice()[:-1]) + 1)
 
     @property
     def _trials(self) -> int:
         return self.sampling.particles if self.sampling.particles > 1 else 0
 
     def _calls(self, times: Sequence[int]) -> int:
-        guidance, last = self._guidance(), self.diffusion.schedule.timesteps
+        guidance, last = self.guidance(), self.diffusion.schedule.timesteps
         return len(times) + sum(guidance.at(t / last) > 0 for t in times)
 
     def describe(self) -> str:
@@ -81,15 +81,17 @@ class SamplingPipeline:
         doubled = " (two per guided step)" if self.sampling.guidance > 0 else ""
         return f"{describe_sampling(with_actual_steps(self.sampling, self.diffusion.schedule))}: {self.nfe} network calls per image{doubled}"
 
-    def _times(self) -> list[int]:
+    def times(self) -> list[int]:
+        """Return the times of the sampler's steps, decreasing from T to 0."""
         return sampler_times(self.sampling.sampler, self.sampling.spacing, self.diffusion.schedule, self.sampling.steps)
 
     def _times_to_choice(self) -> list[int]:
         """Return the sampler's times from T to the first with t / T <= ``CHOICE_TIME``, or to the last before 0 if there is none."""
-        times, limit = self._times(), CHOICE_TIME * self.diffusion.schedule.timesteps
+        times, limit = self.times(), CHOICE_TIME * self.diffusion.schedule.timesteps
         return times[: 1 + next(i for i, (t, after) in enumerate(itertools.pairwise(times)) if t <= limit or after == 0)]
 
-    def _guidance(self) -> Guidance:
+    def guidance(self) -> Guidance:
+        """Return the guidance weight, and where it is applied."""
         return Guidance(self.sampling.guidance, self.sampling.guidance_from, self.sampling.guidance_to)
 
     def choose(self, requests: Sequence[ImageRequest]) -> Progressing[Sequence[ImageRequest]]:
@@ -125,7 +127,7 @@ class SamplingPipeline:
         Raises:
             NotFiniteError: the images are not finite.
         """
-        return self._frames(requests, self._times())
+        return self._frames(requests, self.times())
 
     def _frames(self, requests: Sequence[ImageRequest], times: Sequence[int]) -> Iterator[Frame]:
         device = self.compute.device
@@ -134,7 +136,7 @@ class SamplingPipeline:
         sampler = SAMPLERS.get(self.sampling.sampler)
         x = noise().contiguous(memory_format=torch.channels_last)
         yield Frame(times[0], x, x, pure_noise=True)
-        denoise = self.diffusion.denoiser(self.net, labels, self._guidance())
+        denoise = self.diffusion.denoiser(self.net, labels, self.guidance())
         steps = sampler(denoise, x, times, self.diffusion.schedule, noise, **own_options(sampler, self.sampling))
         while True:
             # Enter the contexts for each step, so that the caller does not run in inference mode between steps.

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ddpmctl.diffusion.samplers import Frame
+from ddpmctl.diffusion.schedules import Schedule
 from ddpmctl.progress import Progress
 from ddpmctl.sampling.pipeline import Progressing, SamplingPipeline, to_uint8
 from ddpmctl.sampling.requests import ImageRequest
@@ -31,10 +33,10 @@ class Trajectory:
     """The frames of one image from noise (t = T) to t = 0.
 
     Attributes:
-        title: the row title.
+        title: the row title, in one or several lines.
         x_t: uint8 images (H, W, 3).
         x0_hat: uint8 images (H, W, 3), None for pure noise.
-        notes: a caption for each frame; a comma starts a new line.
+        notes: a caption for each frame, in one or several lines.
     """
 
     title: str
@@ -46,13 +48,17 @@ class Trajectory:
 def record(pipeline: SamplingPipeline, requests: Sequence[ImageRequest]) -> Progressing[list[RecordedFrame]]:
     """Yield progress and return all frames of one batch, from the noise of the requests; with several particles, ``choose`` comes first."""
     frames: list[RecordedFrame] = []
-    log_snr = pipeline.diffusion.schedule.log_snr
     yield Progress("sampling", 0, pipeline.steps)
     for frame in pipeline.frames(requests):
-        x_t, x0_hat = (to_uint8(images).permute(0, 2, 3, 1).contiguous().numpy() for images in (frame.x_t, frame.x0_hat))
-        frames.append(RecordedFrame(frame.t, float(log_snr[frame.t]), x_t, None if frame.pure_noise else x0_hat))
+        frames.append(as_recorded(frame, pipeline.diffusion.schedule))
         yield Progress("sampling", len(frames) - 1, pipeline.steps)
     return frames
+
+
+def as_recorded(frame: Frame, schedule: Schedule) -> RecordedFrame:
+    """Return a frame as uint8 images on the CPU."""
+    x_t, x0_hat = (to_uint8(images).permute(0, 2, 3, 1).contiguous().numpy() for images in (frame.x_t, frame.x0_hat))
+    return RecordedFrame(frame.t, float(schedule.log_snr[frame.t]), x_t, None if frame.pure_noise else x0_hat)
 
 
 def spread(frames: Sequence[RecordedFrame], count: int) -> list[int]:

@@ -236,7 +236,7 @@ def _score_and_save(trainer: Trainer, log: RunLog, run: Run, classifier: Classif
     log.require_folder()
     save_checkpoint(path, config, weights, task, **known)
     for name, scored_images in scored.items():
-        save_grid(run.samples / f"epoch{counters.epoch}_{name}.png", scored_images.images, [", ".join(r.labels) for r in scored_images.requests])
+        save_grid(run.samples / f"epoch{counters.epoch}_{name}.png", scored_images.images, ["\n".join(r.labels) for r in scored_images.requests])
     run.point("latest", path)
     accuracy, exact = (mean({name: getattr(value, what) for name, value in scores.items()}) for what in ("accuracy", "exact_match"))
     standing = Standing.of(accuracy, exact, counters.epoch)

@@ -147,13 +147,13 @@ def room_for(config: Config, task: Task = ICLEVR) -> Room:
     return Room(kept, weights, copies * weights)
 
 
-def check_room(config: Config, folder: Path, *, already: int = 0) -> None:
-    """Check that a run fits on the disk of ``folder``; ``already`` of its checkpoints exist.
+def check_room(config: Config, folder: Path, task: Task, *, already: int = 0) -> None:
+    """Check that a run on a task fits on the disk of ``folder``; ``already`` of its checkpoints exist.
 
     Raises:
         UsageError: it does not fit.
     """
-    room = room_for(config)
+    room = room_for(config, task)
     size = max(0, room.total - already * room.checkpoint_bytes)
     try:
         need_room(folder, size, "for the whole run")

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 from ddpmctl.benchmark.embedded import scene_count
+from ddpmctl.checkpoints.format import Checkpoint, load_checkpoint
+from ddpmctl.checkpoints.outline import read_outline
 from ddpmctl.config import RECIPE, Config, Value, settings
-from ddpmctl.config_sources import in_words
+from ddpmctl.config_sources import Resolved, in_words
 from ddpmctl.data.dataset import Dataset, load_conditions, load_dataset
 from ddpmctl.data.source import DataSource
 from ddpmctl.device import ComputeDevice, cores, make_compute_device, threads_that_fit
@@ -29,7 +31,7 @@ from ddpmctl.runs.conditions import save_conditions
 from ddpmctl.runs.folder import Run, TakenError, create_run, name_for, open_run
 from ddpmctl.runs.lock import locked
 from ddpmctl.runs.sources import RunSources
-from ddpmctl.task import Task
+from ddpmctl.task import Task, require_same_task
 from ddpmctl.training.events import Event, Prepared
 from ddpmctl.training.loop import training_events
 from ddpmctl.training.plan import Plan, check_room, make_plan
@@ -47,6 +49,7 @@ class TrainingRequest:
     Attributes:
         source: the training data.
         classifier: file of the classifier that scores; None for the default one of the data.
+        weights: the checkpoint to start from, whose network the settings have; None for random weights.
         name: of the run's folder in ``runs_dir``; None for one made from the settings.
         resume: the run to resume; None for a new one.
         exist_ok: resume the run of that name if it exists.
@@ -58,6 +61,7 @@ class TrainingRequest:
     config: Config
     source: DataSource = field(default_factory=DataSource)
     classifier: Path | None = None
+    weights: Path | None = None
     name: str | None = None
     runs_dir: Path = Path("runs")
     resume: Path | None = None
@@ -198,19 +202,22 @@ def _changed_bits(recorded: Config, request: TrainingRequest, compute: ComputeDe
 
 def _begin(request: TrainingRequest, compute: ComputeDevice) -> Generator[Event, None, None]:
     config, job = request.config, request.job
-    classifier, missing = _classifier(request, request.source, load_conditions(request.source).task, compute)
+    task = load_conditions(request.source).task
+    classifier, missing = _classifier(request, request.source, task, compute)
     if missing:
         yield Notice(f"{missing}; the run has losses and images, but no scores")
     if job.is_leader:
         prepare_folder(request.runs_dir, "--runs-dir")
-        check_room(config, request.runs_dir)
+        check_room(config, request.runs_dir, task)
     dataset = yield from _load(request)
+    start = _start(request, dataset.task)
     sources = RunSources(
         source=_absolute(request.source),
         key=dataset.key,
         evaluator=None if classifier is None or classifier.name == BUILT_IN else Path(classifier.name).resolve(),
         evaluator_sha256="" if classifier is None else classifier.sha256,
         task=dataset.task,
+        weights="" if start is None else start.sha256,
     )
 
     def make() -> Path | None:
@@ -231,7 +238,7 @@ def _begin(request: TrainingRequest, compute: ComputeDevice) -> Generator[Event,
     with locked(run) if job.is_leader else nullcontext():
         if job.is_leader and dataset.task.scored != ICLEVR.scored:
             save_conditions(run, dataset.conditions)
-        yield from _follow(request, run, dataset, classifier, compute, recorded=None)
+        yield from _follow(request, run, dataset, classifier, compute, recorded=None, start=start)
 
 
 def _resume_existing(request: TrainingRequest, compute: ComputeDevice, recorded: Config) -> Generator[Event, None, None]:
@@ -276,7 +283,7 @@ def _resume(request: TrainingRequest, compute: ComputeDevice, recorded: Config) 
         raise UsageError(f"--resume {folder}: its scores are by evaluator {theirs}, not by {classifier.describe()}; name the file with --evaluator")
     with locked(run) if job.is_leader else nullcontext():
         if job.is_leader:
-            check_room(request.config, folder, already=len(list(run.checkpoints.glob("*.pth"))))
+            check_room(request.config, folder, sources.task, already=len(list(run.checkpoints.glob("*.pth"))))
         dataset = yield from _load(replace(request, source=source))
         yield from _follow(request, run, dataset, classifier, compute, recorded=recorded)
 
@@ -314,6 +321,36 @@ def _classifier(request: TrainingRequest, source: DataSource, task: Task, comput
         return None, str(error)
 
 
+def with_network_of(path: Path, resolved: Resolved) -> Resolved:
+    """Return settings with the network, and what it predicts, of the checkpoint that training starts from.
+
+    Raises:
+        UsageError: such a setting was given, and differs.
+        DataError: the checkpoint is damaged.
+    """
+    config, origins = read_outline(path, {}).config, dict(resolved.origins)
+    before, own = resolved.config.flat(), config.flat()
+    for name in (*(setting.name for setting in settings("model")), "objective"):
+        if before[name] != own[name] and origins[name] != "default" and not origins[name].startswith("preset"):
+            raise UsageError(f"--{name}: {before[name]} is not that of --weights {path}, {own[name]}; leave it out")
+        before[name], origins[name] = own[name], f"weights {path}"
+    return Resolved(Config.from_flat(before), origins)
+
+
+def _start(request: TrainingRequest, task: Task) -> Checkpoint | None:
+    """Return the checkpoint that a new run starts from, None for random weights.
+
+    Raises:
+        UsageError, DataError: it is of other images, or damaged.
+    """
+    if request.weights is None:
+        return None
+    start = load_checkpoint(request.weights)
+    require_same_task(f"--weights {request.weights}", start.task, "the data", task)
+    request.job.require_same("--weights", {"its content": start.sha256[:12]})
+    return start
+
+
 def _load(request: TrainingRequest) -> Generator[Event, None, Dataset]:
     with request.job.first_on_each_machine():
         dataset = yield from load_dataset(request.source)
@@ -322,11 +359,13 @@ def _load(request: TrainingRequest) -> Generator[Event, None, Dataset]:
 
 
 def _follow(
-    request: TrainingRequest, run: Run, dataset: Dataset, classifier: Classifier | None, compute: ComputeDevice, *, recorded: Config | None
-) -> Generator[Event, None, None]:
-    """Train to the end; ``recorded``: the settings that a resumed run had before."""
+    request: TrainingRequest, run: Run, dataset: Dataset, classifier: Classifier | None, compute: ComputeDevice,
+    *, recorded: Config | None, start: Checkpoint | None = None,
+) -> Generator[Event, None, None]:  # fmt: skip
+    """Train to the end; ``recorded``: the settings that a resumed run had before; ``start``: the checkpoint that a new one begins with."""
     with replicas(request.job, compute.device) as together:
-        trainer = Trainer(request.config, compute, dataset, replicas=together, received=request.received, continued=request.continued)
+        weights = None if start is None else start.weights
+        trainer = Trainer(request.config, compute, dataset, replicas=together, received=request.received, continued=request.continued, start=weights)
         yield Progress("measuring the speed", 0, 1)  # of one small batch, which takes long for a large network
         plan = make_plan(trainer, run.folder, _described(classifier))
         yield Progress("measuring the speed", 1, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -128,6 +128,7 @@ class Trainer:
     Attributes:
         received: returns the number of a signal that this process received, 0 for none.
         continued: returns how often this process went on after it was halted (SIGSTOP), which is no time of training.
+        start: a state dict to start from, instead of random weights.
         stop: the signal for which all replicas stop after this step; 0 for none, and always for a single process.
     """
 
@@ -138,12 +139,16 @@ class Trainer:
     replicas: Replicas = field(default_factory=Replicas)
     received: Callable[[], int] = int
     continued: Callable[[], int] = int
+    start: Mapping[str, Tensor] | None = None
     stop: int = 0
 
     def __post_init__(self) -> None:
         """Build everything on the device."""
         device, training = self.compute.device, self.config.training
-        self.net = start_network(self.config, self.dataset.images, self.dataset.task).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net = start_network(self.config, self.dataset.images, self.dataset.task)
+        if self.start is not None:
+            net.load_state_dict(self.start)
+        self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = None
         if training.ema is not None:
             self.average = AveragedModel(self.net, multi_avg_fn=ema_average(training.ema), use_buffers=True)

@@ -1,12 +1,11 @@
-"""Labels on the command line: which task they are of, and how lists of them are read."""
+"""Lists of labels as a person writes them: on the command line, and in Python."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
-from ddpmctl.errors import DdpmctlError, UsageError
+from ddpmctl.errors import UsageError
 from ddpmctl.iclevr import ICLEVR
 from ddpmctl.task import LabelSet, Task
 
@@ -28,14 +27,23 @@ def parse_labels(texts: Sequence[str], task: Task = ICLEVR) -> list[LabelSet]:
         names = [text.strip()] if text.strip() in task.index else split_labels(text)
         if not all(names):
             raise UsageError(f"--labels {text!r}: a label is missing; give e.g. --labels {example(task)}")
-        try:
-            labels = tuple(map(task.parse_label, names))
-        except UsageError as error:
-            raise UsageError(f"--labels: {error}") from None
-        if len(set(labels)) < len(labels):
-            raise UsageError(f"--labels {text!r}: a label is named twice, but images hold no object twice")
-        sets.append(labels)
+        sets.append(label_set(names, task))
     return sets
+
+
+def label_set(names: Sequence[str], task: Task) -> LabelSet:
+    """Return the labels that a person named.
+
+    Raises:
+        UsageError: an unknown label, or one named twice.
+    """
+    try:
+        labels = tuple(map(task.parse_label, names))
+    except UsageError as error:
+        raise UsageError(f"--labels: {error}") from None
+    if len(set(labels)) < len(labels):
+        raise UsageError(f"--labels {','.join(names)!r}: a label is named twice, but images hold no object twice")
+    return labels
 
 
 def split_labels(text: str) -> list[str]:
@@ -61,26 +69,3 @@ def example(task: Task) -> str:
     named = [f'"{name}"' if "," in name or ";" in name else name for name in task.classes[:2]]
     text = ",".join(named[:2] if task.aspects else named[:1])
     return f"'{text}'" if '"' in text else f'"{text}"'
-
-
-def checkpoint_files(named: Path | None, runs_dir: Path) -> list[Path]:
-    """Return the checkpoint that a command would use; none where there is none, which the command then says."""
-    from ddpmctl.runs.folder import Run, best_checkpoint, newest_best
-    from ddpmctl.runs.named import located
-
-    try:
-        path = newest_best(runs_dir)[0] if named is None else located(named, runs_dir)
-        best = best_checkpoint(Run(path)) if path.is_dir() else (path, "")
-        return [] if best is None else [best[0]]
-    except (DdpmctlError, OSError):
-        return []
-
-
-def task_of(named: Path | None, runs_dir: Path) -> Task:
-    """Return the task of the checkpoint or run that a command would use; i-CLEVR's where there is none, which the command then says."""
-    from ddpmctl.checkpoints.outline import read_outline
-
-    try:
-        return next((read_outline(file, {}).task for file in checkpoint_files(named, runs_dir)), ICLEVR)
-    except (DdpmctlError, OSError):
-        return ICLEVR

@@ -1,0 +1,1 @@
+"""Models as files of other programs, each proven equal before it is left behind."""

@@ -1,0 +1,98 @@
+"""The model card: what the exported model is, in the form that model hubs read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ddpmctl import __version__
+from ddpmctl.checkpoints.outline import CheckpointOutline
+from ddpmctl.config_sources import in_words, nearest_preset
+from ddpmctl.errors import visible
+from ddpmctl.sampling.requests import describe_sampling
+
+CARD = "README.md"
+USE = {  # how an image is made, by form; FOLDER is that of the card
+    "safetensors": ("$ ddpmctl sample FOLDER --labels LABELS", "$ ddpmctl sample FOLDER -n 4"),
+    "diffusers": (
+        '>>> DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)("LABELS").images[0]    # runs the code in FOLDER',
+        '>>> DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)().images[0]    # runs the code in FOLDER',
+    ),
+    "onnx": ("$ python FOLDER/sample.py LABELS    # needs numpy, pillow, onnxruntime", "$ python FOLDER/sample.py    # needs numpy, pillow, onnxruntime"),
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card says beside what stands in the checkpoint.
+
+    Attributes:
+        name: of the model.
+        data: the training data in words.
+        licence: of the weights, as hubs name it, such as "mit"; empty for none.
+        results: an evaluation in the form of ``ddpmctl evaluate --json``, of this checkpoint alone; None for none.
+    """
+
+    name: str
+    data: str = ""
+    licence: str = ""
+    results: Mapping[str, Any] | None = field(default=None)
+
+    def text(self, checkpoint: CheckpointOutline, form: str, levels: int) -> str:
+        """Return the card: a YAML head, whose values are JSON, and Markdown in which names stand as code."""
+        config, task = checkpoint.config, checkpoint.task
+        preset, other = nearest_preset(config)
+        known = f"{len(task.classes)} labels" if task.classes else "no labels"
+        lines = [
+            "---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in self._head(form).items()), "---", "", f"# {_code(self.name)}", "",
+            f"A diffusion model of {task.size}x{task.size} images with {known}, trained and exported by ddpmctl {__version__}.", "",
+            f"- Network: {config.model.net}, {config.model.act}, width {config.model.width}",
+            f"- Settings: preset {preset}{', except ' + in_words(other) if other else ''}",
+            f"- Sampling: {describe_sampling(config.sampling)}",
+            f"- Training data: {_code(self.data) if self.data else 'not said'}",
+            f"- Checkpoint: sha256 {checkpoint.sha256}",
+            f"- Proof: sampled beside the checkpoint on the same noise, the images differ by at most {levels} of 255 levels", "",
+        ]  # fmt: skip
+        if task.classes:
+            lines += ["## Labels", "", "```json", json.dumps(list(task.classes), ensure_ascii=False), "```", ""]
+        if self.results is not None:
+            lines += ["## Results", "", *self._table(), ""]
+        labelled, unlabelled = USE[form]
+        lines += ["## Use", "", "```console", labelled if task.classes else unlabelled, "```"]
+        return "\n".join(lines) + "\n"
+
+    def _head(self, form: str) -> dict[str, Any]:
+        head: dict[str, Any] = {"library_name": "diffusers" if form == "diffusers" else "ddpmctl", "pipeline_tag": "unconditional-image-generation"}
+        head |= {"tags": ["diffusion", "ddpm", "ddpmctl", form]}
+        if self.licence:
+            head["license"] = visible(self.licence)
+        if self.results is not None:
+            dataset = {"name": visible(self.data) or "unknown", "type": "image"}
+            metrics = []
+            for name, score in self._scores().items():
+                low, high = score["interval"]
+                metrics.append({"type": "accuracy", "value": score["accuracy"], "name": f"accuracy on {name}, 95 % interval {low:.4f} to {high:.4f}"})
+            result = {"task": {"type": "image-generation"}, "dataset": dataset, "metrics": metrics}
+            head["model-index"] = [{"name": visible(self.name), "results": [result]}]
+        return head
+
+    def _scores(self) -> Mapping[str, Any]:
+        assert self.results is not None
+        scores: Mapping[str, Any] = self.results["checkpoints"][0]["scores"]
+        return scores
+
+    def _table(self) -> list[str]:
+        assert self.results is not None
+        judge, rows = self.results["evaluator"], []
+        for name, score in self._scores().items():
+            low, high = score["interval"]
+            rows.append(f"| {name} | {score['accuracy']:.4f} | {low:.4f} to {high:.4f} | {score['exact_match']:.4f} | {score['images']} |")
+        said = f"Scored by the classifier {_code(judge['name'])} (sha256 {judge['sha256']}), seed {self.results['seed']}, {self.results['precision']}."
+        return [said, "", "| conditions | accuracy | 95 % interval | exact match | images |", "| --- | --- | --- | --- | --- |", *rows]
+
+
+def _code(text: str) -> str:
+    """Return a text as code in Markdown, in which nothing is markup."""
+    return f"`{visible(text).replace('`', chr(39)).replace('|', chr(0x2502))}`"
