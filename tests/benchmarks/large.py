@@ -27,6 +27,7 @@ V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 RATE = """
 import dataclasses, resource, sys, time
 from pathlib import Path
+import numpy as np
 import torch
 from ddpmctl.config import PRESETS, Config
 from ddpmctl.data.dataset import load_dataset

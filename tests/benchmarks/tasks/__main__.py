@@ -148,7 +148,7 @@ def picture(out: Path) -> Image.Image:
         return [_array(out / row / "images" / pattern.format(index)) for index in chosen], [conditions[index] for index in chosen]
 
     digits, names = samples("digits", 10, "{}-0.png")
-    rows = [digits, [_array(sorted((out / "digits" / "digits" / name[0]).glob("*.png"))[-1]) for name in names]]
+    rows = [digits, [_array(sorted((out / "digits" / "digits" / name[0]).glob("*.png"))[-1], 32) for name in names]]
     drawn, sets = samples("houses", 10, "{}.png")
     rows += [drawn, [np.asarray(data.draw_house(tuple(labels), np.random.default_rng([4, number]))) for number, labels in enumerate(sets)]]
     large, sets = samples("benchmark-128", 6, "{}.png")
@@ -163,9 +163,10 @@ def picture(out: Path) -> Image.Image:
     return sheet
 
 
-def _array(file: Path) -> np.ndarray:
+def _array(file: Path, side: int | None = None) -> np.ndarray:
     with Image.open(file) as image:
-        return np.asarray(image.convert("RGB"))
+        rgb = image.convert("RGB")
+        return np.asarray(rgb if side is None else rgb.resize((side, side), Image.Resampling.BILINEAR))
 
 
 def main() -> None:
