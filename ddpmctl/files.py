@@ -130,10 +130,10 @@ def prepare_folder(folder: Path, flag: str) -> None:
 
 
 def require_new_folder(folder: Path, flag: str) -> None:
-    """Check that a folder can be made: there is nothing of its name but an empty folder.
+    """Check that a path does not exist, or is an empty folder.
 
     Raises:
-        UsageError: there is; the message begins with ``flag``.
+        UsageError: it is something else; the message begins with ``flag``.
     """
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise UsageError(f"{flag}: {folder} exists already; name a new folder")

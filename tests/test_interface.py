@@ -136,7 +136,7 @@ def test_compare_is_that_of_the_command(run: Path, tmp_path: Path) -> None:
     assert json.loads(json.dumps(found.to_dict())) == json.loads((tmp_path / "c.json").read_text())
     assert repr(found) == "\n".join(found.sentences) != ""
     assert len(found.to_pandas()) == 1
-    with pytest.raises(UsageError, match="name two or more"):
+    with pytest.raises(UsageError, match="give two or more runs"):
         package.compare([run], repeats=2, conditions="test", **FEW)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from ddpmctl.checkpoints.contents import MAX_PICKLE_BYTES, Declared
 from ddpmctl.checkpoints.names import CONFIG, FORMAT, WEIGHTS
 from ddpmctl.checkpoints.untrusted import TensorFile, open_regular, open_tensors
-from ddpmctl.data.folders import read_json
+from ddpmctl.data.folders import parse_json, read_bytes
 from ddpmctl.errors import DataError, out_of_memory
 from ddpmctl.files import json_text, write_text, write_verified
 from ddpmctl.iclevr import ICLEVR
@@ -88,7 +88,8 @@ def _exported(path: Path) -> ExportedFile:
     with open_regular(path) as file:
         data = file.read()
     settings = path.with_name(CONFIG)
-    content = read_json(settings)
+    raw = read_bytes(settings)
+    content = parse_json(raw, settings)
     if not isinstance(content, dict) or content.get("format") != FORMAT or "weights" in content:
         raise DataError(f"{settings}: is not that of an exported ddpmctl checkpoint")
     try:
@@ -100,12 +101,12 @@ def _exported(path: Path) -> ExportedFile:
             raise
         raise DataError(f"{path}: is not a file of safetensors, or is damaged ({error})") from None
     digest = hashlib.sha256(data)
-    digest.update(settings.read_bytes())
+    digest.update(raw)
     return ExportedFile(str(path), digest.hexdigest(), {**content, "weights": weights}, io.BytesIO(data))
 
 
 def _declared(about: Mapping[str, Any]) -> Declared:
     shape = tuple(about["shape"])
     if about["dtype"] not in STORAGES:
-        raise ValueError(f"it has numbers of kind {about['dtype']}")
+        raise ValueError(f"it has a tensor of dtype {about['dtype']}")
     return Declared(STORAGES[about["dtype"]], shape, (), "", 0)

@@ -54,9 +54,9 @@ class Given:
 def chosen_checkpoint(named: Path | None, runs_dir: Path, assume: dict[str, Value], terminal: Terminal) -> Checkpoint:
     """Return the checkpoint that was named (a run's best, for a run), or the best of the newest run, saying so."""
     from ddpmctl.checkpoints.format import load_checkpoint
-    from ddpmctl.interface import choices
+    from ddpmctl.interface.choices import checkpoint_path
 
-    path, which = choices.chosen_checkpoint(named, runs_dir)
+    path, which = checkpoint_path(named, runs_dir)
     if which:
         terminal.say(f"checkpoint: {path} ({which})")
     checkpoint = load_checkpoint(path, assume)
@@ -88,10 +88,10 @@ def ready_pipeline(named: Path | None, runs_dir: Path, given: Given, terminal: T
 
 def checkpoint_files(named: Path | None, runs_dir: Path) -> list[Path]:
     """Return the checkpoint that a command would use; none where there is none, which the command then says."""
-    from ddpmctl.interface.choices import chosen_checkpoint
+    from ddpmctl.interface.choices import checkpoint_path
 
     try:
-        return [chosen_checkpoint(named, runs_dir)[0]]
+        return [checkpoint_path(named, runs_dir)[0]]
     except (DdpmctlError, OSError):
         return []
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ddpmctl.evaluation.classifiers import Classifier
     from ddpmctl.sampling.requests import ImageRequest
     from ddpmctl.sampling.trajectory import RecordedFrame, Trajectory
+    from ddpmctl.task import Task
 
 OUT = Path("denoise-grid.png")
 COURSE = "red sphere,cyan cylinder,cyan cube"  # the label set of the figure that the course asks for, in at least 8 frames
@@ -65,28 +66,19 @@ def denoise_grid(
     prepare_output(out, "--out", folder=False, suffix=".png")
     if gif:
         prepare_output(gif, "--gif", folder=False, suffix=".gif")
-    if checkpoint and checkpoints:
-        raise UsageError("--checkpoints: cannot be combined with a checkpoint argument")
-    if gif and checkpoints:
-        raise UsageError("--gif: cannot be combined with --checkpoints")
-    named: list[Path | None] = [Path(part.strip()) for part in checkpoints.split(",")] if checkpoints else [checkpoint]
+    named = _named(checkpoint, checkpoints, gif)
 
     task = task_of(named[0], runs_dir)
     label_sets = parse_labels(labels or [COURSE], task) if labels or task.classes == ICLEVR.classes else [tuple(task.classes[:1])]
 
     with terminal.busy("loading torch"):
-        from ddpmctl.evaluation.classifier_file import NoClassifierError
-        from ddpmctl.evaluation.classifiers import load_classifier
         from ddpmctl.report.denoising import save_denoise_gif, save_denoise_grid
         from ddpmctl.sampling.requests import requests_for
         from ddpmctl.sampling.trajectory import spread
 
     recorded = _recorded(terminal, named, runs_dir, chosen, requests_for("sample", label_sets, seed=seed))
     times = [frame.t for frame in recorded[0]]
-    classifier = None
-    if confidence and x0 and task.classes:  # its answers are about x0_hat
-        with suppress(NoClassifierError):
-            classifier = load_classifier(evaluator, task=task)
+    classifier = _classifier(evaluator, task) if confidence and x0 else None  # its answers are about x0_hat
     trajectories = [
         _trajectory("\n".join([*names, *([visible(one.name)] if one and len(named) > 1 else [])]), names, row, frames, classifier)
         for row, names in enumerate(label_sets)
@@ -96,6 +88,31 @@ def denoise_grid(
     if gif:
         titles = ["\n".join(names) for names in label_sets]
         terminal.result(str(save_denoise_gif(gif, recorded[0], titles, with_x0=x0)))
+
+
+def _named(checkpoint: Path | None, checkpoints: str | None, gif: Path | None) -> list[Path | None]:
+    """Return the checkpoints that are named, one for each row; None for the newest run's best.
+
+    Raises:
+        UsageError: options that cannot be combined were given.
+    """
+    if not checkpoints:
+        return [checkpoint]
+    if checkpoint:
+        raise UsageError("--checkpoints: cannot be combined with a checkpoint argument")
+    if gif:
+        raise UsageError("--gif: cannot be combined with --checkpoints")
+    return [Path(part.strip()) for part in checkpoints.split(",")]
+
+
+def _classifier(named: Path | None, task: Task) -> Classifier | None:
+    """Return the classifier of a task, None where there is none."""
+    from ddpmctl.evaluation.classifier_file import NoClassifierError
+    from ddpmctl.evaluation.classifiers import load_classifier
+
+    with suppress(NoClassifierError):
+        return load_classifier(named, task=task) if task.classes else None
+    return None
 
 
 def _recorded(terminal: Terminal, named: list[Path | None], runs_dir: Path, chosen: Given, requests: Sequence[ImageRequest]) -> list[list[RecordedFrame]]:

@@ -119,7 +119,7 @@ def _place(data: Path | None, task: Task) -> Path:
 
     in_folder = data is not None and data.is_dir() and os.access(data, os.W_OK)
     if not in_folder and task.key == ICLEVR.key:
-        raise UsageError(f"--out: {data} cannot hold the classifier; name a file")
+        raise UsageError(f"--out: cannot write the classifier to {data}; give the name of a file")
     file = data / OWN_FILE if data is not None and in_folder else stored_classifier(task)
     if file.exists():
         try:

@@ -46,20 +46,20 @@ def export(
     with terminal.busy("loading torch and the checkpoint"):
         from ddpmctl.export.card import Card
         from ddpmctl.export.exporting import export as exporting
+        from ddpmctl.export.exporting import usable_form
 
         given = assumed(assume)
         model = chosen_checkpoint(checkpoint, runs_dir, given, terminal)
-        EXPORTS.get(form)().require(model)  # before minutes of work
+        usable_form(form, model)  # refused before minutes of work
     results = _results(terminal, model.path, repeats, given) if repeats and model.task.classes else None
-    data = _data(model.path)
-    card = Card(out.resolve().name, data, licence, results)
+    card = Card(out.resolve().name, _data(model.path), licence, results)
     made = terminal.finish(exporting(model, form, out, card))
     terminal.result(str(made.folder))
     terminal.say(f"{made.images} images on the same noise differ by at most {made.levels} of 255 levels, one call of the network by {made.call:.1g}")
 
 
 def _data(checkpoint: Path) -> str:
-    """Return the training data in words, of a run's checkpoint; without the folder they lie in, which is nobody else's business."""
+    """Return the training data in words, of a run's checkpoint; without the path of their folder."""
     from ddpmctl.runs.folder import Run
     from ddpmctl.runs.sources import RunSources
 
@@ -74,7 +74,8 @@ def _results(terminal: Terminal, checkpoint: Path, repeats: int, assume: dict[st
     """Return the scores for the model card, from the cache if they are there; None where there is no classifier."""
     from ddpmctl.evaluation.classifier_file import NoClassifierError
     from ddpmctl.evaluation.evaluate import evaluate_checkpoints
-    from ddpmctl.interface.judging import Evaluation, specified
+    from ddpmctl.interface.judging import specified
+    from ddpmctl.report.json_csv import as_dict
 
     try:
         spec, known, _ = specified([checkpoint], repeats=repeats, assume=assume)
@@ -84,4 +85,4 @@ def _results(terminal: Terminal, checkpoint: Path, repeats: int, assume: dict[st
     rows, failures = terminal.finish(evaluate_checkpoints([checkpoint], spec))
     if not rows:
         raise DataError(f"{checkpoint}: {failures[0].reason}")
-    return Evaluation(tuple(rows), (), None, (), spec, known.trained(spec.conditions)).to_dict()
+    return as_dict(rows, failures, spec, known.trained(spec.conditions), None)

@@ -95,11 +95,7 @@ def train(
     resume = _named(resume, runs_dir, job) if resume else None
     resolved = _resumed(resume, given, config, override, job) if resume else resolve(given, config, preset)
     if weights:
-        from ddpmctl.interface.choices import chosen_checkpoint
-        from ddpmctl.training.session import with_network_of
-
-        weights = chosen_checkpoint(weights, runs_dir)[0]
-        resolved = with_network_of(weights, resolved)
+        weights, resolved = _started(weights, runs_dir, resolved)
     if print_config:
         terminal.document(dump_toml(resolved.config, resolved.origins))
         return
@@ -147,9 +143,18 @@ def _named(run: Path, runs_dir: Path, job: Job) -> Path:
     return job.from_leader(lambda: located(run, runs_dir))
 
 
+def _started(named: Path, runs_dir: Path, resolved: Resolved) -> tuple[Path, Resolved]:
+    """Return the checkpoint of ``--weights``, and the settings with its network."""
+    from ddpmctl.interface.choices import checkpoint_path
+    from ddpmctl.training.starting import with_network_of
+
+    path, _ = checkpoint_path(named, runs_dir)
+    return path, with_network_of(path, resolved)
+
+
 def _resumed(folder: Path, given: dict[str, str], config_file: Path | None, override: str | None, job: Job) -> Resolved:
     """Return a run's own settings; those of device and run may change, those of its recipe only by name."""
-    from ddpmctl.training.session import overridable, resumed_config
+    from ddpmctl.training.resuming import overridable, resumed_config
 
     allowed = overridable(override)
     around = overrides(given, "device", "run", config_file=config_file)

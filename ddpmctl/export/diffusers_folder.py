@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
-import importlib.util
 import inspect
 import warnings
 from collections.abc import Generator, Sequence
@@ -18,11 +17,9 @@ from torch import Tensor
 from ddpmctl import __version__
 from ddpmctl.checkpoints.format import Checkpoint
 from ddpmctl.config import SamplingConfig
-from ddpmctl.device import ComputeDevice
 from ddpmctl.diffusion import objectives
 from ddpmctl.diffusion.randomness import generator
 from ddpmctl.errors import UsageError
-from ddpmctl.evaluation.evaluate import pipeline_for
 from ddpmctl.files import json_text, write_text, write_verified
 from ddpmctl.nets import activations
 from ddpmctl.progress import Progress
@@ -32,7 +29,7 @@ from ddpmctl.sampling.requests import ImageRequest
 
 ASSETS = Path(__file__).with_name("assets")
 SCHEDULERS = {"ddpm": "DDPMScheduler", "ddim": "DPMSolverMultistepScheduler", "dpm++2m": "DPMSolverMultistepScheduler"}
-# In the place of ddpmctl's own modules: what the bundled source takes from them.
+# What the bundled source needs of ddpmctl's other modules.
 STANDS_FOR = '''
 class UsageError(ValueError):
     """A setting that the network cannot have."""
@@ -86,24 +83,22 @@ ICLEVR = Task(24, 64)
 class Diffusers:
     """model_index.json, pipeline, unet/ and scheduler/."""
 
+    packages = ("diffusers",)
     levels = 2
     call = 1e-4
 
     def require(self, checkpoint: Checkpoint) -> None:
-        """Check that diffusers is there, and has a scheduler for the sampler.
+        """Check that diffusers has a scheduler for the sampler.
 
         Raises:
-            UsageError: it is not, or has none.
+            UsageError: it has none.
         """
-        if importlib.util.find_spec("diffusers") is None:
-            raise UsageError("--to diffusers: needs diffusers; install it with: python -m pip install 'ddpmctl[export]'")
         scheduler_of(checkpoint.config.sampling)
 
-    def write(self, folder: Path, checkpoint: Checkpoint) -> None:
+    def write(self, folder: Path, checkpoint: Checkpoint, pipeline: SamplingPipeline) -> None:
         """Write weights, settings and the code that they need."""
         import safetensors.torch
 
-        pipeline = pipeline_for(checkpoint, {"particles": 1}, ComputeDevice(torch.device("cpu"), "fp32"))
         config, task, schedule = checkpoint.config, checkpoint.task, pipeline.diffusion.schedule
         network, steps = bundled(config.model.net), (ASSETS / "diffusers_pipeline.py").read_text(encoding="utf-8")
         # diffusers copies these files into one folder for all models, so their names tell their content.
@@ -130,23 +125,30 @@ class Diffusers:
         }  # fmt: skip
         write_text(folder / "model_index.json", json_text(index) + "\n")
 
-    def images(self, folder: Path, pipeline: SamplingPipeline, requests: Sequence[ImageRequest]) -> Generator[Progress, None, Tensor]:
+    def load(self, folder: Path) -> Any:
+        """Return the pipeline of diffusers."""
+        diffusers: Any = importlib.import_module("diffusers")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            theirs = diffusers.DiffusionPipeline.from_pretrained(str(folder), trust_remote_code=True)
+        theirs.set_progress_bar_config(disable=True)
+        return theirs
+
+    def images(self, loaded: Any, pipeline: SamplingPipeline, requests: Sequence[ImageRequest]) -> Generator[Progress, None, Tensor]:
         """Return the images of diffusers' pipeline, from the noise of the requests."""
         yield Progress("sampling with diffusers", 0, 1)
-        theirs = _loaded(folder)
-        theirs.set_progress_bar_config(disable=True)
         rngs = [generator(int(seed), "image", *index) for seed, *index in (one.key for one in requests)]
         latents = torch.stack([torch.randn(pipeline.task.image_shape, generator=rng) for rng in rngs])
         texts = [",".join(f'"{label.replace(chr(34), 2 * chr(34))}"' for label in one.labels) for one in requests]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of diffusers' own calls
-            made = theirs(texts, latents=latents, generator=rngs, output_type="np").images
+            made = loaded(texts, latents=latents, generator=rngs, output_type="np").images
         yield Progress("sampling with diffusers", 1, 1)
         return (torch.from_numpy(made) * 255).round().to(torch.uint8).permute(0, 3, 1, 2)
 
-    def predict(self, folder: Path, pipeline: SamplingPipeline, x_t: Tensor, labels: Tensor, t: int) -> Tensor:
+    def predict(self, loaded: Any, pipeline: SamplingPipeline, x_t: Tensor, labels: Tensor, t: int) -> Tensor:
         """Return x0_hat of the network that diffusers has loaded."""
-        x0: Tensor = _loaded(folder).unet(x_t, t, labels)
+        x0: Tensor = loaded.unet(x_t, t, labels)
         return x0
 
 
@@ -205,10 +207,3 @@ def _short(text: str) -> str:
 
 def _version() -> str:
     return str(importlib.import_module("diffusers").__version__)
-
-
-def _loaded(folder: Path) -> Any:
-    diffusers: Any = importlib.import_module("diffusers")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return diffusers.DiffusionPipeline.from_pretrained(str(folder), trust_remote_code=True)

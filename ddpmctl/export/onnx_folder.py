@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import json
 import warnings
@@ -16,10 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpmctl.checkpoints.format import Checkpoint
-from ddpmctl.device import ComputeDevice
 from ddpmctl.diffusion.randomness import ImageNoise
-from ddpmctl.errors import UsageError
-from ddpmctl.evaluation.evaluate import pipeline_for
 from ddpmctl.export.plan import plan_as_dict
 from ddpmctl.files import write_text
 from ddpmctl.progress import Progress
@@ -36,40 +32,36 @@ INPUTS = ("x_t", "labels", "time")
 class Onnx:
     """network.onnx, plan.json and sample.py."""
 
+    packages = ("onnx", "onnxscript", "onnxruntime")
     levels = 2
     call = 1e-4
 
     def require(self, checkpoint: Checkpoint) -> None:
-        """Check that what writes and runs ONNX is installed.
+        """Do nothing: a sampler that cannot be written is found by ``plan_as_dict``."""
 
-        Raises:
-            UsageError: it is not.
-        """
-        missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-        if missing:
-            raise UsageError(f"--to onnx: needs {', '.join(missing)}; install them with: python -m pip install 'ddpmctl[export]'")
-
-    def write(self, folder: Path, checkpoint: Checkpoint) -> None:
-        """Write the network, the plan of its sampler (with one particle), and the program."""
-        pipeline = pipeline_for(checkpoint, {"particles": 1}, ComputeDevice(torch.device("cpu"), "fp32"))
+    def write(self, folder: Path, checkpoint: Checkpoint, pipeline: SamplingPipeline) -> None:
+        """Write network.onnx, plan.json (the steps of the sampler) and sample.py."""
         write_network(folder / NETWORK, pipeline.net, checkpoint.task.image_shape, checkpoint.task.columns)
         write_text(folder / PLAN, json.dumps(plan_as_dict(pipeline), ensure_ascii=False) + "\n")
         program = Path(__file__).with_name("assets") / PROGRAM
         (folder / PROGRAM).write_bytes(program.read_bytes())
 
-    def images(self, folder: Path, pipeline: SamplingPipeline, requests: Sequence[ImageRequest]) -> Generator[Progress, None, Tensor]:
+    def load(self, folder: Path) -> tuple[ModuleType, tuple[Any, Any]]:
+        """Return the program in the folder, and what it loads: the session of onnxruntime and the plan."""
+        program = _program(folder / PROGRAM)
+        return program, program.load(folder)
+
+    def images(self, loaded: tuple[ModuleType, Any], pipeline: SamplingPipeline, requests: Sequence[ImageRequest]) -> Generator[Progress, None, Tensor]:
         """Return the images of the program in the folder, from the noise of the requests."""
         yield Progress("sampling with onnxruntime", 0, 1)
-        program, noise = _program(folder / PROGRAM), ImageNoise([one.key for one in requests], pipeline.task.image_shape, torch.device("cpu"))
-        made = program.sample(program.load(folder), label_tensor(requests, pipeline.task).numpy(), lambda: noise().numpy())
+        (program, model), noise = loaded, ImageNoise([one.key for one in requests], pipeline.task.image_shape, torch.device("cpu"))
+        made = program.sample(model, label_tensor(requests, pipeline.task).numpy(), lambda: noise().numpy())
         yield Progress("sampling with onnxruntime", 1, 1)
         return torch.from_numpy(made.transpose(0, 3, 1, 2).copy())
 
-    def predict(self, folder: Path, pipeline: SamplingPipeline, x_t: Tensor, labels: Tensor, t: int) -> Tensor:
+    def predict(self, loaded: tuple[ModuleType, tuple[Any, Any]], pipeline: SamplingPipeline, x_t: Tensor, labels: Tensor, t: int) -> Tensor:
         """Return x0_hat, from the output that onnxruntime finds."""
-        onnxruntime: Any = importlib.import_module("onnxruntime")
-        session = onnxruntime.InferenceSession(str(folder / NETWORK), providers=["CPUExecutionProvider"])
-        schedule = pipeline.diffusion.schedule
+        (_, (session, _)), schedule = loaded, pipeline.diffusion.schedule
         time = np.full(len(x_t), t / schedule.timesteps, np.float32)
         (output,) = session.run(None, dict(zip(INPUTS, (x_t.numpy(), labels.numpy(), time), strict=True)))
         return pipeline.diffusion.objective.prediction(torch.from_numpy(output), x_t, float(schedule.signal[t]), float(schedule.noise[t])).x0

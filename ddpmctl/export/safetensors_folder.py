@@ -22,22 +22,25 @@ from ddpmctl.sampling.requests import ImageRequest
 class Safetensors:
     """model.safetensors and config.json."""
 
+    packages = ()
     levels = 0
     call = 0.0
 
     def require(self, checkpoint: Checkpoint) -> None:
-        """Every checkpoint can be written."""
+        """Do nothing: every checkpoint can be written."""
 
-    def write(self, folder: Path, checkpoint: Checkpoint) -> None:
+    def write(self, folder: Path, checkpoint: Checkpoint, pipeline: SamplingPipeline) -> None:
         """Write the weights, bit for bit, and the settings."""
         write_exported(folder, checkpoint, checkpoint.weights)
 
-    def images(self, folder: Path, pipeline: SamplingPipeline, requests: Sequence[ImageRequest]) -> Generator[Progress, None, Tensor]:
-        """Return the images of the folder's network."""
-        again = pipeline_for(load_checkpoint(folder / WEIGHTS), {"particles": pipeline.sampling.particles}, pipeline.compute)
-        return (yield from sample_images(again, requests))
+    def load(self, folder: Path) -> Checkpoint:
+        """Return the checkpoint in the folder."""
+        return load_checkpoint(folder / WEIGHTS)
 
-    def predict(self, folder: Path, pipeline: SamplingPipeline, x_t: Tensor, labels: Tensor, t: int) -> Tensor:
+    def images(self, loaded: Checkpoint, pipeline: SamplingPipeline, requests: Sequence[ImageRequest]) -> Generator[Progress, None, Tensor]:
+        """Return the images of the folder's network."""
+        return (yield from sample_images(pipeline_for(loaded, {"particles": 1}, pipeline.compute), requests))
+
+    def predict(self, loaded: Checkpoint, pipeline: SamplingPipeline, x_t: Tensor, labels: Tensor, t: int) -> Tensor:
         """Return x0_hat of the folder's network."""
-        net = load_checkpoint(folder / WEIGHTS).network()
-        return pipeline.diffusion.denoiser(net, labels)(x_t.contiguous(memory_format=torch.channels_last), t).x0
+        return pipeline.diffusion.denoiser(loaded.network(), labels)(x_t.contiguous(memory_format=torch.channels_last), t).x0

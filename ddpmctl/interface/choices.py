@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ddpmctl.progress import Notice, Progress
 
 
-def chosen_checkpoint(named: Path | None, runs_dir: Path) -> tuple[Path, str]:
+def checkpoint_path(named: Path | None, runs_dir: Path) -> tuple[Path, str]:
     """Return the file of the checkpoint that was named, a run's best for a run, or that of the newest run; and, in words, which one it is of a run.
 
     Raises:
@@ -120,7 +120,7 @@ def reference_images(spec: EvaluationSpec, source: DataSource) -> Generator[Prog
 
 
 def agreed_device(settings: Mapping[str, Value], job: Job = SINGLE) -> ComputeDevice:
-    """Return where this process works, in the precision that rank 0 finds best.
+    """Return this process's device, with the precision that rank 0 chose.
 
     Raises:
         UsageError: a setting cannot be used here.

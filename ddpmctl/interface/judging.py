@@ -15,7 +15,7 @@ from ddpmctl.errors import DataError, UsageError
 from ddpmctl.evaluation.evaluate import EvaluationSpec, evaluate_checkpoints
 from ddpmctl.evaluation.results import CheckpointResult, Failed
 from ddpmctl.evaluation.selection import Selection, confirm_best
-from ddpmctl.interface.choices import chosen_checkpoint, evaluation_spec, known_conditions, measured_fidelity, named_conditions, reference_images
+from ddpmctl.interface.choices import checkpoint_path, evaluation_spec, known_conditions, measured_fidelity, named_conditions, reference_images
 from ddpmctl.interface.tasks import Listener, checked, finish
 from ddpmctl.report.json_csv import as_dict, evaluation_rows, verdict_as_dict
 from ddpmctl.runs.folder import find_checkpoints
@@ -128,10 +128,10 @@ def evaluate(
         sampling: sampling settings that replace those of the checkpoints.
 
     Raises:
-        UsageError, DataError: something cannot be used as given; no checkpoint could be scored.
+        UsageError, DataError: an argument cannot be used, or no checkpoint could be scored.
     """
     named, place = _paths(checkpoints), Path(runs_dir)
-    files = [file for path in located_all(named, place) for file in find_checkpoints(path)] if named else [chosen_checkpoint(None, place)[0]]
+    files = [file for path in located_all(named, place) for file in find_checkpoints(path)] if named else [checkpoint_path(None, place)[0]]
     where: dict[str, Any] = {"conditions": conditions, "data": data, "scenes": scenes, "evaluator": evaluator, "device": device, "precision": precision}
     spec, known, source = specified(files, seed=seed, repeats=repeats, assume=assume, sampling=sampling, **where)
     spec = replace(spec, every_image=fidelity)
@@ -159,13 +159,13 @@ def compare(
         anyway: compare although sampling settings differ.
 
     Raises:
-        UsageError, DataError: something cannot be used as given, or the runs form fewer than two arms.
+        UsageError, DataError: an argument cannot be used, or the runs form fewer than two arms.
     """
     from ddpmctl.comparison.recorded import short_names
 
     paths = located_all(_paths(runs), Path(runs_dir))
     if len(paths) < 2:
-        raise UsageError("runs: name two or more")
+        raise UsageError("runs: give two or more runs")
     names = {checkpoint_of(path, at_epoch): name for path, name in zip(paths, short_names(paths), strict=True)}
     where: dict[str, Any] = {"conditions": conditions, "data": data, "scenes": scenes, "evaluator": evaluator, "device": device, "precision": precision}
     spec, _, _ = specified(list(names), seed=seed, repeats=repeats, assume=assume, sampling=sampling, **where)

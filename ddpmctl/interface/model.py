@@ -21,7 +21,7 @@ from ddpmctl.evaluation.classifiers import Classifier, load_classifier
 from ddpmctl.evaluation.evaluate import pipeline_for
 from ddpmctl.evaluation.results import FileResults
 from ddpmctl.evaluation.scores import Score
-from ddpmctl.interface.choices import agreed_device, chosen_checkpoint
+from ddpmctl.interface.choices import agreed_device, checkpoint_path
 from ddpmctl.interface.tasks import Listener, checked, finish
 from ddpmctl.label_lists import label_set, parse_labels
 from ddpmctl.runs.folder import Run
@@ -105,7 +105,7 @@ class Model:
 
     @property
     def task(self) -> Task:
-        """Labels and size of its images."""
+        """The labels and the size of its images."""
         return self.checkpoint.task
 
     @property
@@ -172,9 +172,10 @@ class Model:
         sets = sets * len(images) if len(sets) == 1 else sets
         if len(sets) != len(images) or not images:
             raise UsageError(f"labels: {len(sets)} label sets for {len(images)} images")
-        pixels = np.stack([np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image) for image in images])
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != (side, side, 3):
-            raise UsageError(f"images: must be uint8 of {side}x{side} pixels with 3 channels, not {pixels.dtype} {pixels.shape[1:]}")
+        each = [np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image) for image in images]
+        if unfit := [image for image in each if image.dtype != np.uint8 or image.shape != (side, side, 3)]:
+            raise UsageError(f"images: must be uint8 of {side}x{side} pixels with 3 channels, not {unfit[0].dtype} {unfit[0].shape}")
+        pixels = np.stack(each)
         judge, planes = self._classifier(None if classifier is None else Path(classifier)), np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
         outputs = judge(torch.from_numpy(planes).to(self.compute.device).float() / 127.5 - 1).cpu().numpy()
         found = FileResults(tuple(sets), outputs[:, None], planes[:, None], self.task)
@@ -216,6 +217,6 @@ def load(
         UsageError: there is no such file or run.
         DataError: the file is damaged, or is not a checkpoint of a known network.
     """
-    path, _ = chosen_checkpoint(None if name is None else Path(name), Path(runs_dir))
+    path, _ = checkpoint_path(None if name is None else Path(name), Path(runs_dir))
     checkpoint = load_checkpoint(path, checked(assume or {}, "model", "diffusion", "sampling"))
     return Model(checkpoint, agreed_device(checked({"device": device, "precision": precision}, "device")))

@@ -10,11 +10,11 @@ from ddpmctl.errors import UsageError
 
 R = TypeVar("R")
 Listener: TypeAlias = Callable[[Any], object] | None
-"""Called with each event of a task, such as ``ddpmctl.progress.Progress(stage, done, total)``; None for nobody."""
+"""Called with each event of a task, such as ``ddpmctl.progress.Progress(stage, done, total)``; None to ignore them."""
 
 
 def finish(task: Generator[Any, None, R], listener: Listener) -> R:
-    """Run a task to its end, telling a listener of its events, and return its result."""
+    """Run a task to its end, pass its events to a listener, and return its result."""
     while True:
         try:
             event = next(task)
@@ -26,7 +26,7 @@ def finish(task: Generator[Any, None, R], listener: Listener) -> R:
 
 
 def checked(given: Mapping[str, Any], *sections: str) -> dict[str, Value]:
-    """Return settings by flat name, checked.
+    """Check settings that were given by name, and return them.
 
     Raises:
         UsageError: a name is not a setting of these sections, or a value cannot be used.

@@ -10,29 +10,31 @@ from ddpmctl.config import RECIPE, Config, settings
 from ddpmctl.config_sources import resolve
 from ddpmctl.data.source import DataSource
 from ddpmctl.errors import UsageError
-from ddpmctl.interface.choices import chosen_checkpoint
+from ddpmctl.interface.choices import checkpoint_path
 from ddpmctl.interface.model import Model, load
 from ddpmctl.interface.tasks import checked
 from ddpmctl.runs.folder import open_run
 from ddpmctl.runs.named import located
 from ddpmctl.training.events import Event, Prepared
-from ddpmctl.training.session import TrainingRequest, resumed_config, run_training, with_network_of
+from ddpmctl.training.resuming import resumed_config
+from ddpmctl.training.session import TrainingRequest, run_training
+from ddpmctl.training.starting import with_network_of
 
 READING = ("size", "fit", "format", "label_column", "repeated", "hold_out")
 AROUND = ("device", "run")  # settings that are not part of the recipe
 
 
 class Training(Iterator[Event]):
-    """A training run, which goes on for as long as its events are asked for; made by ``ddpmctl.train``.
+    """A training run, as an iterator over its events: it trains while it is iterated. Made by ``ddpmctl.train``.
 
-    What is done is kept in the run's folder: a run that was left, or interrupted, goes on with ``ddpmctl.train(resume=...)``.
+    An interrupted run can be continued with ``ddpmctl.train(resume=...)``.
 
     Attributes:
         config: every setting.
     """
 
     def __init__(self, request: TrainingRequest) -> None:
-        """Prepare it; nothing happens before the first event is asked for."""
+        """Prepare it; training begins with the first event."""
         self.config = request.config
         self._events = run_training(request)
         self._folder: Path | None = request.resume
@@ -49,10 +51,10 @@ class Training(Iterator[Event]):
         """The run's folder.
 
         Raises:
-            UsageError: it is not made yet: the event ``Prepared`` tells it.
+            UsageError: it does not exist yet; it does from the event ``Prepared`` on.
         """
         if self._folder is None:
-            raise UsageError("the run has no folder yet; ask for its events first")
+            raise UsageError("the run has no folder yet; iterate over the training first")
         return self._folder
 
     def finish(self) -> Model:
@@ -70,7 +72,7 @@ def train(
     *, preset: str = "report", data: str | Path | None = None, scenes: int | None = None, evaluator: str | Path | None = None, name: str | None = None,
     runs_dir: str | Path = "runs", weights: str | Path | None = None, resume: str | Path | None = None, **given: Any,
 ) -> Training:  # fmt: skip
-    """Train a model as ``ddpmctl train`` does; returns the events, which are to be asked for.
+    """Train a model as ``ddpmctl train`` does; returns an iterator over the events.
 
     ``for event in ddpmctl.train(preset="quick", minutes=5): ...`` trains for 5 minutes, and ``ddpmctl.train(...).finish()`` returns the model.
     Settings are those given here, of the preset and the defaults: no environment variables and no files.
@@ -88,7 +90,7 @@ def train(
             ``repeated``, ``hold_out``.
 
     Raises:
-        UsageError, DataError: something cannot be used as given; of what is found out later, by the first event.
+        UsageError, DataError: an argument cannot be used. Problems of the data are raised with the first event.
     """
     reading = {key: value for key, value in given.items() if key in READING}
     others = {key: value for key, value in given.items() if key not in READING}
@@ -98,7 +100,7 @@ def train(
         raise UsageError("resume: a run keeps its folder, its weights and how its images are read")
     source = DataSource.checked(path=None if data is None else Path(data), scenes=scenes, **reading)
     runs, own = Path(runs_dir), None if resume is None else located(Path(resume), Path(runs_dir))
-    start = None if weights is None else chosen_checkpoint(Path(weights), runs)[0]
+    start = None if weights is None else checkpoint_path(Path(weights), runs)[0]
     config = _config(preset, others, start) if own is None else _resumed(own, others)
     return Training(TrainingRequest(config, source, None if evaluator is None else Path(evaluator), start, name, runs, own))
 

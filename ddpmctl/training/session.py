@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,13 +12,11 @@ import numpy as np
 import torch
 
 from ddpmctl.benchmark.embedded import scene_count
-from ddpmctl.checkpoints.format import Checkpoint, load_checkpoint
-from ddpmctl.checkpoints.outline import read_outline
+from ddpmctl.checkpoints.format import Checkpoint
 from ddpmctl.config import RECIPE, Config, Value, settings
-from ddpmctl.config_sources import Resolved, in_words
 from ddpmctl.data.dataset import Dataset, load_conditions, load_dataset
 from ddpmctl.data.source import DataSource
-from ddpmctl.device import ComputeDevice, cores, make_compute_device, threads_that_fit
+from ddpmctl.device import ComputeDevice, make_compute_device, threads_that_fit
 from ddpmctl.distributed.job import SINGLE, Job
 from ddpmctl.distributed.replicas import replicas
 from ddpmctl.errors import UsageError
@@ -31,15 +29,13 @@ from ddpmctl.runs.conditions import save_conditions
 from ddpmctl.runs.folder import Run, TakenError, create_run, name_for, open_run
 from ddpmctl.runs.lock import locked
 from ddpmctl.runs.sources import RunSources
-from ddpmctl.task import Task, require_same_task
+from ddpmctl.task import Task
 from ddpmctl.training.events import Event, Prepared
 from ddpmctl.training.loop import training_events
 from ddpmctl.training.plan import Plan, check_room, make_plan
+from ddpmctl.training.resuming import changed_bits
+from ddpmctl.training.starting import load_start
 from ddpmctl.training.trainer import Trainer, require_trainable
-
-BITS = ("precision", "threads", "compile", "micro_batch", "sync_bn")  # settings outside of the recipe that change the last bits, or more
-# Settings that cannot change on resume, even with --override.
-FIXED = frozenset({"net", "act", "width", "optimizer", "ema", "seed"})
 
 
 @dataclass(frozen=True)
@@ -107,50 +103,6 @@ def plan_only(request: TrainingRequest) -> Plan:
     return make_plan(Trainer(request.config, compute, no_images), request.folder, classifier.describe() if classifier else missing)
 
 
-def resumed_config(folder: Path, around: Mapping[str, Value], recipe: Mapping[str, Value], allowed: set[str], job: Job = SINGLE) -> tuple[Config, set[str]]:
-    """Return a run's settings with the changes of a resume, and the names of the changed ones.
-
-    Args:
-        folder: the run.
-        around: device settings and run settings, which may always change.
-        recipe: settings of the recipe that were given; they may differ from the run's where they are ``allowed``.
-        allowed: names given to ``--override``.
-        job: its rank 0 reads the folder, which the others may not see.
-
-    Raises:
-        UsageError: a setting of the recipe differs and is not allowed to, or is allowed to and does not differ.
-    """
-    config = job.from_leader(lambda: open_run(folder).config())
-    flat = config.flat()
-    changed: dict[str, Value] = {key: value for key, value in recipe.items() if value != flat[key]}
-    refused = [f"{key}: {flat[key]} in the run, {value} now" for key, value in changed.items() if key not in allowed]
-    if refused:
-        names = ",".join(key for key in changed if key not in allowed)
-        hint = "train a new run instead" if FIXED & (set(changed) - allowed) else f"train a new run, or allow it with --override {names}"
-        raise UsageError(f"--resume {folder}: a run keeps its settings ({'; '.join(refused)}); {hint}")
-    if unused := sorted(allowed - set(changed)):
-        raise UsageError(f"--override {','.join(unused)}: has not changed; give the new value too, e.g. --{unused[0].replace('_', '-')} VALUE")
-    if len({"epochs", "minutes"} & set(changed)) == 1:
-        changed = {"epochs": None, "minutes": None, **changed}
-    threads = threads_that_fit(config.device.threads)
-    return config.replace(**{"threads": threads, **around, **changed}), {*around, *changed}
-
-
-def overridable(text: str | None) -> set[str]:
-    """Return the settings that ``--override`` names.
-
-    Raises:
-        UsageError: one is not a setting of a recipe, or cannot change within a run.
-    """
-    known = {setting.name for section in RECIPE for setting in settings(section)}
-    names = {part.strip().replace("-", "_") for part in text.split(",")} if text is not None else set()
-    if unknown := sorted(names - known):
-        raise UsageError(f"--override: {unknown[0]!r} is not a setting of a run's recipe; separate names with commas, e.g. lr,epochs")
-    if fixed := sorted(names & FIXED):
-        raise UsageError(f"--override: {fixed[0]} cannot change within a run; train a new one")
-    return names
-
-
 def _recorded(request: TrainingRequest) -> Config | None:
     """Return the settings of the run that is resumed, None for a new run."""
 
@@ -183,23 +135,6 @@ def _on_device(request: TrainingRequest, recorded: Config | None) -> tuple[Compu
     return compute, replace(request, config=config)
 
 
-def _changed_bits(recorded: Config, request: TrainingRequest, compute: ComputeDevice) -> str:
-    """Return, as text, the settings outside of the recipe that differ from the run's and change the last bits of its weights."""
-    before, after = recorded.flat(), request.config.flat()
-    after["threads"] = torch.get_num_threads()
-    spared = {  # not recorded by earlier versions, or without effect here
-        "precision": before["precision"] == "auto",
-        "threads": before["threads"] is None or compute.device.type != "cpu",
-        "sync_bn": request.job.is_single,
-    }
-    changed = [name for name in BITS if after[name] != before[name] and not spared.get(name)]
-    if not changed:
-        return ""
-    new, old = (in_words({name: values[name] for name in changed}) for values in (after, before))
-    fewer = "threads" in changed and threads_that_fit(recorded.device.threads) is None
-    return f"{new} instead of {old}{f' (this machine has cores for {cores()} in each process)' if fewer else ''}"
-
-
 def _begin(request: TrainingRequest, compute: ComputeDevice) -> Generator[Event, None, None]:
     config, job = request.config, request.job
     task = load_conditions(request.source).task
@@ -210,7 +145,7 @@ def _begin(request: TrainingRequest, compute: ComputeDevice) -> Generator[Event,
         prepare_folder(request.runs_dir, "--runs-dir")
         check_room(config, request.runs_dir, task)
     dataset = yield from _load(request)
-    start = _start(request, dataset.task)
+    start = None if request.weights is None else load_start(request.weights, dataset.task, job)
     sources = RunSources(
         source=_absolute(request.source),
         key=dataset.key,
@@ -267,7 +202,7 @@ def _resume(request: TrainingRequest, compute: ComputeDevice, recorded: Config) 
     """Resume a run with its own data and classifier."""
     folder, job = request.folder, request.job
     run = Run(folder)
-    if changed := _changed_bits(recorded, request, compute):
+    if changed := changed_bits(recorded, request.config, compute, job):
         yield Notice(f"{folder}: resumes with {changed}; its last bits will differ from those of an uninterrupted run")
     sources = job.from_leader(lambda: RunSources.load(run.data_file))
     if request.source.path is not None and sources.source.path is None:
@@ -319,36 +254,6 @@ def _classifier(request: TrainingRequest, source: DataSource, task: Task, comput
         return load_classifier(request.classifier, source.path, compute.device, task), ""
     except NoClassifierError as error:
         return None, str(error)
-
-
-def with_network_of(path: Path, resolved: Resolved) -> Resolved:
-    """Return settings with the network, and what it predicts, of the checkpoint that training starts from.
-
-    Raises:
-        UsageError: such a setting was given, and differs.
-        DataError: the checkpoint is damaged.
-    """
-    config, origins = read_outline(path, {}).config, dict(resolved.origins)
-    before, own = resolved.config.flat(), config.flat()
-    for name in (*(setting.name for setting in settings("model")), "objective"):
-        if before[name] != own[name] and origins[name] != "default" and not origins[name].startswith("preset"):
-            raise UsageError(f"--{name}: {before[name]} is not that of --weights {path}, {own[name]}; leave it out")
-        before[name], origins[name] = own[name], f"weights {path}"
-    return Resolved(Config.from_flat(before), origins)
-
-
-def _start(request: TrainingRequest, task: Task) -> Checkpoint | None:
-    """Return the checkpoint that a new run starts from, None for random weights.
-
-    Raises:
-        UsageError, DataError: it is of other images, or damaged.
-    """
-    if request.weights is None:
-        return None
-    start = load_checkpoint(request.weights)
-    require_same_task(f"--weights {request.weights}", start.task, "the data", task)
-    request.job.require_same("--weights", {"its content": start.sha256[:12]})
-    return start
 
 
 def _load(request: TrainingRequest) -> Generator[Event, None, Dataset]:
