@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import math
+import mmap
 import os
 import re
 import secrets
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from ddpmctl.data.folders import Problem, raise_first, read_json
@@ -220,11 +222,23 @@ def _read(entry: Path, key: str, shape: tuple[int, ...]) -> Generator[Progress, 
                 done += len(part)
                 if size > SLOW_BYTES:
                     yield Progress("checking the cache", done, size)
-            images = np.memmap(file, dtype=np.uint8, mode="r", offset=len(header), shape=shape)
+            images = _mapped(file, shape)
     if images is None or digest.hexdigest() != about.get("sha256"):
         raise DataError(f"{entry}: {'damaged' if os.path.lexists(entry) else 'removed'}; it is rebuilt")
     mark_used(entry, about_path)
     return CachedImages(images, digest.hexdigest())
+
+
+def _mapped(file: BinaryIO, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Return the array of an entry, mapped into memory.
+
+    Training reads it in random order. Without this advice Linux reads 128 KiB around each image of 12, and where the memory is smaller than the
+    set, throws away what was needed: 36 images per second in 1 GiB instead of 53.
+    """
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if hasattr(mmap, "MADV_RANDOM"):  # not on Windows
+        mapped.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(mapped, dtype=np.uint8, offset=len(_header(shape)), count=math.prod(shape)).reshape(shape)
 
 
 def _header(shape: tuple[int, ...]) -> bytes:
@@ -255,7 +269,8 @@ def _built(entry: Path, key: str, shape: tuple[int, ...], build: Build) -> Gener
         about = {"key": key, "shape": list(shape), "sha256": digest}
         write_text(entry.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
         mark_used(entry)
-        return CachedImages(np.memmap(entry, dtype=np.uint8, mode="r", offset=len(_header(shape)), shape=shape), digest)
+        with open(entry, "rb") as written:
+            return CachedImages(_mapped(written, shape), digest)
     finally:
         if alone:
             lock.release()

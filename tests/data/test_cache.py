@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -193,10 +194,14 @@ def test_decoding_goes_on_after_a_kill(damage: str, folder: Path, cache: Path) -
     assert not list(cache.glob(".*.partial.tmp"))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_images_are_mapped_and_read_only(folder: Path, cache: Path) -> None:
     finish(load_dataset(folder))
     images = finish(load_dataset(folder))[1].images
-    assert isinstance(images, np.memmap)
+    assert images.base is not None, "a view of the mapped file"
+    with open("/proc/self/smaps", encoding="utf-8") as file:
+        (flags,) = [part.rsplit("VmFlags:", 1)[1] for part in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", file.read(), flags=re.M) if str(cache) in part]
+    assert "rr" in flags.split(), "read in random order"
     with pytest.raises(ValueError, match="read-only"):
         images[0] = 0
 
