@@ -132,6 +132,7 @@ def test_runs_are_those_in_the_folder_of_runs(folder: Path, monkeypatch: pytest.
         assert offered("ddpmctl", *command, "") == ["q30", "relu-long"]
         assert offered("ddpmctl", *command, "runs/") == ["runs/q30", "runs/relu-long"]
     assert offered("ddpmctl", "sample", "--runs-dir", "elsewhere", "") == ["gelu-1"]
+    assert offered("ddpmctl", "sample", "pre") == ["pretrained"]
     assert offered("ddpmctl", "sample", "", DDPMCTL_RUNS_DIR=str(folder / "elsewhere")) == ["gelu-1"]
     assert offered("ddpmctl", "sample", "runs/q30/") == ["runs/q30/checkpoints/epoch5_0.5_0.5.pth"]
 

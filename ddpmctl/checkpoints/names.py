@@ -7,6 +7,10 @@ from pathlib import Path
 
 FORMAT = "ddpmctl checkpoint 1"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # of an exported folder
+PRETRAINED_NAME = "pretrained"
+"""The name of the model that comes with ddpmctl; a run or a file of this name comes first."""
+PRETRAINED = Path(__file__).with_name("assets") / "quick"
+"""Its exported folder."""
 FILE_NAME = re.compile(r"epoch(?P<epoch>\d+)(?:_(?P<test>\d(?:\.\d+)?)(?:_(?P<new_test>\d(?:\.\d+)?))?)?\.pth")
 
 

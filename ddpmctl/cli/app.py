@@ -18,7 +18,8 @@ ddpmctl train --preset quick
 ddpmctl sample --labels "red cube,blue sphere"
 ddpmctl evaluate
 
-Without a checkpoint, a command takes the best one of the newest run. ddpmctl COMMAND --help says what a command does.
+Without a checkpoint, a command takes the best one of the newest run; before any training, the model that comes with ddpmctl
+(its name is pretrained). ddpmctl COMMAND --help says what a command does.
 Options that show [env: ...] can stand in that environment variable. Exit codes: 2 is a wrong command line, 3 a file that cannot be used.
 """
 app = App(name="ddpmctl", help=HELP, pretty_exceptions_show_locals=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import typer
 
+from ddpmctl.checkpoints.names import PRETRAINED_NAME
 from ddpmctl.iclevr import ICLEVR
 from ddpmctl.registry import Registry
 
@@ -61,8 +62,10 @@ def run_names(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def checkpoints(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the runs that complete a text; behind a run's path, its checkpoints."""
-    return [*run_names(ctx, incomplete), *(path for path in _checkpoint_files(_runs_dir(ctx)) if path.startswith(incomplete) and _in_run(incomplete, path))]
+    """Return the runs that complete a text, and the model that comes with ddpmctl; behind a run's path, its checkpoints."""
+    shipped = [PRETRAINED_NAME] if incomplete and PRETRAINED_NAME.startswith(incomplete) else []
+    inside = (path for path in _checkpoint_files(_runs_dir(ctx)) if path.startswith(incomplete) and _in_run(incomplete, path))
+    return [*run_names(ctx, incomplete), *shipped, *inside]
 
 
 def _in_run(incomplete: str, path: str) -> bool:

@@ -185,14 +185,15 @@ def _conclude(
 
 
 def _checkpoints(paths: list[Path] | None, runs_dir: Path, terminal: Terminal) -> list[Path]:
-    from ddpmctl.runs.folder import find_checkpoints, newest_best
+    from ddpmctl.interface.choices import newest_or_pretrained
+    from ddpmctl.runs.folder import find_checkpoints
     from ddpmctl.runs.named import located_all
 
     if paths:
         return [file for path in located_all(paths, runs_dir) for file in find_checkpoints(path)]
-    newest, which = newest_best(runs_dir)
-    terminal.say(f"checkpoint: {newest} (the newest run's {which})")
-    return [newest]
+    found, which = newest_or_pretrained(runs_dir)
+    terminal.say(f"checkpoint: {found} ({which})")
+    return [found]
 
 
 def _titles(checkpoints: list[Path]) -> dict[Path, str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpmctl.checkpoints.names import WEIGHTS
+from ddpmctl.checkpoints.names import PRETRAINED, WEIGHTS
 from ddpmctl.config import Config, Value
 from ddpmctl.data.dataset import Conditions, load_conditions, load_dataset
 from ddpmctl.data.folders import read_conditions
@@ -37,8 +37,7 @@ def checkpoint_path(named: Path | None, runs_dir: Path) -> tuple[Path, str]:
         UsageError: there is none.
     """
     if named is None:
-        path, which = newest_best(runs_dir)
-        return path, f"the newest run's {which}"
+        return newest_or_pretrained(runs_dir)
     if not (path := located(named, runs_dir)).is_dir():
         return path, ""
     if (exported := path / WEIGHTS).is_file():
@@ -46,6 +45,14 @@ def checkpoint_path(named: Path | None, runs_dir: Path) -> tuple[Path, str]:
     if (found := best_checkpoint(Run(path))) is None:
         raise UsageError(f"{path}: is not a run with a checkpoint that best.json or latest.json names; name a .pth file or a run")
     return found[0], f"the run's {found[1]}"
+
+
+def newest_or_pretrained(runs_dir: Path) -> tuple[Path, str]:
+    """Return the best checkpoint of the newest run and what it is, in words; where there is none, the model that comes with ddpmctl."""
+    found = newest_best(runs_dir)
+    if found is None:
+        return PRETRAINED / WEIGHTS, f"the model that comes with ddpmctl, because {runs_dir}/ has no run with a checkpoint"
+    return found[0], f"the newest run's {found[1]}"
 
 
 def known_conditions(source: DataSource, checkpoints: Sequence[Path]) -> tuple[Conditions, DataSource]:

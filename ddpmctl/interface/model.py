@@ -208,7 +208,8 @@ def load(
     """Return a trained model.
 
     Args:
-        name: a checkpoint, or a run, whose best checkpoint is used; None for the newest run.
+        name: a checkpoint, or a run, whose best checkpoint is used; None for the newest run, or where there is none for ``pretrained``, the
+            model that comes with ddpmctl.
         runs_dir: where runs are looked for.
         device, precision: as on the command line.
         assume: settings of a file that carries none, such as ``{"act": "relu"}``.

@@ -247,19 +247,13 @@ def best_checkpoint(run: Run) -> tuple[Path, str] | None:
     return next(((file, name) for name in ("best", "latest") if (file := run.pointer(name))), None)
 
 
-def newest_best(parent: Path) -> tuple[Path, str]:
-    """Return the best checkpoint of the newest run below ``parent``, or its latest if none is the best; and what it is.
-
-    Raises:
-        UsageError: there is none.
-    """
+def newest_best(parent: Path) -> tuple[Path, str] | None:
+    """Return the best checkpoint of the newest run below ``parent``, or its latest if none is the best; and what it is. None if there is no run."""
     found = []
     for config_file in parent.glob("*/config.toml"):
         if best := best_checkpoint(Run(config_file.parent)):
             found.append((best[0].stat().st_mtime_ns, *best))
-    if not found:
-        raise UsageError(f"no checkpoint named, and {parent}/ has no run with a checkpoint; train first, or name a checkpoint")
-    return max(found)[1:]
+    return max(found)[1:] if found else None
 
 
 def find_checkpoints(path: Path) -> list[Path]:

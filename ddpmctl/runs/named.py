@@ -8,12 +8,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ddpmctl.checkpoints.names import PRETRAINED, PRETRAINED_NAME
 from ddpmctl.errors import UsageError
 from ddpmctl.runs.record import run_folders
 
 
 def located(named: Path, runs_dir: Path) -> Path:
-    """Return the file or folder that a name means: the path, or else the run of that name.
+    """Return the file or folder that a name means: the path, or else the run of that name, or else the model that comes with ddpmctl (``pretrained``).
 
     Raises:
         UsageError: there is none, or it is a pattern that fits several.
@@ -39,6 +40,8 @@ def _matches(named: Path, runs_dir: Path) -> list[Path]:
     inside = None if named.is_absolute() else runs_dir / named
     if inside is not None and os.path.exists(inside):
         return [inside]
+    if str(named) == PRETRAINED_NAME:
+        return [PRETRAINED]
     if glob.has_magic(str(named)):
         if found := [Path(text) for text in sorted(glob.glob(str(named)))]:
             return found
