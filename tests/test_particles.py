@@ -93,7 +93,7 @@ def test_absent_objects_count_as_well_as_present_ones() -> None:
 def test_the_likeliest_particle_is_kept() -> None:
     made, requests = pipeline(4), asked_for(64)
     (chosen, _, _), likeliest = finished(made.choose(requests)), []
-    *_, t = made._times_to_choice()
+    *_, t = made.times_to_choice()
     for number in range(4):
         keys = [(*request.key, "particle", number) if number else request.key for request in requests]
         at_choice = next(frame.x_t for frame in made.frames([ImageRequest(r.labels, key) for r, key in zip(requests, keys, strict=True)]) if frame.t == t)
@@ -140,7 +140,7 @@ def test_nfe_counts_the_calls_of_all_particles(particles: int, steps: int, guida
 
 def test_a_choice_comes_after_the_shapes_are_decided_and_before_the_last_step() -> None:
     for steps in (1, 2, 5, 24, 100):
-        times = pipeline(2, steps=steps)._times_to_choice()
+        times = pipeline(2, steps=steps).times_to_choice()
         assert times[-1] > 0
         assert times[-1] <= CHOICE_TIME * 100 or steps < 10
         assert all(t > CHOICE_TIME * 100 for t in times[:-1])

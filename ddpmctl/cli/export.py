@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ddpmctl.checkpoints.names import PRETRAINED, PRETRAINED_NAME, WEIGHTS
 from ddpmctl.cli.common import chosen_checkpoint
 from ddpmctl.cli.completion import checkpoints, one_of
 from ddpmctl.cli.options import RUNS, Assume, RunsDir, command
+from ddpmctl.cli.outputs import prepare_output
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Value
 from ddpmctl.config_sources import assumed
 from ddpmctl.errors import DataError
-from ddpmctl.files import prepare_folder, require_new_folder
+from ddpmctl.files import require_new_folder
 from ddpmctl.registry import EXPORTS
+
+PAGE, PAGE_SUFFIX = "page", ".html"  # the one form that is a file
 
 
 @command()
@@ -27,9 +32,16 @@ def export(
     to: Annotated[
         str, typer.Option("--to", help=f"Form of the export ({', '.join(EXPORTS.names())}).", metavar="NAME", autocompletion=one_of(EXPORTS))
     ] = "safetensors",
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")] = Path("export"),
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to make (export); for page, the HTML file (model.html).", show_default=False)] = None,
+    beside: Annotated[
+        Path | None,
+        typer.Option("--beside", help="For page: a second model, shown beside the first on the same noise.", show_default=False, autocompletion=checkpoints),
+    ] = None,
     licence: Annotated[str, typer.Option("--licence", help="Licence of the weights, as model hubs name it, e.g. mit.", show_default="none")] = "",
     repeats: Annotated[int, typer.Option("--repeats", min=0, max=1000, help="Images per condition of the scores on the model card; 0: no scores.")] = 1,
+    half: Annotated[  # noqa: FBT002
+        bool, typer.Option("--half", help="Round the weights to float16 first: half the size. The rounded ones are proven and scored.")
+    ] = False,
     runs_dir: RunsDir = RUNS,
     assume: Assume = None,
 ) -> None:
@@ -37,25 +49,50 @@ def export(
 
     ddpmctl export runs/NAME -o model --licence mit
     ddpmctl export runs/NAME --to onnx -o model
+    ddpmctl export runs/NAME --to page -o model.html
     """
     terminal = Terminal()
     form = EXPORTS.check(to)
-    require_new_folder(out, "--out")
-    prepare_folder(out, "--out")
+    page = form == PAGE
+    out = out or Path(f"model{PAGE_SUFFIX}" if page else "export")
+    if not page:
+        require_new_folder(out, "--out")
+    prepare_output(out, "--out", folder=not page, suffix=PAGE_SUFFIX if page else "")
 
     with terminal.busy("loading torch and the checkpoint"):
         from ddpmctl.export.card import Card
         from ddpmctl.export.exporting import export as exporting
         from ddpmctl.export.exporting import usable_form
+        from ddpmctl.export.half import halved
 
         given = assumed(assume)
-        model = chosen_checkpoint(checkpoint, runs_dir, given, terminal)
-        usable_form(form, model)  # refused before minutes of work
-    results = _results(terminal, model.path, repeats, given) if repeats and model.task.classes else None
-    card = Card(out.resolve().name, _data(model.path), licence, results)
-    made = terminal.finish(exporting(model, form, out, card))
-    terminal.result(str(made.folder))
+        chosen = [chosen_checkpoint(named, runs_dir, given, terminal) for named in (checkpoint, *([beside] if beside else []))]
+        usable_form(form, chosen)  # refused before minutes of work
+    with tempfile.TemporaryDirectory() as rounded:
+        models = []
+        for number, original in enumerate(chosen):
+            model = halved(original, Path(rounded, str(number))) if half else original
+            results = _results(terminal, original.path, model.path, repeats, given) if repeats and model.task.classes else None
+            models.append((model, Card(_name(original.path) if page else out.resolve().name, _data(original.path), licence, results, half=half)))
+        made = terminal.finish(exporting(models, form, out))
+    terminal.result(str(made.out))
     terminal.say(f"{made.images} images on the same noise differ by at most {made.levels} of 255 levels, one call of the network by {made.call:.1g}")
+
+
+def _name(checkpoint: Path) -> str:
+    """Return what other commands take for a checkpoint: a run for its best, a file of a run, an exported folder, or a file; without folders above."""
+    from ddpmctl.runs.folder import Run, best_checkpoint
+
+    folder = checkpoint.absolute().parent
+    if checkpoint == PRETRAINED / WEIGHTS:
+        return PRETRAINED_NAME
+    if checkpoint.name == WEIGHTS:
+        return folder.name
+    run = Run(folder.parent)
+    if folder != run.checkpoints or not run.config_file.is_file():
+        return checkpoint.name
+    best = best_checkpoint(run)
+    return run.folder.name if best is not None and best[0].name == checkpoint.name else str(checkpoint.absolute().relative_to(run.folder.parent))
 
 
 def _data(checkpoint: Path) -> str:
@@ -70,15 +107,18 @@ def _data(checkpoint: Path) -> str:
     return sources.describe() if sources.source.path is None else sources.source.path.name
 
 
-def _results(terminal: Terminal, checkpoint: Path, repeats: int, assume: dict[str, Value]) -> Mapping[str, Any] | None:
-    """Return the scores for the model card, from the cache if they are there; None where there is no classifier."""
+def _results(terminal: Terminal, original: Path, checkpoint: Path, repeats: int, assume: dict[str, Value]) -> Mapping[str, Any] | None:
+    """Return a checkpoint's scores for the model card, from the cache if they are there; None where there is no classifier.
+
+    Conditions and classifier are those of ``original``, which may lie in a run.
+    """
     from ddpmctl.evaluation.classifier_file import NoClassifierError
     from ddpmctl.evaluation.evaluate import evaluate_checkpoints
     from ddpmctl.interface.judging import specified
     from ddpmctl.report.json_csv import as_dict
 
     try:
-        spec, known, _ = specified([checkpoint], repeats=repeats, assume=assume)
+        spec, known, _ = specified([original], repeats=repeats, assume=assume)
     except NoClassifierError as error:
         terminal.warn(f"the model card has no scores: {error}")
         return None

@@ -14,6 +14,7 @@ from ddpmctl.errors import visible
 from ddpmctl.sampling.requests import describe_sampling
 
 CARD = "README.md"
+DATA = "Training data"
 USE = {  # how an image is made, by form; FOLDER is that of the card
     "safetensors": ("$ ddpmctl sample FOLDER --labels LABELS", "$ ddpmctl sample FOLDER -n 4"),
     "diffusers": (
@@ -33,26 +34,23 @@ class Card:
         data: the training data in words.
         licence: of the weights, as hubs name it, such as "mit"; empty for none.
         results: an evaluation in the form of ``ddpmctl evaluate --json``, of this checkpoint alone; None for none.
+        half: whether the weights were rounded to float16.
     """
 
     name: str
     data: str = ""
     licence: str = ""
     results: Mapping[str, Any] | None = field(default=None)
+    half: bool = False
 
     def text(self, checkpoint: CheckpointOutline, form: str, levels: int) -> str:
         """Return the card: a YAML head, whose values are JSON, and Markdown in which names stand as code."""
-        config, task = checkpoint.config, checkpoint.task
-        preset, other = nearest_preset(config)
+        task = checkpoint.task
         known = f"{len(task.classes)} labels" if task.classes else "no labels"
         lines = [
             "---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in self._head(form).items()), "---", "", f"# {_code(self.name)}", "",
             f"A diffusion model of {task.size}x{task.size} images with {known}, trained and exported by ddpmctl {__version__}.", "",
-            f"- Network: {config.model.net}, {config.model.act}, width {config.model.width}",
-            f"- Settings: preset {preset}{', except ' + in_words(other) if other else ''}",
-            f"- Sampling: {describe_sampling(config.sampling)}",
-            f"- Training data: {_code(self.data) if self.data else 'not said'}",
-            f"- Checkpoint: sha256 {checkpoint.sha256}",
+            *(f"- {name}: {_code(text) if name == DATA and self.data else text}" for name, text in self.facts(checkpoint)),
             f"- Proof: sampled beside the checkpoint on the same noise, the images differ by at most {levels} of 255 levels", "",
         ]  # fmt: skip
         if task.classes:
@@ -62,6 +60,29 @@ class Card:
         labelled, unlabelled = USE[form]
         lines += ["## Use", "", "```console", labelled if task.classes else unlabelled, "```"]
         return "\n".join(lines) + "\n"
+
+    def facts(self, checkpoint: CheckpointOutline) -> list[tuple[str, str]]:
+        """Return what is known of the model, as headings and texts."""
+        config = checkpoint.config
+        preset, other = nearest_preset(config)
+        return [
+            ("Network", f"{config.model.net}, {config.model.act}, width {config.model.width}"),
+            ("Settings", f"preset {preset}{', except ' + in_words(other) if other else ''}"),
+            ("Sampling", describe_sampling(config.sampling)),
+            (DATA, visible(self.data) or "not said"),
+            ("Checkpoint", f"sha256 {checkpoint.sha256}{', weights rounded to float16' if self.half else ''}"),
+        ]
+
+    def scores(self) -> list[tuple[str, str]]:
+        """Return the scores as headings and texts, none where there are no results."""
+        if self.results is None:
+            return []
+        judge, rows = self.results["evaluator"], []
+        for name, score in self._scores().items():
+            low, high = score["interval"]
+            said = f"{score['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), exact match {score['exact_match']:.4f}, {score['images']} images"
+            rows.append((f"Accuracy on {name}", said))
+        return [*rows, ("Scored by", f"the classifier {visible(judge['name'])} (sha256 {judge['sha256']})")]
 
     def _head(self, form: str) -> dict[str, Any]:
         head: dict[str, Any] = {"library_name": "diffusers" if form == "diffusers" else "ddpmctl", "pipeline_tag": "unconditional-image-generation"}

@@ -20,6 +20,7 @@ from ddpmctl.config import SamplingConfig
 from ddpmctl.diffusion import objectives
 from ddpmctl.diffusion.randomness import generator
 from ddpmctl.errors import UsageError
+from ddpmctl.export.exporting import Original
 from ddpmctl.files import json_text, write_text, write_verified
 from ddpmctl.nets import activations
 from ddpmctl.progress import Progress
@@ -84,6 +85,8 @@ class Diffusers:
     """model_index.json, pipeline, unet/ and scheduler/."""
 
     packages = ("diffusers",)
+    file = ""
+    most = 1
     levels = 2
     call = 1e-4
 
@@ -95,10 +98,12 @@ class Diffusers:
         """
         scheduler_of(checkpoint.config.sampling)
 
-    def write(self, folder: Path, checkpoint: Checkpoint, pipeline: SamplingPipeline) -> None:
+    def write(self, folder: Path, originals: Sequence[Original]) -> None:
         """Write weights, settings and the code that they need."""
         import safetensors.torch
 
+        (original,) = originals
+        checkpoint, pipeline = original.checkpoint, original.pipeline
         config, task, schedule = checkpoint.config, checkpoint.task, pipeline.diffusion.schedule
         network, steps = bundled(config.model.net), (ASSETS / "diffusers_pipeline.py").read_text(encoding="utf-8")
         # diffusers copies these files into one folder for all models, so their names tell their content.
@@ -125,14 +130,14 @@ class Diffusers:
         }  # fmt: skip
         write_text(folder / "model_index.json", json_text(index) + "\n")
 
-    def load(self, folder: Path) -> Any:
+    def load(self, folder: Path) -> list[Any]:
         """Return the pipeline of diffusers."""
         diffusers: Any = importlib.import_module("diffusers")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             theirs = diffusers.DiffusionPipeline.from_pretrained(str(folder), trust_remote_code=True)
         theirs.set_progress_bar_config(disable=True)
-        return theirs
+        return [theirs]
 
     def images(self, loaded: Any, pipeline: SamplingPipeline, requests: Sequence[ImageRequest]) -> Generator[Progress, None, Tensor]:
         """Return the images of diffusers' pipeline, from the noise of the requests."""

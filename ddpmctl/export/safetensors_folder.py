@@ -12,6 +12,8 @@ from ddpmctl.checkpoints.exported import write_exported
 from ddpmctl.checkpoints.format import Checkpoint, load_checkpoint
 from ddpmctl.checkpoints.names import WEIGHTS
 from ddpmctl.evaluation.evaluate import pipeline_for
+from ddpmctl.export.exporting import Original
+from ddpmctl.export.half import as_half, is_half
 from ddpmctl.progress import Progress
 from ddpmctl.registry import EXPORTS
 from ddpmctl.sampling.pipeline import SamplingPipeline, sample_images
@@ -23,19 +25,23 @@ class Safetensors:
     """model.safetensors and config.json."""
 
     packages = ()
+    file = ""
+    most = 1
     levels = 0
     call = 0.0
 
     def require(self, checkpoint: Checkpoint) -> None:
         """Do nothing: every checkpoint can be written."""
 
-    def write(self, folder: Path, checkpoint: Checkpoint, pipeline: SamplingPipeline) -> None:
-        """Write the weights, bit for bit, and the settings."""
-        write_exported(folder, checkpoint, checkpoint.weights)
+    def write(self, folder: Path, originals: Sequence[Original]) -> None:
+        """Write the weights, in float16 if it holds them without rounding, and the settings."""
+        (original,) = originals
+        checkpoint = original.checkpoint
+        write_exported(folder, checkpoint, as_half(checkpoint) if is_half(checkpoint) else checkpoint.weights)
 
-    def load(self, folder: Path) -> Checkpoint:
+    def load(self, folder: Path) -> list[Checkpoint]:
         """Return the checkpoint in the folder."""
-        return load_checkpoint(folder / WEIGHTS)
+        return [load_checkpoint(folder / WEIGHTS)]
 
     def images(self, loaded: Checkpoint, pipeline: SamplingPipeline, requests: Sequence[ImageRequest]) -> Generator[Progress, None, Tensor]:
         """Return the images of the folder's network."""

@@ -61,12 +61,12 @@ class SamplingPipeline:
     @property
     def work(self) -> int:
         """Sampler steps per image: those of every particle until one is chosen, and those of the image."""
-        return self.steps + self._trials * len(self._times_to_choice()[:-1])
+        return self.steps + self._trials * len(self.times_to_choice()[:-1])
 
     @property
     def nfe(self) -> int:
         """Network calls per image; a guided step needs two."""
-        return self._calls(self.times()[:-1]) + self._trials * (self._calls(self._times_to_choice()[:-1]) + 1)
+        return self._calls(self.times()[:-1]) + self._trials * (self._calls(self.times_to_choice()[:-1]) + 1)
 
     @property
     def _trials(self) -> int:
@@ -85,7 +85,7 @@ class SamplingPipeline:
         """Return the times of the sampler's steps, decreasing from T to 0."""
         return sampler_times(self.sampling.sampler, self.sampling.spacing, self.diffusion.schedule, self.sampling.steps)
 
-    def _times_to_choice(self) -> list[int]:
+    def times_to_choice(self) -> list[int]:
         """Return the sampler's times from T to the first with t / T <= ``CHOICE_TIME``, or to the last before 0 if there is none."""
         times, limit = self.times(), CHOICE_TIME * self.diffusion.schedule.timesteps
         return times[: 1 + next(i for i, (t, after) in enumerate(itertools.pairwise(times)) if t <= limit or after == 0)]
@@ -103,7 +103,7 @@ class SamplingPipeline:
         if not self._trials:
             return requests
         assert isinstance(self.net, Recogniser)  # see require_recogniser
-        times, labels, total = self._times_to_choice(), label_tensor(requests, self.task).to(self.compute.device), len(requests) * self.work
+        times, labels, total = self.times_to_choice(), label_tensor(requests, self.task).to(self.compute.device), len(requests) * self.work
         particles = [[_particle(request, number) for request in requests] for number in range(self.sampling.particles)]
         log_likelihood, done = [], 0
         for particle in particles:
