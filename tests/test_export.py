@@ -172,6 +172,20 @@ def test_a_folder_in_use_and_damaged_files_are_refused(run: Path, exported: Path
         assert "is not a file of safetensors, or is damaged" in refused.stderr
 
 
+def test_a_foreign_checkpoint_is_exported_as_what_it_is_taken_for(run: Path, tmp_path: Path) -> None:
+    content = load_checkpoint(next((run / "checkpoints").glob("*.pth"))).weights
+    torch.save(content, tmp_path / "foreign.pth")
+    assumed = ("--assume", "timesteps=3", "--assume", "act=relu")
+    done = ddpmctl("export", tmp_path / "foreign.pth", *assumed, "--repeats", 0, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.stderr
+    assert "carries no settings: taken as context-unet, act relu" in done.stderr
+    assert load_checkpoint(tmp_path / "out" / "model.safetensors").config.model.act == "relu"
+    wrong = ddpmctl("export", tmp_path / "foreign.pth", "--assume", "net=unet", "--out", tmp_path / "wrong")
+    assert wrong.exit_code == 3
+    assert "foreign.pth" in wrong.stderr
+    assert not (tmp_path / "wrong").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
