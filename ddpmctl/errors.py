@@ -40,13 +40,13 @@ class PeerError(DdpmctlError):
 
 def out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that memory is exhausted: of the GPU, of the machine, or within a limit (ulimit -v)."""
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno == errno.ENOMEM
     if isinstance(error, MemoryError):
         return True
     text = str(error).strip().lower()
-    # Of torch and of the libraries below it; the last one is all that oneDNN says.
-    return isinstance(error, (RuntimeError, ImportError)) and (any(part in text for part in NO_MEMORY) or text == "could not create a primitive")
+    # Of torch and of the libraries below it, also where ctypes cannot load one (an OSError without a number); the last one is all that oneDNN says.
+    return isinstance(error, (RuntimeError, ImportError, OSError)) and (any(part in text for part in NO_MEMORY) or text == "could not create a primitive")
 
 
 def limit_reached(error: BaseException) -> UsageError | None:

@@ -29,7 +29,7 @@ from ddpmctl.sampling.requests import ImageRequest, requests_for
 from ddpmctl.task import LabelSet, Task, require_same_task
 
 PROVEN_WITH = 8  # images
-OTHER_BYTES = 2**24  # of an export beside its weights, at most: a page has programs
+OTHER_BYTES = 16 * 2**20  # of an export beside its weights, at most: a page has programs
 PARTS = (0.05, 0.5, 0.95)  # of T, at which one call is compared
 
 

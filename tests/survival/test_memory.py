@@ -145,3 +145,9 @@ def test_every_file_is_closed_again(run: Path, tmp_path: Path) -> None:
     done = subprocess.run(["sh", "-c", 'ulimit -n 16; exec "$@"', "sh", *map(str, arguments)], capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["checkpoints"]) == 24
+
+
+def test_a_library_for_which_there_is_no_memory_is_no_unexpected_error() -> None:
+    """Ctypes, which loads some of torch's libraries, raises an OSError without a number."""
+    assert out_of_memory(OSError("libtorch_global_deps.so: failed to map segment from shared object"))
+    assert not out_of_memory(OSError("libtorch_global_deps.so: no such file"))
