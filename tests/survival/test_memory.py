@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ddpmctl.config import Config
 from ddpmctl.device import make_compute_device
-from ddpmctl.errors import UsageError
+from ddpmctl.errors import UsageError, out_of_memory
 from ddpmctl.sampling.pipeline import SamplingPipeline, sample_images
 from ddpmctl.sampling.requests import requests_for
 from ddpmctl.training.trainer import Trainer
