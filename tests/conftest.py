@@ -16,6 +16,8 @@ from typer.testing import CliRunner, Result
 from ddpmctl.checkpoints.untrusted import open_tensors
 from ddpmctl.cli.app import app
 
+from .browser import CHROMIUM
+
 # The report's network and recipe at a size that trains in a second.
 TINY = ["--width", "8", "--timesteps", "3", "--batch-size", "8", "--precision", "fp32", "--threads", "1", "--save-every", "1"]
 
@@ -50,6 +52,16 @@ def train(runs: Path, *arguments: object, scenes: int = 4) -> Path:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two epochs; tests must not change it."""
     return train(tmp_path_factory.mktemp("shared"), "--epochs", 2)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium without a window; see ``tests/browser.py``."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="the browser test needs the package playwright (see .ci/run)")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 def load_tensors(path: Path) -> tuple[Any, str]:

@@ -1,24 +1,20 @@
-"""The exported page in a real browser, from a file and without a network: its images are those of the command, by mouse and by keyboard.
-
-Needs a Chromium on the PATH and the package playwright, which ``.ci/run`` installs; skipped, and said so, elsewhere.
-"""
+"""The exported page in a real browser, from a file and without a network: its images are those of the command, by mouse and by keyboard."""
 
 from __future__ import annotations
 
 import base64
+import functools
+import gzip
 import io
-import json
-import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ddpmctl.checkpoints.format import Checkpoint
@@ -32,24 +28,17 @@ from ddpmctl.sampling.requests import requests_for
 from ddpmctl.sampling.trajectory import RecordedFrame, record
 from ddpmctl.task import Task
 
+from .browser import needs_chromium
+from .browser import opened as opened_as
 from .conftest import ddpmctl
-from .test_export import HOSTILE, finished, random_checkpoint
+from .exports import HOSTILE, finished, random_checkpoint
 
-torch = pytest.importorskip("torch")
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-playwright = pytest.importorskip("playwright.sync_api", reason="the browser test needs the package playwright (see .ci/run)")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="the browser test needs Chromium on the PATH (see .ci/run)")]
+pytestmark = [pytest.mark.slow, needs_chromium]
+
+opened = functools.partial(opened_as, own=("file:", "data:", "blob:"))  # the page's worker has an address that begins with blob:
 
 PIXELS = "() => [...document.querySelectorAll('.pair canvas')].map(canvas => canvas.toDataURL())"
 OTHER = Task(("door, red", "дом", "b c"), 32, ("test",))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -75,29 +64,6 @@ def other(folder: Path) -> tuple[Checkpoint, Checkpoint, Path]:
 def page_of(file: Path, *checkpoints: Checkpoint) -> Path:
     finished(export([(one, Card(one.path.stem)) for one in checkpoints], "page", file))
     return file
-
-
-@contextmanager
-def opened(
-    browser: Any, file: Path, *, width: int = 1000, scheme: str = "light", script: str = "", problems: int = 0, blocked: tuple[str, ...] = ()
-) -> Iterator[Any]:
-    """Open a page without a network; at the end, nothing was loaded, and nothing was wrong beyond the expected number of problems."""
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
-    if script:
-        context.add_init_script(script)
-    page, found = context.new_page(), []
-    page.on("console", lambda message: found.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: found.append(str(error)))
-    page.on("dialog", lambda dialog: (found.append(dialog.message), dialog.dismiss()))
-    requests: list[str] = []
-    page.on("request", lambda made: requests.append(made.url) if not made.url.startswith(("file:", "data:", "blob:")) else None)
-    page.goto(file.as_uri())
-    yield page
-    if place := os.environ.get("PAGE_SCREENSHOTS"):
-        page.screenshot(path=str(Path(place) / f"{file.stem}-{width}-{scheme}.png"), full_page=True)
-    assert tuple(requests) == blocked
-    assert len(found) == problems, found
-    context.close()
 
 
 def wait_done(page: Any) -> None:
@@ -194,7 +160,7 @@ def test_the_page_fits_the_window_and_is_accessible(
 ) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     for file in (iclevr[1], other[2]):
-        with opened(browser, file, width=width, scheme=scheme) as page:
+        with opened(browser, file, width, scheme) as page:
             wait_done(page)
             for summary in page.locator("summary").all():
                 summary.click()
@@ -320,6 +286,8 @@ def test_what_is_shipped_is_what_the_source_builds(tmp_path: Path) -> None:
         if done.returncode and command[1] == "ci" and re.search(r"ENOTFOUND|ECONNREFUSED|EAI_AGAIN|ETIMEDOUT", done.stderr):
             pytest.skip("npm has no registry here")
         assert done.returncode == 0, done.stderr
-    for name in ("page.js", "engine.js", "page.css", "licences.txt"):
-        assert (tmp_path / "assets" / "page" / name).read_bytes() == (here / "assets" / "page" / name).read_bytes(), name
-    assert json.loads((project / "package-lock.json").read_text())["packages"]["node_modules/onnxruntime-web"]["version"]
+    made, shipped = tmp_path / "assets" / "page", here / "assets" / "page"
+    assert {file.name for file in made.iterdir()} == {file.name for file in shipped.iterdir()}
+    for file in made.iterdir():
+        read = gzip.decompress if file.suffix == ".gz" else bytes  # versions of zlib compress to other bytes
+        assert read(file.read_bytes()) == read((shipped / file.name).read_bytes()), file.name

@@ -1,25 +1,18 @@
-"""The page in a real browser: it opens without a network and without errors, sorts, filters, and fits the window in light and dark.
-
-Needs a Chromium on the PATH and the package playwright, which ``.ci/run`` installs; skipped, and said so, elsewhere.
-"""
+"""The page in a real browser: it opens without a network and without errors, sorts, filters, and fits the window in light and dark."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from .browser import needs_chromium, opened
 from .conftest import ddpmctl, train
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-playwright = pytest.importorskip("playwright.sync_api", reason="the browser test needs the package playwright (see .ci/run)")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the browser test needs Chromium on the PATH (see .ci/run)")
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -37,35 +30,10 @@ def page_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return files
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture(params=["light", "dark"])
 def page(request: pytest.FixtureRequest, browser: Any, page_files: dict[str, Path]) -> Iterator[Any]:
     with opened(browser, page_files["compare"], 1100, request.param) as page:
         yield page
-
-
-@contextmanager
-def opened(browser: Any, file: Path, width: int, scheme: str) -> Iterator[Any]:
-    """Open a page in a window of a width, without a network; at the end, nothing was loaded and nothing was wrong."""
-    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True)
-    page = context.new_page()
-    problems: list[str] = []
-    page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("request", lambda made: problems.append(made.url) if not made.url.startswith(("file:", "data:")) else None)
-    page.goto(file.as_uri())
-    yield page
-    if folder := os.environ.get("PAGE_SCREENSHOTS"):
-        page.screenshot(path=str(Path(folder) / f"{file.stem}-{width}-{scheme}.png"), full_page=True)
-    assert not problems
-    context.close()
 
 
 def test_a_click_on_a_heading_sorts_and_a_second_click_reverses(page: Any) -> None:

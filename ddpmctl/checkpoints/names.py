@@ -8,9 +8,9 @@ from pathlib import Path
 FORMAT = "ddpmctl checkpoint 1"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # of an exported folder
 PRETRAINED_NAME = "pretrained"
-"""The name of the model that comes with ddpmctl; a run or a file of this name comes first."""
+"""How commands call the model that comes with ddpmctl. A run or a file that has this name is taken instead."""
 PRETRAINED = Path(__file__).with_name("assets") / "quick"
-"""Its exported folder."""
+"""The folder of that model, as ``export`` writes it."""
 FILE_NAME = re.compile(r"epoch(?P<epoch>\d+)(?:_(?P<test>\d(?:\.\d+)?)(?:_(?P<new_test>\d(?:\.\d+)?))?)?\.pth")
 
 

@@ -185,13 +185,13 @@ def _conclude(
 
 
 def _checkpoints(paths: list[Path] | None, runs_dir: Path, terminal: Terminal) -> list[Path]:
-    from ddpmctl.interface.choices import newest_or_pretrained
+    from ddpmctl.interface.choices import checkpoint_path
     from ddpmctl.runs.folder import find_checkpoints
     from ddpmctl.runs.named import located_all
 
     if paths:
         return [file for path in located_all(paths, runs_dir) for file in find_checkpoints(path)]
-    found, which = newest_or_pretrained(runs_dir)
+    found, which = checkpoint_path(None, runs_dir)
     terminal.say(f"checkpoint: {found} ({which})")
     return [found]
 

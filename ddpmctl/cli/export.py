@@ -21,8 +21,6 @@ from ddpmctl.errors import DataError
 from ddpmctl.files import require_new_folder
 from ddpmctl.registry import EXPORTS
 
-PAGE, PAGE_SUFFIX = "page", ".html"  # the one form that is a file
-
 
 @command()
 def export(
@@ -32,15 +30,20 @@ def export(
     to: Annotated[
         str, typer.Option("--to", help=f"Form of the export ({', '.join(EXPORTS.names())}).", metavar="NAME", autocompletion=one_of(EXPORTS))
     ] = "safetensors",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to make (export); for page, the HTML file (model.html).", show_default=False)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder to make [default: export]; with --to page, the HTML file to write [default: model.html].", show_default=False),
+    ] = None,
     beside: Annotated[
         Path | None,
-        typer.Option("--beside", help="For page: a second model, shown beside the first on the same noise.", show_default=False, autocompletion=checkpoints),
+        typer.Option(
+            "--beside", help="With --to page: a second model, shown beside the first on the same noise.", show_default=False, autocompletion=checkpoints
+        ),
     ] = None,
     licence: Annotated[str, typer.Option("--licence", help="Licence of the weights, as model hubs name it, e.g. mit.", show_default="none")] = "",
     repeats: Annotated[int, typer.Option("--repeats", min=0, max=1000, help="Images per condition of the scores on the model card; 0: no scores.")] = 1,
     half: Annotated[  # noqa: FBT002
-        bool, typer.Option("--half", help="Round the weights to float16 first: half the size. The rounded ones are proven and scored.")
+        bool, typer.Option("--half", help="Round the weights to float16, which halves their size. The scores are those of the rounded weights.")
     ] = False,
     runs_dir: RunsDir = RUNS,
     assume: Assume = None,
@@ -53,18 +56,17 @@ def export(
     """
     terminal = Terminal()
     form = EXPORTS.check(to)
-    page = form == PAGE
-    out = out or Path(f"model{PAGE_SUFFIX}" if page else "export")
-    if not page:
-        require_new_folder(out, "--out")
-    prepare_output(out, "--out", folder=not page, suffix=PAGE_SUFFIX if page else "")
-
     with terminal.busy("loading torch and the checkpoint"):
         from ddpmctl.export.card import Card
         from ddpmctl.export.exporting import export as exporting
         from ddpmctl.export.exporting import usable_form
         from ddpmctl.export.half import halved
 
+        file: str = EXPORTS.get(form).file
+        out = out or Path(file or "export")
+        if not file:
+            require_new_folder(out, "--out")
+        prepare_output(out, "--out", folder=not file, suffix=Path(file).suffix)
         given = assumed(assume)
         chosen = [chosen_checkpoint(named, runs_dir, given, terminal) for named in (checkpoint, *([beside] if beside else []))]
         usable_form(form, chosen)  # refused before minutes of work
@@ -73,14 +75,17 @@ def export(
         for number, original in enumerate(chosen):
             model = halved(original, Path(rounded, str(number))) if half else original
             results = _results(terminal, original.path, model.path, repeats, given) if repeats and model.task.classes else None
-            models.append((model, Card(_name(original.path) if page else out.resolve().name, _data(original.path), licence, results, half=half)))
+            models.append((model, Card(_name(original.path) if file else out.resolve().name, _data(original.path), licence, results, half=half)))
         made = terminal.finish(exporting(models, form, out))
     terminal.result(str(made.out))
     terminal.say(f"{made.images} images on the same noise differ by at most {made.levels} of 255 levels, one call of the network by {made.call:.1g}")
 
 
 def _name(checkpoint: Path) -> str:
-    """Return what other commands take for a checkpoint: a run for its best, a file of a run, an exported folder, or a file; without folders above."""
+    """Return the name by which other commands find a checkpoint, without the folders above it.
+
+    That is the run for a run's best checkpoint, RUN/checkpoints/FILE for another one of a run, the folder for an exported model, and else the file.
+    """
     from ddpmctl.runs.folder import Run, best_checkpoint
 
     folder = checkpoint.absolute().parent

@@ -62,7 +62,7 @@ class Card:
         return "\n".join(lines) + "\n"
 
     def facts(self, checkpoint: CheckpointOutline) -> list[tuple[str, str]]:
-        """Return what is known of the model, as headings and texts."""
+        """Return what is known about the model, as pairs of name and text."""
         config = checkpoint.config
         preset, other = nearest_preset(config)
         return [
@@ -73,16 +73,21 @@ class Card:
             ("Checkpoint", f"sha256 {checkpoint.sha256}{', weights rounded to float16' if self.half else ''}"),
         ]
 
-    def scores(self) -> list[tuple[str, str]]:
-        """Return the scores as headings and texts, none where there are no results."""
-        if self.results is None:
-            return []
-        judge, rows = self.results["evaluator"], []
-        for name, score in self._scores().items():
-            low, high = score["interval"]
-            said = f"{score['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), exact match {score['exact_match']:.4f}, {score['images']} images"
-            rows.append((f"Accuracy on {name}", said))
-        return [*rows, ("Scored by", f"the classifier {visible(judge['name'])} (sha256 {judge['sha256']})")]
+    def scores(self) -> list[dict[str, str]]:
+        """Return a row for each condition file, by the names of the columns; none where there are no results."""
+        return [
+            {
+                "conditions": name, "accuracy": f"{score['accuracy']:.4f}", "95 % interval": "{:.4f} to {:.4f}".format(*score["interval"]),
+                "exact match": f"{score['exact_match']:.4f}", "images": str(score["images"]),
+            }
+            for name, score in self._scores().items()
+        ]  # fmt: skip
+
+    def judge(self) -> tuple[str, str, str]:
+        """Return name and sha256 of the classifier, and the settings, of the scores."""
+        assert self.results is not None
+        evaluator = self.results["evaluator"]
+        return evaluator["name"], evaluator["sha256"], f"seed {self.results['seed']}, {self.results['precision']}"
 
     def _head(self, form: str) -> dict[str, Any]:
         head: dict[str, Any] = {"library_name": "diffusers" if form == "diffusers" else "ddpmctl", "pipeline_tag": "unconditional-image-generation"}
@@ -100,18 +105,14 @@ class Card:
         return head
 
     def _scores(self) -> Mapping[str, Any]:
-        assert self.results is not None
-        scores: Mapping[str, Any] = self.results["checkpoints"][0]["scores"]
+        scores: Mapping[str, Any] = self.results["checkpoints"][0]["scores"] if self.results is not None else {}
         return scores
 
     def _table(self) -> list[str]:
-        assert self.results is not None
-        judge, rows = self.results["evaluator"], []
-        for name, score in self._scores().items():
-            low, high = score["interval"]
-            rows.append(f"| {name} | {score['accuracy']:.4f} | {low:.4f} to {high:.4f} | {score['exact_match']:.4f} | {score['images']} |")
-        said = f"Scored by the classifier {_code(judge['name'])} (sha256 {judge['sha256']}), seed {self.results['seed']}, {self.results['precision']}."
-        return [said, "", "| conditions | accuracy | 95 % interval | exact match | images |", "| --- | --- | --- | --- | --- |", *rows]
+        (name, sha256, settings), rows = self.judge(), self.scores()
+        said = f"Scored by the classifier {_code(name)} (sha256 {sha256}), {settings}."
+        lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
+        return [said, "", *(f"| {' | '.join(line)} |" for line in lines)]
 
 
 def _code(text: str) -> str:

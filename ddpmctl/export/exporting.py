@@ -57,8 +57,8 @@ class Form(Protocol):
 
     Attributes:
         packages: the packages that it needs, beside those that ddpmctl always has.
-        file: the name of the one file that it is; empty for a folder, which also gets a model card.
-        most: how many models fit in it.
+        file: the name of the file, where the export is one file; empty where it is a folder, which also gets a model card.
+        most: how many models one export can hold.
         levels: the largest difference of an image's pixels that is allowed, in grey levels of 255.
         call: the largest difference of one call's predicted x0 that is allowed, relative to its largest value.
     """
@@ -111,7 +111,7 @@ def export(models: Sequence[tuple[Checkpoint, Card]], name: str, out: Path) -> G
         out: the folder or file to make; a folder may exist if it is empty.
 
     Raises:
-        UsageError: the folder is in use or cannot be written to; more models than fit in the form.
+        UsageError: the folder is in use or cannot be written to, or the form cannot hold so many models.
         DataError: the models are of different tasks.
         NotEqualError: the export makes other images.
     """
@@ -151,7 +151,7 @@ def usable_form(name: str, checkpoints: Sequence[Checkpoint]) -> Form:
     if missing := [package for package in form.packages if importlib.util.find_spec(package) is None]:
         raise UsageError(f"--to {name}: needs {', '.join(missing)}; install with: python -m pip install 'ddpmctl[export]'")
     if len(checkpoints) > form.most:
-        raise UsageError(f"--to {name}: holds one model; --beside is for --to page")
+        raise UsageError(f"--beside: --to {name} exports one model; only --to page can show a second one")
     first = checkpoints[0]
     for checkpoint in checkpoints:
         require_same_task(str(first.path), first.task, str(checkpoint.path), checkpoint.task)

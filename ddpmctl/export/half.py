@@ -1,4 +1,4 @@
-"""Weights rounded to float16: half the size. What is exported, proven and scored is then the rounded checkpoint."""
+"""Rounding of weights to float16, which halves their size. The rounded weights are then the ones that are compared, scored and exported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ddpmctl.errors import DataError
 
 
 def halved(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
-    """Write a checkpoint into a folder, its weights rounded to float16, and return that one; networks still calculate in float32.
+    """Write a checkpoint with weights rounded to float16 into a folder, and return it; its network still calculates in float32.
 
     Raises:
         DataError: a weight is too large for float16.
@@ -28,10 +28,10 @@ def halved(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
 
 
 def as_half(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Return the weights with float16 for every floating type."""
+    """Return the weights of a checkpoint, with every floating-point tensor as float16."""
     return {name: value.half() if value.is_floating_point() else value for name, value in checkpoint.weights.items()}
 
 
 def is_half(checkpoint: Checkpoint) -> bool:
-    """Return whether float16 holds the weights without rounding, as those of ``halved``; a loaded checkpoint has them in float32."""
+    """Return whether all weights are float16 numbers, as those of ``halved``; once loaded, they are stored as float32."""
     return all(torch.equal(value, half) for value, half in zip(checkpoint.weights.values(), as_half(checkpoint).values(), strict=True))

@@ -1,4 +1,4 @@
-"""``--to page``: one HTML file in which the model runs; ``page/`` holds the source of its program, and ``assets/page/`` what is built from it.
+"""``--to page``: one HTML file in which the model runs: page.html.j2, page.css, and the program in ``assets/page/``, which is built from ``page/``.
 
 Beside the program, a page has JSON (``PageData`` in page/src/model.ts) and, for each model, the network as ONNX: the graph, and the weights
 apart from it, with the bytes of a float32 stored by significance, so that they can be compressed.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-import importlib
 import json
 import re
 from collections.abc import Generator, Sequence
@@ -40,7 +39,7 @@ from ddpmctl.task import Task
 FILE = "model.html"
 WEIGHTS = "weights"  # the name under which a graph looks for its weights
 STEPS = (8, 16, 28, 50, 100)  # offered beside the model's own number
-MANTISSA = 13  # bits kept of each weight's 23, rounded: 1 level of 255 in the images, and a third of the page's size
+MANTISSA = 13  # bits kept of each weight's 23: quick's weights then take 5.6 MB of a page instead of 8.7, and its images change by 1 level at most
 STORED = 3  # bytes of a weight: sign, exponent and mantissa have 1 + 8 + MANTISSA bits
 LARGE = 256  # values; smaller tensors stay in the graph
 
@@ -66,11 +65,12 @@ class Page:
             "aspects": _aspects(task), "first": first_labels(task), "models": models,
         }  # fmt: skip
         environment = Environment(loader=PackageLoader("ddpmctl.export", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        script, style = _asset("page.js"), _asset("page.css")
+        script, style = _asset("assets/page/page.js"), _asset("page.css")
         text = environment.get_template("page.html.j2").render(
             data=data, title=" and ".join(model["name"] for model in models),
-            script=script, script_hash=_hash(script), style=style, style_hash=_hash(style), engine=_asset("engine.js"), licences=_asset("licences.txt"),
-            json=_json(data), networks=[_network(original.pipeline) for original in originals],
+            script=script, script_hash=_hash(script), style=style, style_hash=_hash(style),
+            engine=_asset("assets/page/engine.js"), licences=_asset("assets/page/licences.txt"),
+            json=_json(data), networks=[_network(original) for original in originals],
             runtime=_text(files("ddpmctl.export").joinpath("assets/page/runtime.wasm.gz").read_bytes()),
         )  # fmt: skip
         write_text(folder / FILE, text)
@@ -79,10 +79,7 @@ class Page:
         """Return for each model what the page holds: its network in onnxruntime, and its plan for its own number of steps."""
         text = (folder / FILE).read_text(encoding="utf-8")
         data = json.loads(_embedded(text, "data"))
-        return [
-            (_session(text, number), {**data, "steps": model["plans"][str(model["steps"])]["steps"]})
-            for number, model in enumerate(data["models"])
-        ]  # fmt: skip
+        return [(_session(text, number), model["plans"][str(model["steps"])]) for number, model in enumerate(data["models"])]
 
     def images(self, loaded: tuple[Any, Any], pipeline: SamplingPipeline, requests: Sequence[ImageRequest]) -> Generator[Progress, None, Tensor]:
         """Return the images of the page's network and plan, from the noise of the requests."""
@@ -123,8 +120,19 @@ def _model(original: Original) -> dict[str, Any]:
 
 
 def _about(original: Original) -> list[tuple[str, str]]:
-    licence = [("Licence of the weights", visible(original.card.licence))] if original.card.licence else []
-    return [*original.card.facts(original.checkpoint), *original.card.scores(), *licence]
+    """Return what the page says of a model, as pairs of name and text."""
+    card = original.card
+    said = card.facts(original.checkpoint)
+    for row in card.scores():
+        said.append(
+            (f"Accuracy on {row['conditions']}", f"{row['accuracy']} ({row['95 % interval']}), exact match {row['exact match']}, {row['images']} images")
+        )
+    if card.results is not None:
+        name, sha256, settings = card.judge()
+        said.append(("Scored by", f"the classifier {visible(name)} (sha256 {sha256}), {settings}; brackets: 95 % intervals"))
+    if card.licence:
+        said.append(("Licence of the weights", visible(card.licence)))
+    return said
 
 
 def _names_objects(checkpoint: Checkpoint) -> bool:
@@ -132,7 +140,7 @@ def _names_objects(checkpoint: Checkpoint) -> bool:
 
 
 def _plan(pipeline: SamplingPipeline, count: int) -> dict[str, Any]:
-    """Return the steps of the sampler for a number of steps, and where one of several noises is chosen."""
+    """Return the sampler's table for a number of steps, and after which of them one of several particles is chosen."""
     with_count = replace(pipeline, sampling=replace(pipeline.sampling, steps=count))
     before, schedule = with_count.times_to_choice(), pipeline.diffusion.schedule
     return {
@@ -153,13 +161,13 @@ class _WithNames(nn.Module):
         return self.net(x_t, labels, time), self.net.name_objects(x_t, time)
 
 
-def _network(pipeline: SamplingPipeline) -> dict[str, Any]:
+def _network(original: Original) -> dict[str, Any]:
     """Return a network as texts: its graph, and its large weights, one after another in the graph's order."""
     from onnx import TensorProto
     from onnx.external_data_helper import set_external_data
 
-    net = _WithNames(pipeline.net) if isinstance(pipeline.net, Recogniser) else pipeline.net
-    model, weights = network_proto(net, pipeline.task), b""
+    net = original.pipeline.net
+    model, weights = network_proto(_WithNames(net) if _names_objects(original.checkpoint) else net, original.pipeline.task), bytearray()
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT and len(tensor.raw_data) >= 4 * LARGE:
             set_external_data(tensor, WEIGHTS, offset=len(weights), length=len(tensor.raw_data))
@@ -170,7 +178,7 @@ def _network(pipeline: SamplingPipeline) -> dict[str, Any]:
 
 
 def rounded(values: npt.NDArray[np.float32], mantissa: int) -> npt.NDArray[np.uint32]:
-    """Return the bits of float32 values, rounded to so many bits of the mantissa, halves to even."""
+    """Round float32 values to a number of mantissa bits, half to even, and return the bits of the results."""
     bits, dropped = values.view("<u4"), 23 - mantissa
     half = np.uint32((1 << (dropped - 1)) - 1) + ((bits >> np.uint32(dropped)) & np.uint32(1))
     kept: npt.NDArray[np.uint32] = (bits + half) & np.uint32(0xFFFFFFFF - ((1 << dropped) - 1))
@@ -180,6 +188,7 @@ def rounded(values: npt.NDArray[np.float32], mantissa: int) -> npt.NDArray[np.ui
 def _session(text: str, number: int) -> Any:
     """Return the network of a page's model in onnxruntime."""
     import onnx
+    import onnxruntime
     from onnx.external_data_helper import ExternalDataInfo
 
     model = onnx.load_from_string(gzip.decompress(base64.b64decode(_embedded(text, f"graph-{number}"))))
@@ -193,8 +202,7 @@ def _session(text: str, number: int) -> Any:
             tensor.raw_data = weights[place.offset : place.offset + place.length]
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
-    runtime: Any = importlib.import_module("onnxruntime")
-    return runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
 def _embedded(text: str, name: str) -> str:
@@ -204,7 +212,7 @@ def _embedded(text: str, name: str) -> str:
 
 
 def _asset(name: str) -> str:
-    return files("ddpmctl.export").joinpath("assets/page", name).read_text(encoding="utf-8")
+    return files("ddpmctl.export").joinpath(name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:
@@ -213,7 +221,7 @@ def _hash(text: str) -> str:
 
 
 def _json(value: Any) -> str:
-    """Return JSON that may stand between script tags: no text in it can end them."""
+    """Return JSON with ``<`` escaped, so that no text in it can close the script element that it stands in."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
 
 

@@ -31,13 +31,16 @@ if TYPE_CHECKING:
 
 
 def checkpoint_path(named: Path | None, runs_dir: Path) -> tuple[Path, str]:
-    """Return the file of the checkpoint that was named, a run's best for a run, or that of the newest run; and, in words, which one it is of a run.
+    """Return the file of the checkpoint that was named, a run's best for a run; without a name, that of the newest run, or the model that comes with
+    ddpmctl where there is no run. With it, in words, which one it is.
 
     Raises:
         UsageError: there is none.
     """
     if named is None:
-        return newest_or_pretrained(runs_dir)
+        if (newest := newest_best(runs_dir)) is not None:
+            return newest[0], f"the newest run's {newest[1]}"
+        return PRETRAINED / WEIGHTS, f"the model that comes with ddpmctl, because {runs_dir}/ has no run with a checkpoint"
     if not (path := located(named, runs_dir)).is_dir():
         return path, ""
     if (exported := path / WEIGHTS).is_file():
@@ -45,14 +48,6 @@ def checkpoint_path(named: Path | None, runs_dir: Path) -> tuple[Path, str]:
     if (found := best_checkpoint(Run(path))) is None:
         raise UsageError(f"{path}: is not a run with a checkpoint that best.json or latest.json names; name a .pth file or a run")
     return found[0], f"the run's {found[1]}"
-
-
-def newest_or_pretrained(runs_dir: Path) -> tuple[Path, str]:
-    """Return the best checkpoint of the newest run and what it is, in words; where there is none, the model that comes with ddpmctl."""
-    found = newest_best(runs_dir)
-    if found is None:
-        return PRETRAINED / WEIGHTS, f"the model that comes with ddpmctl, because {runs_dir}/ has no run with a checkpoint"
-    return found[0], f"the newest run's {found[1]}"
 
 
 def known_conditions(source: DataSource, checkpoints: Sequence[Path]) -> tuple[Conditions, DataSource]:

@@ -17,7 +17,6 @@ for (const entry of ["page", "engine"]) {
     define: { "import.meta.url": "self.location.href" }, // a page that lies in a file can start no module as a worker
   });
 }
-await writeFile(new URL("page.css", out), await readFile("page.css"));
 const runtime = await readFile(new URL("onnxruntime-web/dist/ort-wasm-simd-threaded.wasm", modules));
 await writeFile(new URL("runtime.wasm.gz", out), gzipSync(runtime, { level: 9 }));
 const terms = (await readFile(new URL("@noble/hashes/LICENSE", modules), "utf8")).split(/\n\n/).slice(2).join("\n\n").trim();
