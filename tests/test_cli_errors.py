@@ -134,6 +134,7 @@ def test_a_missing_checkpoint(tmp_path: Path) -> None:
 
 def test_there_is_no_run(tmp_path: Path) -> None:
     assert "train first" in refused(2, "show", "--runs-dir", tmp_path)
+    assert "train first" in refused(2, "evaluate", "--runs-dir", tmp_path / "nowhere")
 
 
 def test_output_below_a_file_cannot_be_written(run: Path, tmp_path: Path) -> None:

@@ -29,14 +29,29 @@ def test_it_is_small_and_says_what_it_is() -> None:
 
 
 def test_sample_takes_it_before_any_training_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
     first = ddpmctl("sample", "--labels", "red cube", *FEW, "--runs-dir", tmp_path / "runs", "--out", tmp_path / "a")
     assert first.exit_code == 0, first.stderr
-    assert f"the model that comes with ddpmctl, because {tmp_path / 'runs'}/ has no run with a checkpoint" in first.stderr
+    assert f"checkpoint: pretrained (it comes with ddpmctl; {tmp_path / 'runs'}/ has no run with a checkpoint)" in first.stderr
     train(tmp_path / "runs", "--epochs", 1)
     second = ddpmctl("sample", "--labels", "red cube", *FEW[:-2], "--runs-dir", tmp_path / "runs", "--out", tmp_path / "b")
     assert second.exit_code == 0, second.stderr
     assert "the newest run's" in second.stderr
     assert "comes with ddpmctl" not in second.stderr
+
+
+def test_a_folder_of_runs_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    for command in (("sample", "-l", "red cube"), ("evaluate",), ("export",)):
+        refused = ddpmctl(*command, "--runs-dir", tmp_path / "rusn")
+        assert refused.exit_code == 2
+        assert f"--runs-dir: there is no folder {tmp_path / 'rusn'}; train first" in refused.stderr
+
+
+def test_tables_call_it_pretrained(tmp_path: Path) -> None:
+    done = ddpmctl("evaluate", *FEW, "--conditions", "test", "--runs-dir", tmp_path)
+    assert done.exit_code == 0, done.stderr
+    assert "pretrained" in done.stdout
+    assert str(PRETRAINED) not in done.stdout
 
 
 @pytest.mark.parametrize("command", [("denoise-grid", "-l", "red cube", "--columns", 2, "--out"), ("sample", "-l", "red cube", "--out")])

@@ -18,3 +18,10 @@ def recorded_in_name(path: Path) -> dict[str, float]:
     """Return epoch and accuracies of a file name such as ``epoch315_0.625_0.619.pth``, else an empty dict."""
     match = FILE_NAME.fullmatch(path.name)
     return {name: float(text) for name, text in match.groupdict().items() if text is not None} if match else {}
+
+
+def short_name(path: Path) -> str:
+    """Return what a checkpoint is called where its run does not matter: ``pretrained``, the folder of an exported model, or the file's name."""
+    if path == PRETRAINED / WEIGHTS:
+        return PRETRAINED_NAME
+    return path.absolute().parent.name if path.name == WEIGHTS else path.name

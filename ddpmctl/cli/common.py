@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ddpmctl.checkpoints.names import PRETRAINED, PRETRAINED_NAME
 from ddpmctl.cli.terminal import Terminal
 from ddpmctl.config import Value
 from ddpmctl.config_sources import assumed, overrides
@@ -51,14 +52,19 @@ class Given:
         return Given(overrides(given, "sampling", config_file=config_file), overrides(given, "device", config_file=config_file), assumed(assume))
 
 
+def say_which(terminal: Terminal, path: Path, which: str) -> None:
+    """Say which checkpoint a command takes, and why."""
+    terminal.say(f"checkpoint: {PRETRAINED_NAME if path.parent == PRETRAINED else path} ({which})")
+
+
 def chosen_checkpoint(named: Path | None, runs_dir: Path, assume: dict[str, Value], terminal: Terminal) -> Checkpoint:
-    """Return the checkpoint that was named (a run's best, for a run), or the best of the newest run, saying so."""
+    """Return the checkpoint of ``checkpoint_path``, and say which it is where that was not given."""
     from ddpmctl.checkpoints.format import load_checkpoint
     from ddpmctl.interface.choices import checkpoint_path
 
     path, which = checkpoint_path(named, runs_dir)
     if which:
-        terminal.say(f"checkpoint: {path} ({which})")
+        say_which(terminal, path, which)
     checkpoint = load_checkpoint(path, assume)
     if checkpoint.foreign:
         config = checkpoint.config

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli.common import Given, beside_real
+from ddpmctl.cli.common import Given, beside_real, say_which
 from ddpmctl.cli.completion import checkpoints as complete_checkpoints
 from ddpmctl.cli.data_options import data_source
 from ddpmctl.cli.evaluate_images import refuse_sampling, score_images
@@ -192,7 +192,7 @@ def _checkpoints(paths: list[Path] | None, runs_dir: Path, terminal: Terminal) -
     if paths:
         return [file for path in located_all(paths, runs_dir) for file in find_checkpoints(path)]
     found, which = checkpoint_path(None, runs_dir)
-    terminal.say(f"checkpoint: {found} ({which})")
+    say_which(terminal, found, which)
     return [found]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ddpmctl.checkpoints.names import PRETRAINED, PRETRAINED_NAME, WEIGHTS
+from ddpmctl.checkpoints.names import short_name
 from ddpmctl.cli.common import chosen_checkpoint
 from ddpmctl.cli.completion import checkpoints, one_of
 from ddpmctl.cli.options import RUNS, Assume, RunsDir, command
@@ -48,7 +48,7 @@ def export(
     runs_dir: RunsDir = RUNS,
     assume: Assume = None,
 ) -> None:
-    """Export a model for other programs. It is sampled beside the checkpoint on the same noise; if the images differ, nothing is left.
+    """Export a model for other programs. Images of the export and of the checkpoint are compared, on the same noise; if they differ, nothing is left.
 
     ddpmctl export runs/NAME -o model --licence mit
     ddpmctl export runs/NAME --to onnx -o model
@@ -89,13 +89,9 @@ def _name(checkpoint: Path) -> str:
     from ddpmctl.runs.folder import Run, best_checkpoint
 
     folder = checkpoint.absolute().parent
-    if checkpoint == PRETRAINED / WEIGHTS:
-        return PRETRAINED_NAME
-    if checkpoint.name == WEIGHTS:
-        return folder.name
     run = Run(folder.parent)
     if folder != run.checkpoints or not run.config_file.is_file():
-        return checkpoint.name
+        return short_name(checkpoint)
     best = best_checkpoint(run)
     return run.folder.name if best is not None and best[0].name == checkpoint.name else str(checkpoint.absolute().relative_to(run.folder.parent))
 

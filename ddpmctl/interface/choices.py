@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 
 def checkpoint_path(named: Path | None, runs_dir: Path) -> tuple[Path, str]:
-    """Return the file of the checkpoint that was named, a run's best for a run; without a name, that of the newest run, or the model that comes with
-    ddpmctl where there is no run. With it, in words, which one it is.
+    """Return the file of the checkpoint that a command takes, and in words which one it is, where that was not given.
+
+    For a run, it is the run's best; without a name, that of the newest run, or the model that comes with ddpmctl where there is no run.
 
     Raises:
         UsageError: there is none.
@@ -40,7 +41,9 @@ def checkpoint_path(named: Path | None, runs_dir: Path) -> tuple[Path, str]:
     if named is None:
         if (newest := newest_best(runs_dir)) is not None:
             return newest[0], f"the newest run's {newest[1]}"
-        return PRETRAINED / WEIGHTS, f"the model that comes with ddpmctl, because {runs_dir}/ has no run with a checkpoint"
+        if not runs_dir.exists() and runs_dir != Path("runs"):
+            raise UsageError(f"--runs-dir: there is no folder {runs_dir}; train first, or name another folder")
+        return PRETRAINED / WEIGHTS, f"it comes with ddpmctl; {runs_dir}/ has no run with a checkpoint"
     if not (path := located(named, runs_dir)).is_dir():
         return path, ""
     if (exported := path / WEIGHTS).is_file():

@@ -6,20 +6,21 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ddpmctl.checkpoints.names import short_name
 from ddpmctl.runs.folder import epoch_in_name
 
 LONGEST = 17  # characters of a run's name; with intervals on a second line, as many are left for it at 80 columns
 
 
 def checkpoint_names(paths: Sequence[Path], titles: Mapping[Path, str]) -> list[str]:
-    """Return short names: run and epoch, such as ``q30 epoch 10``, else the file's name, or ``titles`` where that is not unique.
+    """Return short names: run and epoch, such as ``q30 epoch 10``, else ``short_name``, or ``titles`` where that is not unique.
 
     Checkpoints that would still have the same name are called by that part of their paths in which they differ.
     """
     named = [path for path in paths if epoch_in_name(path) >= 0]
     runs = _shortened([_folder(path) for path in named])
     short = {path: f"{run} epoch {epoch_in_name(path)}" for path, run in zip(named, runs, strict=True)}
-    names = [short.get(path, titles.get(path, path.name)) for path in paths]
+    names = [short.get(path, titles.get(path, short_name(path))) for path in paths]
     alike = [path.resolve() for path, name in zip(paths, names, strict=True) if names.count(name) > 1]
     shared = os.path.commonpath([path.parent for path in alike]) if alike else ""
     return [str(path.resolve().relative_to(shared)) if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
