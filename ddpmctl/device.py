@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 import os
 import time
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from ddpmctl.config import DeviceConfig
 from ddpmctl.errors import UsageError
+from ddpmctl.memory import keep_freed_memory, return_freed_memory
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ def make_compute_device(config: DeviceConfig, local: int = 0) -> ComputeDevice:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = _device(config.device, local)
+    keep_freed_memory()
     precision = config.precision if config.precision != "auto" else ("bf16" if _bf16_is_faster(device) else "fp32")
     return ComputeDevice(device, precision, config.compile)
 
@@ -84,7 +85,7 @@ def threads_that_fit(threads: int | None) -> int | None:
 
 def release_memory(compute: ComputeDevice) -> None:
     """Free unused memory after an out-of-memory error."""
-    gc.collect()
+    return_freed_memory()
     if compute.device.type == "cuda":
         torch.cuda.empty_cache()
 
