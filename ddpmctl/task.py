@@ -57,6 +57,11 @@ class Task:
         """The shape of an image, (3, H, W)."""
         return (3, self.size, self.size)
 
+    @property
+    def names_objects(self) -> bool:
+        """Whether a label names an object that an image shows at most once, as labels with aspects do."""
+        return bool(self.aspects)
+
     @cached_property
     def index(self) -> dict[str, int]:
         """The number of each class."""

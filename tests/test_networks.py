@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ddpmctl.config import Config, DiffusionConfig
 from ddpmctl.diffusion.schedules import make_schedule
 from ddpmctl.nets.fine_unet import Look, from_patches, to_patches
+from ddpmctl.nets.recognition import AN_OBJECT, none_or_one, none_or_some, seen_anywhere
 from ddpmctl.nets.unet import Detail, attend_both_ways
 from ddpmctl.nets.wiener import WienerFilter, cosine_levels
 from ddpmctl.registry import ACTIVATIONS, NETWORKS
@@ -46,20 +47,20 @@ def test_output_shape_and_gradients_of_every_weight(name: str, act: str) -> None
     assert out.dtype == torch.float32
     rng = torch.Generator().manual_seed(2)
     # In training mode, some networks also return what they recognise.
-    trained = net.train()(x_t, labels, time) if hasattr(net, "name_objects") else (out,)
+    trained = net.train()(x_t, labels, time) if hasattr(net, "find_objects") else (out,)
     sum((part * torch.randn(part.shape, generator=rng)).mean() for part in trained).backward()
     idle = [n for n, weight in net.named_parameters() if weight.grad is None or not weight.grad.abs().max() > 0]
     assert not idle
     assert all(torch.isfinite(weight.grad).all() for weight in net.parameters())
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS.names() if hasattr(NETWORKS.get(name), "name_objects")])
-def test_objects_are_named_from_the_image_and_the_time_alone(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in NETWORKS.names() if hasattr(NETWORKS.get(name), "find_objects")])
+def test_objects_are_found_from_the_image_and_the_time_alone(name: str) -> None:
     net, (x_t, labels, time) = network(name, "gelu"), batch()
-    named = net.name_objects(x_t, time)
-    assert torch.equal(named, net.train()(x_t, labels.flip(1), time)[1])
-    assert not torch.allclose(named, net.name_objects(x_t.flip(3), time))
-    assert not torch.allclose(named, net.name_objects(x_t, time / 2))
+    found = net.find_objects(x_t, time)
+    assert torch.equal(seen_anywhere(found), net.train()(x_t, labels.flip(1), time)[1])
+    assert not torch.allclose(found, net.find_objects(x_t.flip(3), time))
+    assert not torch.allclose(found, net.find_objects(x_t, time / 2))
 
 
 @every_network
@@ -290,6 +291,28 @@ def test_fine_unet_learns_to_name_what_its_input_shows() -> None:
         loss.backward()
         optimizer.step()
     assert net(x_t, shown.flip(0), time)[1].argmax(1).tolist() == [2, 9]
+
+
+def test_objects_are_peaks_and_each_is_there_or_not() -> None:
+    """Against all outcomes of independent peaks, by hand: an object over several cells is one peak, two objects apart are two."""
+    maps = torch.full((1, 4, 8, 8), -20.0)
+    maps[0, 1, 2:4, 2:4] = torch.tensor([[1.0, 2.0], [1.5, 1.0]])  # one object
+    maps[0, 2, 1, 1], maps[0, 2, 6, 5] = 2.0, 1.0  # two
+    maps[0, 3, 4, 4], maps[0, 3, 4, 5] = 3.0, 3.0  # one, whose highest cells are equal, as they often are in bf16
+    none, one = none_or_one(maps + AN_OBJECT)[0].exp()
+    p, q, r = (1 / (1 + math.exp(-logit)) for logit in (2.0, 1.0, 3.0))
+    assert none.tolist() == pytest.approx([1, 1 - p, (1 - p) * (1 - q), 1 - r], abs=1e-3)
+    assert one.tolist() == pytest.approx([0, p, p * (1 - q) + q * (1 - p), r], abs=1e-3)
+
+
+def test_a_class_is_seen_if_it_is_seen_anywhere() -> None:
+    maps = torch.full((1, 2, 8, 8), -20.0)
+    maps[0, 1, 3, 3] = maps[0, 1, 6, 1] = 9.0
+    expected = math.log(2 / 64) + 9
+    assert seen_anywhere(maps)[0].tolist() == pytest.approx([-20, expected], abs=1e-4)
+    absent, present = none_or_some(maps)[0].exp()
+    assert present.tolist() == pytest.approx([0, 1 / (1 + math.exp(-expected))], abs=1e-4)
+    assert (absent + present).tolist() == pytest.approx([1, 1])
 
 
 def test_attention_both_ways_by_hand() -> None:

@@ -1,12 +1,14 @@
-"""Several particles for each image: the network's own naming of the objects in x_t chooses between them."""
+"""Several particles for each image: the objects that the network itself recognises in x_t decide between them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpmctl.checkpoints.format import load_checkpoint
@@ -15,9 +17,10 @@ from ddpmctl.device import ComputeDevice
 from ddpmctl.diffusion.denoiser import Diffusion
 from ddpmctl.errors import UsageError
 from ddpmctl.evaluation.evaluate import pipeline_for
-from ddpmctl.iclevr import CLASSES
+from ddpmctl.iclevr import CLASSES, ICLEVR
+from ddpmctl.nets.recognition import AN_OBJECT
 from ddpmctl.registry import NETWORKS, SAMPLERS
-from ddpmctl.sampling.pipeline import CHOICE_TIME, Progressing, SamplingPipeline, names_objects, require_recogniser, sample_images, to_uint8
+from ddpmctl.sampling.pipeline import CHOICE_TIME, Progressing, SamplingPipeline, recognises_objects, require_recogniser, sample_images, to_uint8
 from ddpmctl.sampling.requests import ImageRequest, requests_for
 from ddpmctl.sampling.trajectory import record
 from tests.conftest import ddpmctl, train
@@ -27,7 +30,7 @@ BRIGHT = CLASSES[0]
 
 
 class TwoImages(nn.Module):
-    """The exact denoiser of data that are all bright or all dark, half and half. It ignores the labels, but names the bright images "red cube".
+    """The exact denoiser of data that are all bright or all dark, half and half. It ignores the labels, but sees a "red cube" in the bright images.
 
     Of x_t = signal x0 + noise eps and x0 = +-CONTRAST, E[x0 | x_t] = CONTRAST tanh(z / 2) and log p(bright | x_t) / p(dark | x_t) = z,
     with z = 2 CONTRAST signal / noise^2 sum(x_t).
@@ -47,10 +50,10 @@ class TwoImages(nn.Module):
         x0 = CONTRAST * torch.tanh(self.logit(x_t, time) / 2)
         return x0[:, None, None, None].expand(x_t.shape).float()
 
-    def name_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
+    def find_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
         self.images += len(x_t)
-        logits = torch.full((len(x_t), len(CLASSES)), -30.0)
-        logits[:, 0] = self.logit(x_t, time).float()
+        logits = torch.full((len(x_t), len(CLASSES), 1, 1), -30.0)
+        logits[:, 0, 0, 0] = self.logit(x_t, time).float()
         return logits
 
 
@@ -99,8 +102,31 @@ def test_the_likeliest_particle_is_kept() -> None:
         at_choice = next(frame.x_t for frame in made.frames([ImageRequest(r.labels, key) for r, key in zip(requests, keys, strict=True)]) if frame.t == t)
         likeliest.append(made.net.logit(at_choice, torch.full((64,), t / 100)))  # type: ignore[operator]
     numbers = [request.key[-1] if "particle" in request.key else 0 for request in chosen]  # type: ignore[attr-defined]
-    logits = torch.stack(likeliest)
-    assert torch.allclose(logits[numbers, range(64)], logits.max(0).values)
+    likelihoods = F.logsigmoid(torch.stack(likeliest) - AN_OBJECT)  # large logits have equal ones
+    assert torch.allclose(likelihoods[numbers, range(64)], likelihoods.max(0).values, atol=1e-5)
+    assert likelihoods.min() < -1
+
+
+class TwoPlaces(TwoImages):
+    """As above, but sees two red cubes in the bright images and one in the dark ones."""
+
+    def find_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
+        logits = torch.full((len(x_t), len(CLASSES), 1, 5), -30.0)
+        logits[:, 0, 0, 0] = 30.0
+        logits[:, 0, 0, 4] = self.logit(x_t, time).float()
+        return logits
+
+
+def test_an_object_that_is_there_twice_is_wrong_unless_the_labels_are_just_names() -> None:
+    task = ICLEVR
+    share = {}
+    for names in (True, False):
+        made = pipeline(4)
+        twice = replace(made, net=TwoPlaces(made.diffusion), task=task if names else replace(task, aspects=()))
+        images, _, _ = finished(sample_images(twice, asked_for(128)))
+        share[names] = (images.float().mean((1, 2, 3)) > 127.5).float().mean().item()
+    assert share[True] < 0.15, "all four particles are bright in one image of 16"
+    assert share[False] > 0.3, "nothing to choose by"
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.names())
@@ -149,7 +175,7 @@ def test_a_choice_comes_after_the_shapes_are_decided_and_before_the_last_step() 
 @pytest.mark.parametrize("net", NETWORKS.names())
 def test_networks_that_name_no_objects_are_refused(net: str) -> None:
     config = Config().replace(net=net, particles=2, objective="x0", label_loss=0.1)
-    if names_objects(net):
+    if recognises_objects(net):
         require_recogniser(config)
         with pytest.raises(UsageError, match="--particles: a network trained with --label-loss 0 does not recognise objects"):
             require_recogniser(config.replace(label_loss=0.0))

@@ -31,7 +31,7 @@ from ddpmctl.export.plan import plan_as_dict
 from ddpmctl.files import write_text
 from ddpmctl.progress import Progress
 from ddpmctl.registry import EXPORTS
-from ddpmctl.sampling.pipeline import Recogniser, SamplingPipeline, names_objects
+from ddpmctl.sampling.pipeline import Recogniser, SamplingPipeline, recognises_objects, shown
 from ddpmctl.sampling.requests import ImageRequest
 from ddpmctl.sampling.trajectory import APPEARING
 from ddpmctl.task import Task
@@ -115,7 +115,7 @@ def _model(original: Original) -> dict[str, Any]:
     return {
         "name": visible(original.card.name), "about": _about(original), "plans": {str(count): _plan(pipeline, count) for count in counts},
         "steps": own, "guidance": sampling.guidance, "guidance_from": sampling.guidance_from, "guidance_to": sampling.guidance_to,
-        "particles": checkpoint.config.sampling.particles, "names_objects": _names_objects(checkpoint),
+        "particles": checkpoint.config.sampling.particles, "recognises": _recognises(checkpoint),
     }  # fmt: skip
 
 
@@ -135,8 +135,8 @@ def _about(original: Original) -> list[tuple[str, str]]:
     return said
 
 
-def _names_objects(checkpoint: Checkpoint) -> bool:
-    return names_objects(checkpoint.config.model.net) and checkpoint.config.training.label_loss > 0
+def _recognises(checkpoint: Checkpoint) -> bool:
+    return recognises_objects(checkpoint.config.model.net) and checkpoint.config.training.label_loss > 0
 
 
 def _plan(pipeline: SamplingPipeline, count: int) -> dict[str, Any]:
@@ -149,16 +149,16 @@ def _plan(pipeline: SamplingPipeline, count: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-class _WithNames(nn.Module):
-    """A network whose second output are the logits of the objects that it sees in x_t."""
+class _Recognising(nn.Module):
+    """A network whose second output says what it recognises in x_t; see ``shown``."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, task: Task) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.task = net, task
 
     def forward(self, x_t: Tensor, labels: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         assert isinstance(self.net, Recogniser)
-        return self.net(x_t, labels, time), self.net.name_objects(x_t, time)
+        return self.net(x_t, labels, time), shown(self.net, x_t, time, self.task)
 
 
 def _network(original: Original) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _network(original: Original) -> dict[str, Any]:
     from onnx.external_data_helper import set_external_data
 
     net = original.pipeline.net
-    model, weights = network_proto(_WithNames(net) if _names_objects(original.checkpoint) else net, original.pipeline.task), bytearray()
+    model, weights = network_proto(_Recognising(net, original.pipeline.task) if _recognises(original.checkpoint) else net, original.pipeline.task), bytearray()
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT and len(tensor.raw_data) >= 4 * LARGE:
             set_external_data(tensor, WEIGHTS, offset=len(weights), length=len(tensor.raw_data))

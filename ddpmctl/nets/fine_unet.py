@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ddpmctl.config import ModelConfig
 from ddpmctl.iclevr import ICLEVR
+from ddpmctl.nets.recognition import seen_anywhere
 from ddpmctl.nets.unet import BANDS, HEAD, ChannelNorm, TimeEmbedding
 from ddpmctl.nets.wiener import WienerFilter
 from ddpmctl.registry import ACTIVATIONS, NETWORKS
@@ -142,11 +143,15 @@ class FineUNet(nn.Module):
         pixels = from_patches(self.out(x), self.patch).to(torch.float32, memory_format=torch.contiguous_format)
         estimate, log_error, shift = torch.split(pixels, [3, BANDS, 3 * BANDS], 1)
         x0_hat: Tensor = self.filter(self.mean + estimate, FIRST_LOG_ERROR + log_error, FIRST_SHIFT + shift, x_t, time)
-        return (x0_hat, self._seen(coarsest)) if self.training else x0_hat
+        return (x0_hat, seen_anywhere(self.recognise(coarsest).float())) if self.training else x0_hat
 
-    def name_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
-        """Return the logits of the objects that the encoder sees in x_t (B, 3, H, W) at t / T (B,), (B, C); it does not know the labels."""
-        return self._seen(self._encode(x_t, self.act(self.time(time)))[-1])
+    def find_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
+        """Return for each coarse cell of x_t (B, 3, H, W) at t / T (B,) the logits of the objects that the encoder sees there, (B, C, h, w).
+
+        The encoder does not know the labels.
+        """
+        logits: Tensor = self.recognise(self._encode(x_t, self.act(self.time(time)))[-1]).float()
+        return logits
 
     def _encode(self, x_t: Tensor, unlabelled: Tensor) -> list[Tensor]:
         """Return the features of every level, the finest first."""
@@ -155,11 +160,6 @@ class FineUNet(nn.Module):
             x = shrink(features[-1])
             features.append(down(x + self.where if down is self.down[-1] else x, unlabelled))
         return features
-
-    def _seen(self, x8: Tensor) -> Tensor:
-        """Return for each class the logarithm of the mean over all positions of exp(logit): high if the class is seen anywhere."""
-        logits: Tensor = self.recognise(x8).float().flatten(2)  # (B, C, positions)
-        return logits.logsumexp(2) - math.log(logits.shape[2])
 
 
 def levels(size: int) -> tuple[int, list[int]]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpmctl.config import Config, SamplingConfig
@@ -20,6 +19,7 @@ from ddpmctl.diffusion.samplers import Frame, own_options, sampler_times
 from ddpmctl.distributed.job import SINGLE, Job
 from ddpmctl.errors import DataError, UsageError, out_of_memory
 from ddpmctl.iclevr import ICLEVR
+from ddpmctl.nets.recognition import none_or_one, none_or_some
 from ddpmctl.progress import Progress
 from ddpmctl.registry import NETWORKS, SAMPLERS
 from ddpmctl.sampling.requests import BATCH, Batch, ImageRequest, describe_sampling, in_batches, with_actual_steps
@@ -36,10 +36,10 @@ class NotFiniteError(DataError):
 
 @runtime_checkable
 class Recogniser(Protocol):
-    """A network that names the objects in x_t."""
+    """A network that recognises the objects in x_t."""
 
-    def name_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
-        """Return the logits (B, C) of the objects that x_t (B, 3, H, W) shows at t / T (B,)."""
+    def find_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
+        """Return for each cell of x_t (B, 3, H, W) at t / T (B,) the logits of the objects that it shows, (B, C, h, w)."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +97,14 @@ class SamplingPipeline:
     def choose(self, requests: Sequence[ImageRequest]) -> Progressing[Sequence[ImageRequest]]:
         """Yield progress, counted in sampler steps of all images, and return the requests, each with the noise of its likeliest particle.
 
-        Each request is sampled from ``particles`` noises down to ``CHOICE_TIME``. The one is kept for which the network, when it names the
-        objects in x_t, gives the requested labels the highest probability.
+        Each request is sampled from ``particles`` noises down to ``CHOICE_TIME``. The one is kept for which the network finds it most probable
+        that x_t shows what was requested and nothing else; see ``shown``.
         """
         if not self._trials:
             return requests
         assert isinstance(self.net, Recogniser)  # see require_recogniser
         times, labels, total = self.times_to_choice(), label_tensor(requests, self.task).to(self.compute.device), len(requests) * self.work
+        last = self.diffusion.schedule.timesteps
         particles = [[_particle(request, number) for request in requests] for number in range(self.sampling.particles)]
         log_likelihood, done = [], 0
         for particle in particles:
@@ -114,8 +115,8 @@ class SamplingPipeline:
                     done += len(requests)
                     yield Progress("sampling", done, total)
             with torch.inference_mode(), self.compute.autocast():
-                logits = self.net.name_objects(x_t, torch.full((len(x_t),), times[-1] / self.diffusion.schedule.timesteps, device=x_t.device)).float()
-            log_likelihood.append(-F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(1).cpu())
+                absent, present = shown(self.net, x_t, torch.full((len(x_t),), times[-1] / last, device=x_t.device), self.task).unbind(1)
+            log_likelihood.append(torch.where(labels > 0, present, absent).sum(1).cpu())
         chosen = torch.stack(log_likelihood).argmax(0)
         return [particles[number][index] for index, number in enumerate(chosen.tolist())]
 
@@ -188,15 +189,24 @@ def require_recogniser(config: Config) -> None:
     """
     if config.sampling.particles == 1:
         return
-    if not names_objects(config.model.net):
+    if not recognises_objects(config.model.net):
         raise UsageError(f"--particles: the network {config.model.net} does not recognise objects; give --particles 1")
     if config.training.label_loss == 0:
         raise UsageError("--particles: a network trained with --label-loss 0 does not recognise objects; give --particles 1")
 
 
-def names_objects(net: str) -> bool:
-    """Return whether a registered network names the objects in x_t; see ``Recogniser``."""
-    return hasattr(NETWORKS.get(net), "name_objects")
+def shown(net: Recogniser, x_t: Tensor, time: Tensor, task: Task) -> Tensor:
+    """Return the log-probabilities (B, 2, C) that x_t (B, 3, H, W) at t / T (B,) does not show a label, and that it shows it as it should.
+
+    Labels that name objects are shown exactly once. In images of other tasks, nobody knows how often.
+    """
+    logits = net.find_objects(x_t, time).float()
+    return none_or_one(logits) if task.names_objects else none_or_some(logits)
+
+
+def recognises_objects(net: str) -> bool:
+    """Return whether a registered network recognises the objects in x_t; see ``Recogniser``."""
+    return hasattr(NETWORKS.get(net), "find_objects")
 
 
 def _particle(request: ImageRequest, number: int) -> ImageRequest:

@@ -21,7 +21,7 @@ from ddpmctl.distributed.replicas import Replicas
 from ddpmctl.errors import UsageError
 from ddpmctl.iclevr import ICLEVR
 from ddpmctl.registry import NETWORKS
-from ddpmctl.sampling.pipeline import names_objects, require_recogniser
+from ddpmctl.sampling.pipeline import recognises_objects, require_recogniser
 from ddpmctl.task import Task
 from ddpmctl.training.gradients import Gradients, require_finite
 from ddpmctl.training.optimizers import make_optimizers, set_lr
@@ -84,7 +84,7 @@ def require_trainable(config: Config) -> None:
         UsageError: it cannot.
     """
     name, net, objective = config.model.net, NETWORKS.get(config.model.net), config.diffusion.objective
-    if config.training.label_loss and not names_objects(name):
+    if config.training.label_loss and not recognises_objects(name):
         raise UsageError(f"--label-loss: the network {name} does not recognise objects; give --label-loss 0 or --net fine-unet")
     require_recogniser(config)
     if objective not in getattr(net, "objectives", (objective,)):

@@ -60,7 +60,7 @@ async function sample(id: number, request: Request): Promise<void> {
 async function* sampleModel(id: number, number: number, request: Request): AsyncGenerator<void> {
   const model = data.models[number];
   const plan = model.plans[request.steps];
-  const particles = model.names_objects ? request.particles : 1;
+  const particles = model.recognises ? request.particles : 1;
   const trials = Array.from({ length: particles }, (_, particle) => new Trajectory(number, plan, request, particle));
   const show = (trial: Trajectory): void => {
     const frame = trial.frame();
@@ -132,10 +132,11 @@ class Trajectory {
     return x.map((_, i) => (1 + w) * both[i] - w * both[i + x.length]);
   }
 
-  /** Return how likely the network finds it that the image shows the requested objects and no others. */
+  /** Return how likely the network finds it that the image shows what was requested, and nothing else. */
   async logLikelihood(id: number, time: number): Promise<number> {
     const seen = (await this.run(id, this.x, this.labels, time, 1))[1];
-    return seen.reduce((sum, logit, i) => sum - softplus(this.labels[i] ? -logit : logit), 0);
+    const [absent, present] = [seen.subarray(0, this.labels.length), seen.subarray(this.labels.length)];
+    return this.labels.reduce((sum, label, i) => sum + (label ? present : absent)[i], 0);
   }
 
   private async run(id: number, x: Float32Array, labels: Float32Array, time: number, batch: number): Promise<Float32Array[]> {
@@ -174,10 +175,6 @@ function joined(first: Float32Array, second: Float32Array): Float32Array {
   both.set(first);
   both.set(second, first.length);
   return both;
-}
-
-function softplus(value: number): number {
-  return Math.max(value, 0) + Math.log1p(Math.exp(-Math.abs(value)));
 }
 
 /** Return an image (3, H, W) of values in [-1, 1] as RGBA bytes. */

@@ -31,7 +31,7 @@ export interface Model {
   guidance_to: number;
   particles: number;
   /** Whether its second output names the objects in x_t. */
-  names_objects: boolean;
+  recognises: boolean;
 }
 
 export interface PageData {

@@ -109,7 +109,7 @@ class Page {
     }
     const values = { guidance: first.guidance, "guidance-from": first.guidance_from, "guidance-to": first.guidance_to, particles: 1 };
     for (const [id, value] of Object.entries(values)) part<HTMLInputElement>(id).value = String(value);
-    part("particles-row").hidden = !models.some((model) => model.names_objects);
+    part("particles-row").hidden = !models.some((model) => model.recognises);
     part("particles-note").textContent = `The model's own number is ${first.particles}; each costs about as much time as an image.`;
     part("objects").hidden = labels.length === 0;
     part("objects-title").textContent = this.data.aspects.length ? "Objects" : "Labels";
@@ -320,7 +320,7 @@ function canvas(size: number): HTMLCanvasElement {
 function command(model: Model, request: Request): string {
   const quoted = request.labels.map((label) => (/[",]/.test(label) ? `"${label.replaceAll('"', '""')}"` : label)).join(",");
   const what = request.labels.length ? `--labels ${shell(quoted)}` : "-n 1";
-  const particles = model.names_objects ? ` --particles ${request.particles}` : "";
+  const particles = model.recognises ? ` --particles ${request.particles}` : "";
   const guided = ` --guidance ${request.guidance} --guidance-from ${request.guidanceFrom} --guidance-to ${request.guidanceTo}`;
   return `ddpmctl sample ${shell(model.name)} ${what} --seed ${request.seed} --steps ${request.steps}${guided}${particles}`;
 }
