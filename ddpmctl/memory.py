@@ -1,4 +1,4 @@
-"""What becomes of main memory that was freed: kept for the next tensor, or returned to the system."""
+"""How the C library treats freed memory: it keeps it for the next tensor, or returns it to the system."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def return_freed_memory() -> None:
-    """Collect garbage, and return what is free to the system."""
+    """Run the garbage collector, and give unused memory back to the system."""
     gc.collect()
     libc = _glibc()
     if libc is not None:
@@ -37,7 +37,7 @@ def return_freed_memory() -> None:
 
 
 def _glibc() -> ctypes.CDLL | None:
-    """Return the C library of this process, if it is glibc."""
+    """Return the C library of this process if it is glibc, else None."""
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from ddpmctl.config import Config, DiffusionConfig
-from ddpmctl.diffusion.schedules import make_schedule
+from ddpmctl.config import Config
 from ddpmctl.nets.fine_unet import Look, from_patches, to_patches
-from ddpmctl.nets.recognition import AN_OBJECT, none_or_one, none_or_some, seen_anywhere
+from ddpmctl.nets.recognition import seen_anywhere
 from ddpmctl.nets.unet import Detail, attend_both_ways
-from ddpmctl.nets.wiener import WienerFilter, cosine_levels
 from ddpmctl.registry import ACTIVATIONS, NETWORKS
 from ddpmctl.training.trainer import make_network
 
@@ -127,97 +124,6 @@ def test_unet_with_all_gates_open_returns_its_input() -> None:
         torch.testing.assert_close(net(*given), given[0], rtol=1e-5, atol=1e-6)
 
 
-TIMES = torch.tensor([1, 2, 5, 20, 100, 500, 900])
-NO_SHIFT = torch.zeros(1, 9, 1, 1)
-
-
-def noisy(x0: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return x_t of the cosine schedule at ``TIMES``, in an added first dimension, and noise / signal."""
-    schedule = make_schedule(DiffusionConfig(schedule="cosine", timesteps=1000))
-    signal, noise = (torch.tensor(scale[TIMES], dtype=torch.float32).view(-1, 1, 1, 1) for scale in (schedule.signal, schedule.noise))
-    return signal * x0 + noise * eps, (noise / signal).flatten()
-
-
-def test_signal_and_noise_of_the_filter_are_those_of_the_cosine_schedule() -> None:
-    signal, log_sigma = cosine_levels(TIMES / 1000)
-    x_t, sigma = noisy(torch.ones(1, 1, 1), torch.zeros(1, 1, 1))
-    torch.testing.assert_close(signal, x_t.flatten(), rtol=1e-4, atol=0)
-    torch.testing.assert_close(log_sigma.exp(), sigma, rtol=1e-4, atol=0)
-    assert all(torch.isfinite(level).all() for level in cosine_levels(torch.ones(1))), "pure noise"
-
-
-def test_the_filter_returns_the_posterior_mean_of_gaussian_errors() -> None:
-    """Where each band of x0 has the same error s, the filter is the closed form for one number; its squared error is the posterior variance."""
-    rng, error = torch.Generator().manual_seed(0), 0.1
-    estimate = torch.rand((1, 3, 64, 64), generator=rng)
-    x0 = estimate + error * torch.randn((1, 3, 64, 64), generator=rng)
-    x_t, sigma = noisy(x0, torch.randn((1, 3, 64, 64), generator=rng))
-    found = WienerFilter(64)(estimate.expand(len(TIMES), -1, -1, -1), torch.full((len(TIMES), 3, 64, 64), math.log(error)), NO_SHIFT, x_t, TIMES / 1000)
-    variance = error**2 * sigma**2 / (error**2 + sigma**2)
-    torch.testing.assert_close((found - x0).square().mean((1, 2, 3)), variance, rtol=0.05, atol=0)
-
-
-def test_the_filter_returns_the_posterior_mean_of_errors_towards_one_colour() -> None:
-    """With the covariance s^2 I + u u^T in every band, the filter is the matrix C (C + sigma^2)^-1, pixel by pixel."""
-    rng, error = torch.Generator().manual_seed(0), 0.1
-    estimate, u = torch.rand((1, 3, 64, 64), generator=rng), torch.tensor([0.3, -0.5, 0.2])
-    x0 = estimate + error * torch.randn((1, 3, 64, 64), generator=rng) + torch.randn((1, 1, 64, 64), generator=rng) * u.view(3, 1, 1)
-    x_t, sigma = noisy(x0, torch.randn((1, 3, 64, 64), generator=rng))
-    log_error, shift = torch.full((len(TIMES), 3, 64, 64), math.log(error)), u.repeat(3).view(1, 9, 1, 1).expand(len(TIMES), -1, 64, 64)
-    found = WienerFilter(64)(estimate.expand(len(TIMES), -1, -1, -1), log_error, shift, x_t, TIMES / 1000)
-    covariance = (error**2 * torch.eye(3) + torch.outer(u, u)).expand(len(TIMES), 3, 3)
-    gain = covariance @ torch.linalg.inv(covariance + sigma.square().view(-1, 1, 1) * torch.eye(3))
-    signal = cosine_levels(TIMES / 1000)[0].view(-1, 1, 1, 1)
-    torch.testing.assert_close(found, estimate + torch.einsum("bij,bjhw->bihw", gain, x_t / signal - estimate), rtol=1e-3, atol=1e-3)
-    variance = (covariance - gain @ covariance).diagonal(dim1=1, dim2=2).mean(1)
-    torch.testing.assert_close((found - x0).square().mean((1, 2, 3)), variance, rtol=0.05, atol=0)
-
-
-def test_the_filter_corrects_only_the_bands_in_which_the_estimate_may_be_wrong() -> None:
-    x_t, estimate = batch(2)[0], torch.zeros(2, 3, 64, 64)
-    high, middle, low = Detail()(x_t)
-    time = torch.zeros(2)  # no noise: x_t is x0
-    for wrong, band in enumerate((high, middle, low)):
-        log_error = torch.full((2, 3, 64, 64), -torch.inf)
-        log_error[:, wrong] = 0
-        torch.testing.assert_close(WienerFilter(64)(estimate, log_error.nan_to_num(neginf=-1e30), NO_SHIFT, x_t, time + 1e-4), band, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("wrong", range(3))
-def test_each_band_has_its_own_direction_of_colour(wrong: int) -> None:
-    x_t, estimate = batch(2)[0], torch.zeros(2, 3, 64, 64)
-    band, u = Detail()(x_t)[wrong], torch.tensor([0.6, 0.0, 0.8]).view(3, 1, 1)
-    shift = torch.zeros(2, 9, 64, 64)
-    shift[:, 3 * wrong : 3 * wrong + 3] = u
-    found = WienerFilter(64)(estimate, torch.full((2, 3, 64, 64), -1e30), shift, x_t, torch.full((2,), 1e-4))  # hardly any noise: x_t is x0
-    torch.testing.assert_close(found, u * (u * band).sum(1, keepdim=True), rtol=1e-3, atol=1e-3)
-
-
-def test_the_gradients_of_the_filter_are_those_of_the_matrices() -> None:
-    """The written-out gradients equal autograd's through C (C + sigma^2)^-1, built as matrices, in every band and pixel."""
-    rng, time = torch.Generator().manual_seed(0), torch.tensor([0.05, 0.6])
-    x_t, weight = torch.randn((2, 2, 3, 64, 64), generator=rng)
-    given = [0.5 * torch.randn((2, channels, 64, 64), generator=rng) for channels in (3, 3, 9)]
-
-    def gradients(function: Callable[..., Tensor]) -> list[Tensor]:
-        arguments = [value.clone().requires_grad_() for value in given]
-        (function(*arguments) * weight).sum().backward()
-        return [value.grad for value in arguments if value.grad is not None]
-
-    def by_matrices(estimate: Tensor, log_error: Tensor, shift: Tensor) -> Tensor:
-        signal, log_sigma = (level.view(-1, 1, 1, 1, 1) for level in cosine_levels(time))
-        out, noise = estimate, (2 * log_sigma).exp() * torch.eye(3)
-        for s, u, band in zip(log_error.exp().split(1, 1), shift.split(3, 1), Detail()(x_t / signal[..., 0] - estimate), strict=True):
-            column = u.permute(0, 2, 3, 1)[..., None]  # (B, H, W, 3, 1)
-            covariance = s.permute(0, 2, 3, 1)[..., None] ** 2 * torch.eye(3) + column @ column.mT
-            out = out + (covariance @ torch.linalg.solve(covariance + noise, band.permute(0, 2, 3, 1)[..., None]))[..., 0].permute(0, 3, 1, 2)
-        return out
-
-    filtered = WienerFilter(64)
-    for found, expected in zip(gradients(lambda *values: filtered(*values, x_t, time)), gradients(by_matrices), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
-
-
 def test_the_layers_of_fine_unet_give_estimate_error_and_direction() -> None:
     net, (x_t, labels, time) = make_network(Config().replace(net="fine-unet", width=8)).eval(), batch()
     bias = net.out[-1].bias
@@ -291,28 +197,6 @@ def test_fine_unet_learns_to_name_what_its_input_shows() -> None:
         loss.backward()
         optimizer.step()
     assert net(x_t, shown.flip(0), time)[1].argmax(1).tolist() == [2, 9]
-
-
-def test_objects_are_peaks_and_each_is_there_or_not() -> None:
-    """Against all outcomes of independent peaks, by hand: an object over several cells is one peak, two objects apart are two."""
-    maps = torch.full((1, 4, 8, 8), -20.0)
-    maps[0, 1, 2:4, 2:4] = torch.tensor([[1.0, 2.0], [1.5, 1.0]])  # one object
-    maps[0, 2, 1, 1], maps[0, 2, 6, 5] = 2.0, 1.0  # two
-    maps[0, 3, 4, 4], maps[0, 3, 4, 5] = 3.0, 3.0  # one, whose highest cells are equal, as they often are in bf16
-    none, one = none_or_one(maps + AN_OBJECT)[0].exp()
-    p, q, r = (1 / (1 + math.exp(-logit)) for logit in (2.0, 1.0, 3.0))
-    assert none.tolist() == pytest.approx([1, 1 - p, (1 - p) * (1 - q), 1 - r], abs=1e-3)
-    assert one.tolist() == pytest.approx([0, p, p * (1 - q) + q * (1 - p), r], abs=1e-3)
-
-
-def test_a_class_is_seen_if_it_is_seen_anywhere() -> None:
-    maps = torch.full((1, 2, 8, 8), -20.0)
-    maps[0, 1, 3, 3] = maps[0, 1, 6, 1] = 9.0
-    expected = math.log(2 / 64) + 9
-    assert seen_anywhere(maps)[0].tolist() == pytest.approx([-20, expected], abs=1e-4)
-    absent, present = none_or_some(maps)[0].exp()
-    assert present.tolist() == pytest.approx([0, 1 / (1 + math.exp(-expected))], abs=1e-4)
-    assert (absent + present).tolist() == pytest.approx([1, 1])
 
 
 def test_attention_both_ways_by_hand() -> None:

@@ -118,15 +118,12 @@ class TwoPlaces(TwoImages):
 
 
 def test_an_object_that_is_there_twice_is_wrong_unless_the_labels_are_just_names() -> None:
-    task = ICLEVR
-    share = {}
-    for names in (True, False):
-        made = pipeline(4)
-        twice = replace(made, net=TwoPlaces(made.diffusion), task=task if names else replace(task, aspects=()))
-        images, _, _ = finished(sample_images(twice, asked_for(128)))
-        share[names] = (images.float().mean((1, 2, 3)) > 127.5).float().mean().item()
-    assert share[True] < 0.15, "all four particles are bright in one image of 16"
-    assert share[False] > 0.3, "nothing to choose by"
+    made, bright = pipeline(4), []
+    for task in (ICLEVR, replace(ICLEVR, aspects=())):
+        images, _, _ = finished(sample_images(replace(made, net=TwoPlaces(made.diffusion), task=task), asked_for(128)))
+        bright.append((images.float().mean((1, 2, 3)) > 127.5).float().mean().item())
+    assert bright[0] < 0.15, "all four particles are bright in one image of 16"
+    assert bright[1] > 0.3, "nothing to choose by"
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.names())
@@ -173,7 +170,7 @@ def test_a_choice_comes_after_the_shapes_are_decided_and_before_the_last_step() 
 
 
 @pytest.mark.parametrize("net", NETWORKS.names())
-def test_networks_that_name_no_objects_are_refused(net: str) -> None:
+def test_networks_that_do_not_recognise_objects_are_refused(net: str) -> None:
     config = Config().replace(net=net, particles=2, objective="x0", label_loss=0.1)
     if recognises_objects(net):
         require_recogniser(config)

@@ -31,7 +31,7 @@ from ddpmctl.export.plan import plan_as_dict
 from ddpmctl.files import write_text
 from ddpmctl.progress import Progress
 from ddpmctl.registry import EXPORTS
-from ddpmctl.sampling.pipeline import Recogniser, SamplingPipeline, recognises_objects, shown
+from ddpmctl.sampling.pipeline import Recogniser, SamplingPipeline, label_log_probabilities, recognises_objects
 from ddpmctl.sampling.requests import ImageRequest
 from ddpmctl.sampling.trajectory import APPEARING
 from ddpmctl.task import Task
@@ -150,7 +150,7 @@ def _plan(pipeline: SamplingPipeline, count: int) -> dict[str, Any]:
 
 
 class _Recognising(nn.Module):
-    """A network whose second output says what it recognises in x_t; see ``shown``."""
+    """A network with a second output: the log-probabilities by which a particle is chosen; see ``label_log_probabilities``."""
 
     def __init__(self, net: nn.Module, task: Task) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class _Recognising(nn.Module):
 
     def forward(self, x_t: Tensor, labels: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         assert isinstance(self.net, Recogniser)
-        return self.net(x_t, labels, time), shown(self.net, x_t, time, self.task)
+        return self.net(x_t, labels, time), label_log_probabilities(self.net, x_t, time, self.task)
 
 
 def _network(original: Original) -> dict[str, Any]:

@@ -146,7 +146,7 @@ class FineUNet(nn.Module):
         return (x0_hat, seen_anywhere(self.recognise(coarsest).float())) if self.training else x0_hat
 
     def find_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
-        """Return for each coarse cell of x_t (B, 3, H, W) at t / T (B,) the logits of the objects that the encoder sees there, (B, C, h, w).
+        """Return one logit for each class and each cell of the coarsest level, (B, C, h, w): whether x_t (B, 3, H, W) at t / T (B,) shows an object there.
 
         The encoder does not know the labels.
         """

@@ -1,4 +1,4 @@
-"""What maps of logits, (B, C, H, W), say of the objects in an image: each value is the logit that a cell shows an object of a class."""
+"""Which objects an image shows, from maps of logits (B, C, H, W): one logit for each class and each cell of a coarse grid."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ TIE = 1e-4  # added over all cells; far less than logits differ by
 
 
 def seen_anywhere(logits: Tensor) -> Tensor:
-    """Return for each class the logarithm of the mean over all cells of exp(logit), (B, C): high if the class is seen anywhere."""
+    """Return one logit for each class and image, (B, C): the log of the mean of exp(logit) over all cells. It is high if any cell's logit is."""
     cells = logits.flatten(2)
     return cells.logsumexp(2) - math.log(cells.shape[2])
 
 
 def none_or_one(logits: Tensor) -> Tensor:
-    """Return the log-probabilities (B, 2, C) that an image shows no object of a class, and exactly one.
+    """Return for each class the log-probabilities (B, 2, C) that the image shows no object of it, and that it shows exactly one.
 
     A cell may be an object if no neighbour's logit is higher: an object covers several cells, and two objects are two such peaks. Each peak is an
     object or not, independently of the others: log P(none) is the sum of log(1 - p), and P(one) is P(none) times the sum of p / (1 - p).
@@ -34,6 +34,6 @@ def none_or_one(logits: Tensor) -> Tensor:
 
 
 def none_or_some(logits: Tensor) -> Tensor:
-    """Return the log-probabilities (B, 2, C) that an image does not show a class, and that it does."""
+    """Return for each class the log-probabilities (B, 2, C) that the image does not show it, and that it does."""
     seen = seen_anywhere(logits)
     return torch.stack((F.logsigmoid(-seen), F.logsigmoid(seen)), 1)

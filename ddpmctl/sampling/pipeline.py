@@ -98,13 +98,13 @@ class SamplingPipeline:
         """Yield progress, counted in sampler steps of all images, and return the requests, each with the noise of its likeliest particle.
 
         Each request is sampled from ``particles`` noises down to ``CHOICE_TIME``. The one is kept for which the network finds it most probable
-        that x_t shows what was requested and nothing else; see ``shown``.
+        that x_t shows what was requested and nothing else; see ``label_log_probabilities``.
         """
         if not self._trials:
             return requests
         assert isinstance(self.net, Recogniser)  # see require_recogniser
         times, labels, total = self.times_to_choice(), label_tensor(requests, self.task).to(self.compute.device), len(requests) * self.work
-        last = self.diffusion.schedule.timesteps
+        time = times[-1] / self.diffusion.schedule.timesteps
         particles = [[_particle(request, number) for request in requests] for number in range(self.sampling.particles)]
         log_likelihood, done = [], 0
         for particle in particles:
@@ -115,7 +115,8 @@ class SamplingPipeline:
                     done += len(requests)
                     yield Progress("sampling", done, total)
             with torch.inference_mode(), self.compute.autocast():
-                absent, present = shown(self.net, x_t, torch.full((len(x_t),), times[-1] / last, device=x_t.device), self.task).unbind(1)
+                found = label_log_probabilities(self.net, x_t, torch.full((len(x_t),), time, device=x_t.device), self.task)
+            absent, present = found.unbind(1)
             log_likelihood.append(torch.where(labels > 0, present, absent).sum(1).cpu())
         chosen = torch.stack(log_likelihood).argmax(0)
         return [particles[number][index] for index, number in enumerate(chosen.tolist())]
@@ -182,7 +183,7 @@ class SamplingPipeline:
 
 
 def require_recogniser(config: Config) -> None:
-    """Check that settings with several particles have a network that learns to name objects.
+    """Check that settings with several particles have a network that learns to recognise objects.
 
     Raises:
         UsageError: they have not.
@@ -195,10 +196,10 @@ def require_recogniser(config: Config) -> None:
         raise UsageError("--particles: a network trained with --label-loss 0 does not recognise objects; give --particles 1")
 
 
-def shown(net: Recogniser, x_t: Tensor, time: Tensor, task: Task) -> Tensor:
-    """Return the log-probabilities (B, 2, C) that x_t (B, 3, H, W) at t / T (B,) does not show a label, and that it shows it as it should.
+def label_log_probabilities(net: Recogniser, x_t: Tensor, time: Tensor, task: Task) -> Tensor:
+    """Return two log-probabilities for each class, (B, 2, C): if it is not requested, x_t (B, 3, H, W) at t / T (B,) is right; if it is, x_t is right.
 
-    Labels that name objects are shown exactly once. In images of other tasks, nobody knows how often.
+    An object that is not requested must be absent, and a requested one must be there exactly once. Other labels may be seen any number of times.
     """
     logits = net.find_objects(x_t, time).float()
     return none_or_one(logits) if task.names_objects else none_or_some(logits)

@@ -30,7 +30,7 @@ export interface Model {
   guidance_from: number;
   guidance_to: number;
   particles: number;
-  /** Whether its second output names the objects in x_t. */
+  /** Whether it has a second output, which says how likely x_t shows each label. */
   recognises: boolean;
 }
 
