@@ -13,6 +13,7 @@ from ddpmctl.config import Config
 from ddpmctl.nets.fine_unet import Look, from_patches, to_patches
 from ddpmctl.nets.recognition import seen_anywhere
 from ddpmctl.nets.unet import Detail, attend_both_ways
+from ddpmctl.nets.wiener import BANDS
 from ddpmctl.registry import ACTIVATIONS, NETWORKS
 from ddpmctl.training.trainer import make_network
 
@@ -129,9 +130,9 @@ def test_the_layers_of_fine_unet_give_estimate_error_and_direction() -> None:
     bias = net.out[-1].bias
     with torch.no_grad():
         outputs = [net(x_t, labels, time)]
-        for part in (slice(0, 3), slice(3, 6), slice(6, 15)):
+        for part in (slice(0, 3), slice(3, 3 + BANDS), slice(3 + BANDS, 3 + 4 * BANDS)):
             bias.zero_()
-            bias.view(4, 15)[:, part] = 0.5
+            bias.view(4, -1)[:, part] = 0.5
             outputs.append(net(x_t, labels, time))
     assert all((one - other).abs().max() > 1e-3 for i, one in enumerate(outputs) for other in outputs[:i])
 

@@ -9,36 +9,41 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ddpmctl.nets.unet import BANDS
-
+BANDS = 5  # of the filter; see ``WienerFilter.bands``
 LATEST = 0.998  # of t / T: at 1, the cosine schedule has no signal at all
 LEAST_SIGNAL = 0.05
 
 
 class WienerFilter(nn.Module):
-    """Correct an estimate of x0 by x_t: the posterior mean for Gaussian errors, in three frequency bands.
+    """Correct an estimate of x0 by x_t: the posterior mean for Gaussian errors, in five bands.
 
     With x_t / signal = x0 + sigma * eps and an estimate m, whose error in the three colours of a pixel has the covariance C, the mean of x0 given
     x_t is m + C (C + sigma^2)^-1 (x_t / signal - m) (Wiener 1949). At low noise it tends to x_t, so that grain and edges need not pass through
     the layers. C is s^2 I + u u^T: at an edge, a pixel may have either side's colour, and u lies along their difference. Without u, the
     correction would let noise of every colour pass there.
 
+    Two bands hold what varies across an upright or a level line and not along it. Where the place of such an edge is uncertain, the pixels along it
+    are wrong together: the correction takes their common part, and the noise of each single pixel does not pass. With bands that have no direction,
+    it does, and edges become jagged.
+
     Signal and sigma are those of the cosine schedule (Nichol & Dhariwal 2021, eq. 17); with another one, the network learns the difference.
     """
 
-    blur: Tensor
+    short: Tensor
+    long: Tensor
 
     def __init__(self, size: int) -> None:
         """Create the transform that splits an image of ``size`` x ``size`` pixels into bands; nothing here is trained."""
         super().__init__()
-        self.register_buffer("blur", torch.stack([blur_matrix(size, spread) for spread in (1, 2)]), persistent=False)
+        self.register_buffer("short", blur_matrix(size, 1), persistent=False)
+        self.register_buffer("long", blur_matrix(size, 2) @ blur_matrix(size, 1), persistent=False)
 
     def forward(self, estimate: Tensor, log_error: Tensor, shift: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
         """Return x0_hat (B, 3, H, W), in float32. It is fastest where each channel is contiguous.
 
         Args:
             estimate: m, (B, 3, H, W).
-            log_error: log s in each band, high band first, (B, BANDS, H, W).
+            log_error: log s in each band, in the order of ``bands``, (B, BANDS, H, W).
             shift: u in each band, (B, BANDS * 3, H, W).
             x_t: (B, 3, H, W).
             time: t / T, (B,).
@@ -48,11 +53,17 @@ class WienerFilter(nn.Module):
             values = (estimate, log_error, shift, (2 * log_sigma).exp(), *self.bands(x_t.float().contiguous() / signal - estimate))
             return _Correction.apply(*values) if torch.is_grad_enabled() else _corrected(*values)[0]
 
-    def bands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Split x (B, 3, H, W) into a high, a middle and a low band, whose sum is x: as ``Detail`` does, and faster on a CPU."""
-        once = self.blur[0] @ x @ self.blur[0].T
-        twice = self.blur[1] @ once @ self.blur[1].T
-        return x - once, once - twice, twice
+    def bands(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Split x (B, 3, H, W) into five bands, whose sum is x: fine, middle, upright lines, level lines, coarse.
+
+        With averages over 7 pixels along one direction or the other (weights 1 to 4 to 1, of 16), x is the product of (average + rest) in both directions; the
+        part that is rest in both is split once more.
+        """
+        upright, level = self.long @ x, x @ self.long.T
+        coarse = upright @ self.long.T
+        rest = x - upright - level + coarse
+        middle = self.short @ rest @ self.short.T
+        return rest - middle, middle, upright - coarse, level - coarse, coarse
 
 
 class _Correction(torch.autograd.Function):
