@@ -17,7 +17,7 @@ from .conftest import batch
 
 TIMES = torch.tensor([1, 2, 5, 20, 100, 500, 900])
 NO_SHIFT = torch.zeros(1, 3 * BANDS, 1, 1)
-UPRIGHT, LEVEL = 2, 3
+VERTICAL, HORIZONTAL = 2, 3
 
 
 def noisy(x0: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,27 +62,27 @@ def test_the_filter_returns_the_posterior_mean_of_errors_towards_one_colour() ->
     torch.testing.assert_close((found - x0).square().mean((1, 2, 3)), variance, rtol=0.05, atol=0)
 
 
-def test_the_bands_sum_to_the_image_and_separate_upright_from_level_lines() -> None:
+def test_the_bands_sum_to_the_image_and_separate_vertical_from_horizontal_lines() -> None:
     image = batch(2)[0]
     torch.testing.assert_close(sum(WienerFilter(64).bands(image)), image, rtol=0, atol=1e-5)
     line = torch.zeros(1, 3, 64, 64)
     line[..., 30] = 1
-    for lines, own in ((line, UPRIGHT), (line.mT, LEVEL)):
+    for lines, own in ((line, VERTICAL), (line.mT, HORIZONTAL)):
         bands = WienerFilter(64).bands(lines)
-        torch.testing.assert_close(bands[own] + bands[-1], lines, rtol=0, atol=1e-6)  # what is left is its coarse part
+        torch.testing.assert_close(bands[own] + bands[-1], lines, rtol=0, atol=1e-6)  # what is left is its low band
         assert bands[own].abs().max() > 0.7
 
 
-def test_of_an_uncertain_upright_line_the_filter_takes_the_common_part_and_little_of_the_noise_of_single_pixels() -> None:
-    """With the estimate wrong only along upright lines, and noise sigma, the line is found, with an eighth of the variance of the noise."""
+def test_of_an_uncertain_vertical_line_the_filter_takes_the_common_part_and_little_of_the_noise_of_single_pixels() -> None:
+    """With the estimate wrong only along vertical lines, and noise sigma, the line is found, with an eighth of the variance of the noise."""
     line, noise = torch.zeros(1, 3, 64, 64), torch.randn((1, 3, 64, 64), generator=torch.Generator().manual_seed(0))
-    line[..., 30], line[..., 31] = 0.5, -0.5  # an edge that lies elsewhere than estimated; its coarse part is small
+    line[..., 30], line[..., 31] = 0.5, -0.5  # an edge that lies elsewhere than estimated; its low band is small
     time = torch.tensor([0.05])
     signal, log_sigma = (level.view(1, 1, 1, 1) for level in cosine_levels(time))
     log_error = torch.full((1, BANDS, 64, 64), -1e30)
-    log_error[:, UPRIGHT] = 10  # nothing is known of it
+    log_error[:, VERTICAL] = 10  # nothing is known of it
     found = WienerFilter(64)(torch.zeros(1, 3, 64, 64), log_error, NO_SHIFT, signal * (line + log_sigma.exp() * noise), time)
-    assert float((found - line).square().mean() / log_sigma.exp().square()) == pytest.approx(0.12 + 0.02, abs=0.03)  # noise, and the coarse part
+    assert float((found - line).square().mean() / log_sigma.exp().square()) == pytest.approx(0.12 + 0.02, abs=0.03)  # noise, and the low band
 
 
 def test_the_filter_corrects_only_the_bands_in_which_the_estimate_may_be_wrong() -> None:
@@ -109,7 +109,6 @@ def test_the_gradients_of_the_filter_are_those_of_the_matrices() -> None:
     rng, time = torch.Generator().manual_seed(0), torch.tensor([0.05, 0.6])
     x_t, weight = torch.randn((2, 2, 3, 64, 64), generator=rng)
     given = [0.5 * torch.randn((2, channels, 64, 64), generator=rng) for channels in (3, BANDS, 3 * BANDS)]
-
     filtered = WienerFilter(64)
 
     def gradients(function: Callable[..., Tensor]) -> list[Tensor]:

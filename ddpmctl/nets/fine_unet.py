@@ -4,7 +4,7 @@ In patches of 4x4 pixels, as in ``unet``, an object looks different at each of 1
 enters and leaves in patches of 2x2 pixels, with few channels. The encoder does not see the labels: it learns which objects x_t
 shows, and attention compares them with the requested ones.
 
-The layers need not reproduce what x_t shows. They give each pixel an estimate of x0 and, in five bands, how far off and in which
+The layers need not reproduce what x_t shows. They give each pixel an estimate of x0 and, in five frequency bands, how far off and in which
 direction of colour it may be; ``WienerFilter`` corrects the estimate by x_t.
 """
 

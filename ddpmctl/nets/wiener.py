@@ -15,16 +15,16 @@ LEAST_SIGNAL = 0.05
 
 
 class WienerFilter(nn.Module):
-    """Correct an estimate of x0 by x_t: the posterior mean for Gaussian errors, in five bands.
+    """Correct an estimate of x0 by x_t: the posterior mean for Gaussian errors, in five frequency bands.
 
     With x_t / signal = x0 + sigma * eps and an estimate m, whose error in the three colours of a pixel has the covariance C, the mean of x0 given
     x_t is m + C (C + sigma^2)^-1 (x_t / signal - m) (Wiener 1949). At low noise it tends to x_t, so that grain and edges need not pass through
     the layers. C is s^2 I + u u^T: at an edge, a pixel may have either side's colour, and u lies along their difference. Without u, the
     correction would let noise of every colour pass there.
 
-    Two bands hold what varies across an upright or a level line and not along it. Where the place of such an edge is uncertain, the pixels along it
-    are wrong together: the correction takes their common part, and the noise of each single pixel does not pass. With bands that have no direction,
-    it does, and edges become jagged.
+    Two of the bands are oriented: they hold vertical and horizontal lines. Where the position of an edge is uncertain, the errors of the pixels along it
+    are correlated. The correction takes what they have in common, and hardly any of each pixel's own noise. With isotropic bands only, that noise
+    remains, and edges become jagged.
 
     Signal and sigma are those of the cosine schedule (Nichol & Dhariwal 2021, eq. 17); with another one, the network learns the difference.
     """
@@ -54,16 +54,16 @@ class WienerFilter(nn.Module):
             return _Correction.apply(*values) if torch.is_grad_enabled() else _corrected(*values)[0]
 
     def bands(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Split x (B, 3, H, W) into five bands, whose sum is x: fine, middle, upright lines, level lines, coarse.
+        """Return five frequency bands of x (B, 3, H, W), which sum to x: high, middle, vertical lines, horizontal lines, low.
 
-        With averages over 7 pixels along one direction or the other (weights 1 to 4 to 1, of 16), x is the product of (average + rest) in both directions; the
-        part that is rest in both is split once more.
+        A filter of 7 pixels (1, 2, 3, 4, 3, 2, 1) / 16 splits x into low and high frequencies, along columns and along rows. What is high in both
+        directions is split once more, into high and middle.
         """
-        upright, level = self.long @ x, x @ self.long.T
-        coarse = upright @ self.long.T
-        rest = x - upright - level + coarse
+        vertical, horizontal = self.long @ x, x @ self.long.T
+        low = vertical @ self.long.T
+        rest = x - vertical - horizontal + low
         middle = self.short @ rest @ self.short.T
-        return rest - middle, middle, upright - coarse, level - coarse, coarse
+        return rest - middle, middle, vertical - low, horizontal - low, low
 
 
 class _Correction(torch.autograd.Function):
