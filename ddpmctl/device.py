@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpmctl.config import DeviceConfig
+from ddpmctl.cuda_graph import CudaGraph
 from ddpmctl.errors import UsageError
 from ddpmctl.memory import keep_freed_memory, return_freed_memory
 
@@ -37,8 +38,15 @@ class ComputeDevice:
         """The type of the network's products."""
         return torch.float32 if self.precision == "fp32" else torch.bfloat16
 
-    def compiled(self, net: nn.Module) -> Callable[..., Tensor]:
-        """Return the network for training, compiled if the settings ask for it."""
+    def compiled(self, net: nn.Module, *, alone: bool) -> Callable[..., Tensor]:
+        """Return the network for training, recorded or compiled if the settings ask for it.
+
+        Args:
+            net: on this device.
+            alone: whether each optimizer step follows one call of the network, without other processes; else it is not recorded.
+        """
+        if self.compile_mode == "cuda-graph":
+            return CudaGraph(net, self.dtype) if alone and self.device.type == "cuda" else net
         if self.compile_mode == "none":
             return net
         return torch.compile(net, mode=None if self.compile_mode == "default" else self.compile_mode)

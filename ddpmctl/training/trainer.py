@@ -152,7 +152,8 @@ class Trainer:
         self.average = None
         if training.ema is not None:
             self.average = AveragedModel(self.net, multi_avg_fn=ema_average(training.ema), use_buffers=True)
-        self.forward = self.compute.compiled(self.replicas.wrap(self.net, sync_bn=self.config.run.sync_bn == "on"))
+        alone = self.replicas.job.is_single and self.config.run.micro_batch is None
+        self.forward = self.compute.compiled(self.replicas.wrap(self.net, sync_bn=self.config.run.sync_bn == "on"), alone=alone)
         self.optimizers = make_optimizers(self.net, training, self.compute.dtype)
         self.diffusion = Diffusion.of(self.config.diffusion)
         self.loss = TrainingLoss(self.diffusion, training, device)
