@@ -182,7 +182,8 @@ def test_fine_unet_names_objects_without_seeing_the_labels() -> None:
         assert torch.equal(seen, other_seen)
         assert (out - other_out).abs().max() > 1e-4
         assert (net(x_t.flip(3), labels, time)[1] - seen).abs().amax(1).min() > 1e-4
-        torch.testing.assert_close(net.eval()(x_t, labels, time), out)
+        late = torch.full((3,), 0.9)  # here, the filter is the same in both modes; see tests/test_wiener.py
+        torch.testing.assert_close(net.eval()(x_t, labels, late), net.train()(x_t, labels, late)[0])
 
 
 def test_fine_unet_learns_to_name_what_its_input_shows() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddpmctl.config import DiffusionConfig
 from ddpmctl.diffusion.schedules import make_schedule
-from ddpmctl.nets.wiener import BANDS, WienerFilter, cosine_levels
+from ddpmctl.nets.wiener import BANDS, SAMPLING_VARIANCE, WienerFilter, cosine_levels
 
 from .conftest import batch
 
@@ -127,3 +127,16 @@ def test_the_gradients_of_the_filter_are_those_of_the_matrices() -> None:
 
     for found, expected in zip(gradients(lambda *values: filtered(*values, x_t, time)), gradients(by_matrices), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("time", "factor"), [(0.01, 1.0), (0.1, SAMPLING_VARIANCE), (0.5, SAMPLING_VARIANCE), (0.7, 1.0)])
+def test_when_sampling_the_filter_takes_the_errors_to_be_larger_than_in_training(time: float, factor: float) -> None:
+    """Outside of training mode the result is that of errors with a covariance so many times as large, also with a colour."""
+    rng = torch.Generator().manual_seed(0)
+    estimate, x_t = torch.rand((2, 1, 3, 32, 32), generator=rng)
+    log_error, shift = torch.full((1, BANDS, 32, 32), math.log(0.1)), torch.full((1, 3 * BANDS, 32, 32), 0.2)
+    net, times = WienerFilter(32), torch.tensor([time])
+    sampled = net.eval()(estimate, log_error, shift, x_t, times)
+    torch.testing.assert_close(sampled, net.train()(estimate, log_error + math.log(factor) / 2, shift * math.sqrt(factor), x_t, times))
+    further = (sampled - estimate).abs().mean() / (net(estimate, log_error, shift, x_t, times) - estimate).abs().mean()
+    assert further > 1.0001 if factor > 1 else further == 1

@@ -12,6 +12,10 @@ from torch.autograd.function import once_differentiable
 BANDS = 5  # of the filter; see ``WienerFilter.bands``
 LATEST = 0.998  # of t / T: at 1, the cosine schedule has no signal at all
 LEAST_SIGNAL = 0.05
+# A network's estimates are worse on its own samples than on noised images, from which it learned the variances of their errors. With these, samples are
+# smoother than the data. Measured in docs/experiments.md.
+SAMPLING_VARIANCE = 1.4  # factor of the variances outside of training
+SAMPLING_TIMES = (0.02, 0.6)  # t / T, where it applies: below, the grain would become too strong
 
 
 class WienerFilter(nn.Module):
@@ -25,6 +29,8 @@ class WienerFilter(nn.Module):
     Two of the bands are oriented: they hold vertical and horizontal lines. Where the position of an edge is uncertain, the errors of the pixels along it
     are correlated. The correction takes what they have in common, and hardly any of each pixel's own noise. With isotropic bands only, that noise
     remains, and edges become jagged.
+
+    In evaluation mode, C is multiplied by ``SAMPLING_VARIANCE`` for t / T in ``SAMPLING_TIMES``: samples are then as sharp as the data.
 
     Signal and sigma are those of the cosine schedule (Nichol & Dhariwal 2021, eq. 17); with another one, the network learns the difference.
     """
@@ -50,6 +56,10 @@ class WienerFilter(nn.Module):
         """
         with torch.autocast(x_t.device.type, enabled=False):
             signal, log_sigma = (level[:, None, None, None] for level in cosine_levels(time.float()))
+            if not self.training:
+                low, high = SAMPLING_TIMES
+                factor = torch.where((time >= low) & (time <= high), SAMPLING_VARIANCE, 1.0)[:, None, None, None]
+                log_error, shift = log_error + factor.log() / 2, shift * factor.sqrt()
             values = (estimate, log_error, shift, (2 * log_sigma).exp(), *self.bands(x_t.float().contiguous() / signal - estimate))
             return _Correction.apply(*values) if torch.is_grad_enabled() else _corrected(*values)[0]
 
