@@ -60,6 +60,7 @@ def jobs(out: Path, *, quick: bool) -> Iterator[Job]:
     if on_gpu():
         yield Job("gpu-report", "report_epochs", {"seconds": 5.0 if quick else 60.0, "epochs": 600})
         yield Job("gpu-best", "accuracy", {"name": "ours", "preset": "best", "minutes": 0.2 if quick else 10.0, "seed": 0, "out": str(out / "best-10.pth")})
+        yield Job("gpu-best-fidelity", "fidelity", {"images": [str(out / "best-10.npz")]})
     for seed in range(seeds):
         for peer in PEERS if not quick else PEERS[2:]:
             arguments = {"name": peer, "minutes": short, "seed": seed, "out": "", "peer_steps": 2 if quick else 20}
