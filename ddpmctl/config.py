@@ -104,7 +104,7 @@ class DeviceConfig:
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.")
     precision: str = setting("auto", "Arithmetic of the network; auto takes bf16 where it is measurably faster.", choices=("auto", "fp32", "bf16"))
     threads: int | None = setting(None, "CPU threads (none: torch decides).", low=1, high=1024)
-    compile: str = setting("none", "How training calls the network: as a recorded CUDA graph, or by a mode of torch.compile.", choices=COMPILE_MODES)
+    compile: str = setting("none", "How the network runs in training: cuda-graph (one GPU), or a mode of torch.compile.", choices=COMPILE_MODES)
 
 
 @dataclass(frozen=True)

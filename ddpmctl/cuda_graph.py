@@ -1,4 +1,4 @@
-"""A network's training call as a CUDA graph: recorded once, then replayed with one launch instead of hundreds."""
+"""A network's forward and backward pass as CUDA graphs: their kernels are recorded once, and then launched together instead of one by one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class _Recorded(nn.Module):
-    """The network as a module of its own, whose ``forward`` torch replaces by the graph; the network itself stays as it is."""
+    """A wrapper of the network: torch replaces the ``forward`` of the module that it records, and the network must keep its own."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -20,27 +20,27 @@ class _Recorded(nn.Module):
 
 
 class CudaGraph:
-    """Calls a network in training mode, forward and backward, by replaying its recorded kernels (``torch.cuda.make_graphed_callables``).
+    """A network in training mode whose forward and backward pass run as CUDA graphs (``torch.cuda.make_graphed_callables``).
 
-    A small network spends more time on launching kernels than on running them. The graph is recorded when a shape comes for the second time in a row.
-    Calls of another shape, such as an epoch's last batch, run without it.
+    A small network spends more time on launching kernels than on running them. The graphs are recorded when two calls in a row have the same batch
+    size. Later calls with another batch size, such as an epoch's last one, run without graphs.
 
-    Gradients are kept in the graph's own memory, so each backward pass must be followed by an optimizer step before the next.
+    Gradients lie in the memory of the graphs, which the next backward pass overwrites. So gradients of several calls cannot be added.
     """
 
     def __init__(self, net: nn.Module, dtype: torch.dtype) -> None:
-        """Take the network, on a GPU, and the type of its products."""
+        """Take the network, on a GPU, and the dtype of autocast (float32: no autocast)."""
         self._net, self._dtype = net, dtype
         self._recorded: Any = None
         self._shape: torch.Size | None = None
 
     @property
     def is_recorded(self) -> bool:
-        """Whether calls of the recorded shape are replayed."""
+        """Whether the graphs have been recorded."""
         return self._recorded is not None
 
     def __call__(self, x_t: Tensor, labels: Tensor, time: Tensor) -> Any:
-        """Return what the network returns for x_t (B, 3, H, W), labels (B, C) and time (B,)."""
+        """Return the network's output for x_t (B, 3, H, W), labels (B, C) and t / T (B,)."""
         if self._recorded is None and x_t.shape == self._shape:
             self._recorded = self._record(x_t, labels, time)
         if self._recorded is None:
@@ -49,11 +49,11 @@ class CudaGraph:
         return call(x_t, labels, time)
 
     def _record(self, *inputs: Tensor) -> Any:
-        """Record the call for inputs of these shapes; batch norm's statistics stay as they were."""
+        """Return the network with recorded graphs for inputs of these shapes; the running statistics of batch norm do not change."""
         buffers = [(buffer, buffer.clone()) for buffer in self._net.buffers()]
-        # Recording uses a stream of its own, and the weights' gradients remember it. Without gradients in flight, that does no harm.
+        # torch records on a second CUDA stream, and warns in later backward passes, which run on the first. Here this only costs a synchronisation.
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
-        # The weights are cast within the graph: a cast that autocast remembered would be that of old weights.
+        # Without autocast's cache, the weights are cast within the graph; else each replay would use the cast of old weights.
         with torch.autocast("cuda", self._dtype, enabled=self._dtype != torch.float32, cache_enabled=False):
             arguments = tuple(value.clone() for value in inputs)
             recorded: Any = torch.cuda.make_graphed_callables(_Recorded(self._net), arguments, allow_unused_input=True)

@@ -39,11 +39,11 @@ class ComputeDevice:
         return torch.float32 if self.precision == "fp32" else torch.bfloat16
 
     def compiled(self, net: nn.Module, *, alone: bool) -> Callable[..., Tensor]:
-        """Return the network for training, recorded or compiled if the settings ask for it.
+        """Return the network for training: as CUDA graphs or compiled, if the settings ask for it.
 
         Args:
             net: on this device.
-            alone: whether each optimizer step follows one call of the network, without other processes; else it is not recorded.
+            alone: whether one process trains and each step calls the network once, which CUDA graphs need; otherwise they are not used.
         """
         if self.compile_mode == "cuda-graph":
             return CudaGraph(net, self.dtype) if alone and self.device.type == "cuda" else net
