@@ -91,7 +91,8 @@ class SamplingConfig:
     guidance_from: float = setting(0.0, "Guide only where t / T is at least this.", low=0, high=1)
     guidance_to: float = setting(1.0, "Guide only where t / T is at most this.", low=0, high=1)
     eta: float = setting(0.0, "Share of ancestral noise (ddim).", low=0, high=1)
-    particles: int = setting(1, "Noises tried per image; the one in which the network recognises the labels is kept (fine-unet).", low=1, high=64)
+    particles: int = setting(1, "Noises tried per image, at most; one in which the network recognises the labels is kept (fine-unet).", low=1, high=64)
+    accept: float = setting(1.0, "Probability of the right objects with which a particle is kept at once (1: try all, keep the likeliest).", above=0, high=1)
 
 
 COMPILE_MODES = ("none", "cuda-graph", "default", "reduce-overhead", "max-autotune")
@@ -323,8 +324,9 @@ MODERN: dict[str, Value] = {
     "steps": 28,
     "guidance": 1.5,
     "guidance_from": 0.1,  # below, guidance makes edges jagged
-    "guidance_to": 0.8,  # above, it changes the brightness of the background
+    "guidance_to": 0.5,  # above, it makes objects larger than in the data
     "particles": 8,
+    "accept": 0.8,
 }
 
 PRESETS: dict[str, dict[str, Value]] = {

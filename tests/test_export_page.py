@@ -116,6 +116,20 @@ def test_the_frames_are_those_of_denoise_grid(browser: Any, iclevr: tuple[Checkp
         require_frames(page, expected(checkpoint, ("red cube",), seed=123456789012345678, **settings))
 
 
+def test_a_noise_that_is_accepted_ends_the_search(browser: Any, folder: Path) -> None:
+    settings = {"sampler": "dpm++2m", "steps": 6, "particles": 8}
+    checkpoint = random_checkpoint(folder / "a.pth", ICLEVR, accept=1e-300, **settings)
+    likeliest, first = (expected(checkpoint, ("red cube", "blue sphere"), particles=8, accept=accept)[-1].x_t for accept in (1.0, 1e-300))
+    assert difference(likeliest, first) > 0, "otherwise nothing is tested"
+    with opened(browser, page_of(folder / "a.html", checkpoint)) as page:
+        wait_done(page)
+        page.locator("summary", has_text="More settings").click()
+        page.locator("#particles").fill("8")
+        page.get_by_role("button", name="Denoise").click()
+        wait_done(page)
+        require_frames(page, expected(checkpoint, ("red cube", "blue sphere"), particles=8))
+
+
 def test_two_models_of_other_labels_stand_side_by_side_on_the_same_noise(browser: Any, other: tuple[Checkpoint, Checkpoint, Path]) -> None:
     one, two, file = other
     with opened(browser, file) as page:

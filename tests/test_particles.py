@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpmctl.checkpoints.format import load_checkpoint
@@ -93,18 +92,27 @@ def test_absent_objects_count_as_well_as_present_ones() -> None:
     assert (images.float().mean((1, 2, 3)) < 127.5).float().mean() > 0.85
 
 
-def test_the_likeliest_particle_is_kept() -> None:
-    made, requests = pipeline(4), asked_for(64)
-    (chosen, _, _), likeliest = finished(made.choose(requests)), []
-    *_, t = made.times_to_choice()
+@pytest.mark.parametrize("accept", [1.0, 0.9, 0.3])
+def test_the_first_accepted_particle_is_kept_or_else_the_likeliest(accept: float) -> None:
+    made, requests = pipeline(4, accept=accept), asked_for(64)
+    (chosen, _, _), likelihoods = finished(made.choose(requests)), []
+    calls, times = made.net.images, made.times_to_choice()
     for number in range(4):
-        keys = [(*request.key, "particle", number) if number else request.key for request in requests]
-        at_choice = next(frame.x_t for frame in made.frames([ImageRequest(r.labels, key) for r, key in zip(requests, keys, strict=True)]) if frame.t == t)
-        likeliest.append(made.net.logit(at_choice, torch.full((64,), t / 100)))  # type: ignore[operator]
-    numbers = [request.key[-1] if "particle" in request.key else 0 for request in chosen]  # type: ignore[attr-defined]
-    likelihoods = F.logsigmoid(torch.stack(likeliest) - AN_OBJECT)  # large logits have equal ones
-    assert torch.allclose(likelihoods[numbers, range(64)], likelihoods.max(0).values, atol=1e-5)
-    assert likelihoods.min() < -1
+        tried = [ImageRequest(r.labels, (*r.key, "particle", number) if number else r.key) for r in requests]
+        at_choice = next(frame.x_t for frame in made.frames(tried) if frame.t == times[-1])
+        logit = made.net.logit(at_choice, torch.full((64,), times[-1] / 100))  # type: ignore[operator]
+        likelihoods.append(torch.sigmoid(logit - AN_OBJECT))
+    numbers = torch.tensor([request.key[-1] if "particle" in request.key else 0 for request in chosen])  # type: ignore[attr-defined]
+    found = torch.stack(likelihoods)
+    enough = (found >= accept) & (accept < 1)
+    first = torch.where(enough.any(0), enough.int().argmax(0), found.argmax(0))
+    count = torch.where(enough.any(0), first + 1, 4)
+    assert calls == count.sum() * len(times), "the calls down to the choice, and one to look for objects"
+    assert torch.allclose(found[numbers, range(64)], found[first, range(64)], atol=1e-5), "large logits have equal probabilities"
+    if accept < 1:
+        assert torch.equal(numbers[enough.any(0)], first[enough.any(0)])
+        assert calls < 0.8 * 64 * 4 * len(times)
+    assert found.min() < 0.1
 
 
 class TwoPlaces(TwoImages):
@@ -126,9 +134,10 @@ def test_an_object_that_is_there_twice_is_wrong_unless_the_labels_are_just_names
     assert bright[1] > 0.3, "nothing to choose by"
 
 
+@pytest.mark.parametrize("accept", [1.0, 0.5])
 @pytest.mark.parametrize("sampler", SAMPLERS.names())
-def test_the_choice_does_not_depend_on_the_batch_and_the_image_is_that_of_its_noise(sampler: str) -> None:
-    made, requests = pipeline(3, sampler=sampler), asked_for(9)
+def test_the_choice_does_not_depend_on_the_batch_and_the_image_is_that_of_its_noise(sampler: str, accept: float) -> None:
+    made, requests = pipeline(3, sampler=sampler, accept=accept), asked_for(9)
     (together, _, _), apart = finished(made.choose(requests)), [finished(made.choose(requests[i : i + 2]))[0] for i in (0, 2, 4, 6, 8)]
     assert together == [request for part in apart for request in part]  # type: ignore[attr-defined]
     assert len({request.key for request in together} - {request.key for request in requests}) > 0, "some first particles were not kept"  # type: ignore[attr-defined]
@@ -154,11 +163,16 @@ def test_a_trajectory_of_the_kept_particle_ends_in_its_image() -> None:
 @pytest.mark.parametrize("steps", [1, 3, 20])
 @pytest.mark.parametrize("particles", [1, 3])
 def test_nfe_counts_the_calls_of_all_particles(particles: int, steps: int, guidance: float) -> None:
-    made = pipeline(particles, steps=steps, guidance=guidance, guidance_to=0.8)
+    settings = {"steps": steps, "guidance": guidance, "guidance_to": 0.8}
+    made = pipeline(particles, **settings)
     finished(sample_images(made, asked_for(2)))
     assert made.net.images == 2 * made.nfe
-    assert f"{made.nfe} network calls" in made.describe()
+    assert f": {made.nfe} network calls" in made.describe()
     assert ("of 3 particles" in made.describe()) == (particles > 1)
+    limited = pipeline(particles, accept=0.5, **settings)
+    assert limited.nfe == made.nfe
+    assert (f": at most {made.nfe} network calls" in limited.describe()) == (particles > 1)
+    assert ("of at most 3 particles, accepted at 0.5" in limited.describe()) == (particles > 1)
 
 
 def test_a_choice_comes_after_the_shapes_are_decided_and_before_the_last_step() -> None:

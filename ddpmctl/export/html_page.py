@@ -115,7 +115,7 @@ def _model(original: Original) -> dict[str, Any]:
     return {
         "name": visible(original.card.name), "about": _about(original), "plans": {str(count): _plan(pipeline, count) for count in counts},
         "steps": own, "guidance": sampling.guidance, "guidance_from": sampling.guidance_from, "guidance_to": sampling.guidance_to,
-        "particles": checkpoint.config.sampling.particles, "recognises": _recognises(checkpoint),
+        "particles": checkpoint.config.sampling.particles, "accept": sampling.accept, "recognises": _recognises(checkpoint),
     }  # fmt: skip
 
 

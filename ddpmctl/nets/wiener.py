@@ -14,7 +14,7 @@ LATEST = 0.998  # of t / T: at 1, the cosine schedule has no signal at all
 LEAST_SIGNAL = 0.05
 # A network learns the variances of its errors on noised images. On its own samples, its errors are larger, and with the learned variances, samples are
 # smoother than the data. Measured in docs/experiments.md.
-SAMPLING_VARIANCE = 1.4  # factor of the variances in evaluation mode
+SAMPLING_VARIANCE = 1.5  # factor of the variances in evaluation mode
 SAMPLING_TIMES = (0.02, 0.6)  # lowest and highest t / T where it is used; lower, the grain would become too strong
 
 

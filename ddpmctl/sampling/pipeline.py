@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
@@ -60,12 +61,12 @@ class SamplingPipeline:
 
     @property
     def work(self) -> int:
-        """Sampler steps per image: those of every particle until one is chosen, and those of the image."""
+        """Sampler steps per image, at most: those of every particle until one is kept, and those of the image."""
         return self.steps + self._trials * len(self.times_to_choice()[:-1])
 
     @property
     def nfe(self) -> int:
-        """Network calls per image; a guided step needs two."""
+        """Network calls per image, at most; a guided step needs two. They are fewer where a particle is accepted before all were tried."""
         return self._calls(self.times()[:-1]) + self._trials * (self._calls(self.times_to_choice()[:-1]) + 1)
 
     @property
@@ -79,7 +80,8 @@ class SamplingPipeline:
     def describe(self) -> str:
         """Return sampler, steps, guidance and network calls as text."""
         doubled = " (two per guided step)" if self.sampling.guidance > 0 else ""
-        return f"{describe_sampling(with_actual_steps(self.sampling, self.diffusion.schedule))}: {self.nfe} network calls per image{doubled}"
+        limit = "at most " if self._trials and self.sampling.accept < 1 else ""
+        return f"{describe_sampling(with_actual_steps(self.sampling, self.diffusion.schedule))}: {limit}{self.nfe} network calls per image{doubled}"
 
     def times(self) -> list[int]:
         """Return the times of the sampler's steps, decreasing from T to 0."""
@@ -95,31 +97,43 @@ class SamplingPipeline:
         return Guidance(self.sampling.guidance, self.sampling.guidance_from, self.sampling.guidance_to)
 
     def choose(self, requests: Sequence[ImageRequest]) -> Progressing[Sequence[ImageRequest]]:
-        """Yield progress, counted in sampler steps of all images, and return the requests, each with the noise of its likeliest particle.
+        """Yield progress, counted in sampler steps of all images, and return the requests, each with the noise of the particle that is kept.
 
-        Each request is sampled from ``particles`` noises down to ``CHOICE_TIME``. The one is kept for which the network finds it most probable
-        that x_t shows what was requested and nothing else; see ``label_log_probabilities``.
+        Each request is sampled from one noise after another, at most ``particles``, down to ``CHOICE_TIME``. The first is kept for which the network
+        finds that x_t shows what was requested and nothing else, with a probability of at least ``accept``, or else the likeliest of all; see
+        ``label_log_probabilities``.
         """
         if not self._trials:
             return requests
         assert isinstance(self.net, Recogniser)  # see require_recogniser
-        times, labels, total = self.times_to_choice(), label_tensor(requests, self.task).to(self.compute.device), len(requests) * self.work
-        time = times[-1] / self.diffusion.schedule.timesteps
-        particles = [[_particle(request, number) for request in requests] for number in range(self.sampling.particles)]
-        log_likelihood, done = [], 0
-        for particle in particles:
+        times, total = self.times_to_choice(), len(requests) * self.work
+        kept, likelihoods, undecided = list(requests), [-math.inf] * len(requests), list(range(len(requests)))
+        done, steps, enough = 0, len(times) - 1, math.log(self.sampling.accept) if self.sampling.accept < 1 else math.inf
+        for number in range(self._trials):
+            trials = [_particle(requests[index], number) for index in undecided]
             x_t = torch.empty(0)
-            for frame in self._frames(particle, times):
+            for frame in self._frames(trials, times):
                 x_t = frame.x_t
                 if not frame.pure_noise:
-                    done += len(requests)
+                    done += len(trials)
                     yield Progress("sampling", done, total)
-            with torch.inference_mode(), self.compute.autocast():
-                found = label_log_probabilities(self.net, x_t, torch.full((len(x_t),), time, device=x_t.device), self.task)
-            absent, present = found.unbind(1)
-            log_likelihood.append(torch.where(labels > 0, present, absent).sum(1).cpu())
-        chosen = torch.stack(log_likelihood).argmax(0)
-        return [particles[number][index] for index, number in enumerate(chosen.tolist())]
+            for index, trial, likelihood in zip(undecided, trials, self._log_likelihoods(trials, x_t, times[-1]), strict=True):
+                if likelihood > likelihoods[index]:
+                    kept[index], likelihoods[index] = trial, likelihood
+            undecided = [index for index in undecided if likelihoods[index] < enough]
+            done += (len(trials) - len(undecided)) * (self._trials - 1 - number) * steps  # of the noises that need not be tried
+            if not undecided:
+                break
+        return kept
+
+    def _log_likelihoods(self, requests: Sequence[ImageRequest], x_t: Tensor, t: int) -> list[float]:
+        """Return for each image the log-probability that x_t at t shows what was requested and nothing else."""
+        labels = label_tensor(requests, self.task).to(x_t.device)
+        time = torch.full((len(x_t),), t / self.diffusion.schedule.timesteps, device=x_t.device)
+        with torch.inference_mode(), self.compute.autocast():
+            absent, present = label_log_probabilities(self.net, x_t, time, self.task).unbind(1)  # type: ignore[arg-type]  # see choose
+        found: list[float] = torch.where(labels > 0, present, absent).sum(1).tolist()
+        return found
 
     def frames(self, requests: Sequence[ImageRequest]) -> Iterator[Frame]:
         """Yield the frames of a batch from pure noise (t = T) to the images (t = 0): float32 (B, 3, H, W) on the device.

@@ -53,5 +53,6 @@ def describe_sampling(sampling: SamplingConfig) -> str:
     spacing = "" if sampling.spacing == SamplingConfig.spacing else f" spaced by {sampling.spacing}"
     guided = (sampling.guidance_from, sampling.guidance_to)
     where = f" for t / T from {guided[0]:g} to {guided[1]:g}" if sampling.guidance > 0 and guided != (0, 1) else ""
-    chosen = f", one of {sampling.particles} particles" if sampling.particles > 1 else ""
+    accepted = f"at most {sampling.particles} particles, accepted at {sampling.accept:g}" if sampling.accept < 1 else f"{sampling.particles} particles"
+    chosen = f", one of {accepted}" if sampling.particles > 1 else ""
     return f"{sampling.sampler}, {sampling.steps} steps{spacing}, guidance {sampling.guidance:g}{where}{chosen}"

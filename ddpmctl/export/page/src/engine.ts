@@ -56,7 +56,7 @@ async function sample(id: number, request: Request): Promise<void> {
   send({ kind: "done", id, seconds: (performance.now() - start) / 1000 });
 }
 
-/** Sample with one model: with several particles, all of them until one is chosen, then that one to its end. */
+/** Sample with one model: with several particles, one after another until one is kept, then that one to its end. */
 async function* sampleModel(id: number, number: number, request: Request): AsyncGenerator<void> {
   const model = data.models[number];
   const plan = model.plans[request.steps];
@@ -68,6 +68,7 @@ async function* sampleModel(id: number, number: number, request: Request): Async
   };
   let chosen = trials[0];
   if (particles > 1) {
+    let highest = -Infinity;
     for (const trial of trials) {
       show(trial);
       while (trial.done < plan.choice) {
@@ -75,10 +76,10 @@ async function* sampleModel(id: number, number: number, request: Request): Async
         show(trial);
         yield;
       }
+      const likelihood = await trial.logLikelihood(id, plan.choice_time);
+      if (likelihood > highest) [chosen, highest] = [trial, likelihood];
+      if (model.accept < 1 && highest >= Math.log(model.accept)) break;
     }
-    const likelihoods: number[] = [];
-    for (const trial of trials) likelihoods.push(await trial.logLikelihood(id, plan.choice_time));
-    chosen = trials[likelihoods.indexOf(Math.max(...likelihoods))];
   } else {
     show(chosen);
   }

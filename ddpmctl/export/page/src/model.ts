@@ -30,6 +30,8 @@ export interface Model {
   guidance_from: number;
   guidance_to: number;
   particles: number;
+  /** The probability of the right objects with which a particle is kept at once; at 1, all are tried. */
+  accept: number;
   /** Whether it has a second output, which says how likely x_t shows each label. */
   recognises: boolean;
 }

@@ -110,7 +110,7 @@ class Page {
     const values = { guidance: first.guidance, "guidance-from": first.guidance_from, "guidance-to": first.guidance_to, particles: 1 };
     for (const [id, value] of Object.entries(values)) part<HTMLInputElement>(id).value = String(value);
     part("particles-row").hidden = !models.some((model) => model.recognises);
-    part("particles-note").textContent = `The model's own number is ${first.particles}; each costs about as much time as an image.`;
+    part("particles-note").textContent = `The model's own number is ${first.particles}; each that is tried costs about as much time as an image.`;
     part("objects").hidden = labels.length === 0;
     part("objects-title").textContent = this.data.aspects.length ? "Objects" : "Labels";
     if (labels.length) {
