@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner, Result
@@ -17,6 +18,9 @@ from ddpmctl.checkpoints.untrusted import open_tensors
 from ddpmctl.cli.app import app
 
 from .browser import CHROMIUM
+
+settings.register_profile("busy machine", deadline=None)  # by default, an example of more than 0.2 s fails
+settings.load_profile("busy machine")
 
 # The report's network and recipe at a size that trains in a second.
 TINY = ["--width", "8", "--timesteps", "3", "--batch-size", "8", "--precision", "fp32", "--threads", "1", "--save-every", "1"]
