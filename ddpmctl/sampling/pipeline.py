@@ -61,12 +61,12 @@ class SamplingPipeline:
 
     @property
     def work(self) -> int:
-        """Sampler steps per image, at most: those of every particle until one is kept, and those of the image."""
+        """Largest number of sampler steps per image: those of all particles down to ``CHOICE_TIME``, and those of the image."""
         return self.steps + self._trials * len(self.times_to_choice()[:-1])
 
     @property
     def nfe(self) -> int:
-        """Network calls per image, at most; a guided step needs two. They are fewer where a particle is accepted before all were tried."""
+        """Largest number of network calls per image; a guided step needs two. With ``accept`` below 1, most images need fewer."""
         return self._calls(self.times()[:-1]) + self._trials * (self._calls(self.times_to_choice()[:-1]) + 1)
 
     @property
@@ -105,10 +105,10 @@ class SamplingPipeline:
         """
         if not self._trials:
             return requests
-        assert isinstance(self.net, Recogniser)  # see require_recogniser
         times, total = self.times_to_choice(), len(requests) * self.work
         kept, likelihoods, undecided = list(requests), [-math.inf] * len(requests), list(range(len(requests)))
-        done, steps, enough = 0, len(times) - 1, math.log(self.sampling.accept) if self.sampling.accept < 1 else math.inf
+        enough = math.log(self.sampling.accept) if self.sampling.accept < 1 else math.inf
+        done = 0
         for number in range(self._trials):
             trials = [_particle(requests[index], number) for index in undecided]
             x_t = torch.empty(0)
@@ -121,17 +121,18 @@ class SamplingPipeline:
                 if likelihood > likelihoods[index]:
                     kept[index], likelihoods[index] = trial, likelihood
             undecided = [index for index in undecided if likelihoods[index] < enough]
-            done += (len(trials) - len(undecided)) * (self._trials - 1 - number) * steps  # of the noises that need not be tried
+            done += (len(trials) - len(undecided)) * (self._trials - 1 - number) * (len(times) - 1)  # of the noises that need not be tried
             if not undecided:
                 break
         return kept
 
     def _log_likelihoods(self, requests: Sequence[ImageRequest], x_t: Tensor, t: int) -> list[float]:
         """Return for each image the log-probability that x_t at t shows what was requested and nothing else."""
+        assert isinstance(self.net, Recogniser)  # see require_recogniser
         labels = label_tensor(requests, self.task).to(x_t.device)
         time = torch.full((len(x_t),), t / self.diffusion.schedule.timesteps, device=x_t.device)
         with torch.inference_mode(), self.compute.autocast():
-            absent, present = label_log_probabilities(self.net, x_t, time, self.task).unbind(1)  # type: ignore[arg-type]  # see choose
+            absent, present = label_log_probabilities(self.net, x_t, time, self.task).unbind(1)
         found: list[float] = torch.where(labels > 0, present, absent).sum(1).tolist()
         return found
 
