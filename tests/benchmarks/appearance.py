@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,8 @@ def _beside(samples: np.ndarray, real: np.ndarray, path: Path) -> None:
 def two_samples(checkpoints: Sequence[str], count: int, seconds: float) -> Figures:
     """Train a network for some seconds to tell samples from renders of the same labels; return how often it is right on others.
 
-    ``count`` samples and renders are for training, a fifth as many for the check. 0.5 would be chance.
+    ``count`` samples and renders are for training, a fifth as many for the check. 0.5 would be chance. Beside whole images, it is trained on ``VIEWS`` of
+    them, which say what gives samples away.
     """
     compute, rng = make_compute_device(Config().device), torch.Generator().manual_seed(0)
     known = list(train_labels(SCENES).values())
@@ -94,8 +95,21 @@ def two_samples(checkpoints: Sequence[str], count: int, seconds: float) -> Figur
     for path in checkpoints:
         pipeline = pipeline_for(load_checkpoint(Path(path)), {}, compute)
         made = finish(sample_images(pipeline, requests_for("two samples", sets, seed=0)))
-        found[Path(path).stem] = _right(made, real, count, seconds)
+        found[Path(path).stem] = {name: _right(view(made), view(real), count, seconds) for name, view in VIEWS.items()}
     return found
+
+
+def _averages(side: int) -> Callable[[Tensor], Tensor]:
+    return lambda images: F.avg_pool2d(images.float(), side)
+
+
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "whole images": lambda images: images,
+    "averages of 2x2 pixels": _averages(2),
+    "averages of 4x4 pixels": _averages(4),
+    "the 12 upper rows, above the objects": lambda images: images[:, :, :12],
+    "rounded to multiples of 8 grey levels": lambda images: (images.float() / 8).round() * 8,
+}
 
 
 def _right(made: Tensor, real: Tensor, count: int, seconds: float) -> float:

@@ -147,8 +147,9 @@ def rows(found: dict[str, Figures], names: list[str]) -> Iterator[Row]:
         return message, "", all(one["samples"] <= one["floor_high"] for one in found)
 
     def told_apart(f: Figures) -> tuple[str, str, bool]:
-        values = {name: value for name, value in f.items() if name.startswith("quick-")}
-        return "; ".join(f"{name}: {value:.1%}" for name, value in values.items()), "", max(values.values()) <= 0.75
+        runs = {name: views for name, views in f.items() if name.startswith("quick-")}
+        shown = (f"{name}: " + ", ".join(f"{view} {value:.1%}" for view, value in views.items()) for name, views in runs.items())
+        return "; ".join(shown), "", max(views["whole images"] for views in runs.values()) <= 0.75
 
     def too_many(f: Figures) -> tuple[str, str, bool]:
         found = [run["too_many"] for run in f.values() if isinstance(run, dict)]

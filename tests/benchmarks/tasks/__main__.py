@@ -43,21 +43,27 @@ def ddpmctl(*arguments: object, cwd: Path) -> str:
 
 def everything(
     place: Path, name: str, minutes: float, source: Sequence[object], repeats: int, judge: Sequence[object] = (), settings: Sequence[object] = (),
-    copies: int = 1,
+    copies: int = 1, fidelity: bool = False,
 ) -> Figures:  # fmt: skip
-    """Train a judge and a model, and use all five commands but ``compare``; returns the figures of judge and samples."""
+    """Train a judge and a model, and use all five commands but ``compare``; returns the figures of judge and samples.
+
+    With ``fidelity``, also those of the samples against real images of the same labels, each with that of other real images (the floor).
+    """
     judged: Figures = {}
     if judge:
         ddpmctl("evaluator", "train", *source, *judge, "--json", "judge.json", cwd=place)
         judged = json.loads((place / "judge.json").read_text(encoding="utf-8"))
     ddpmctl("train", "--preset", "quick", "--minutes", minutes, *settings, *source, "--name", name, cwd=place)
-    ddpmctl("evaluate", f"runs/{name}", "--repeats", repeats, "--no-confirm", "--json", "scores.json", "--html", "scores.html", "--breakdown", cwd=place)
+    more = ["--breakdown", "--fidelity"] if fidelity else ["--breakdown"]
+    ddpmctl("evaluate", f"runs/{name}", "--repeats", repeats, "--no-confirm", "--json", "scores.json", "--html", "scores.html", *more, cwd=place)
     ddpmctl("denoise-grid", f"runs/{name}", cwd=place)
     ddpmctl("sample", f"runs/{name}", "--conditions", "test", "--layout", "lab", "--count", copies, "--out", "images", cwd=place)
-    scores = json.loads((place / "scores.json").read_text(encoding="utf-8"))["checkpoints"][-1]["scores"]
+    evaluated = json.loads((place / "scores.json").read_text(encoding="utf-8"))["checkpoints"][-1]
+    scores = evaluated["scores"]
     last = json.loads((place / "runs" / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     shown = {kind: {key: one[key] for key in ("accuracy", "exact_match", "images", "interval")} for kind, one in scores.items()}
-    return {"judge": judged, "scores": shown, "trained": last["images_seen"], "settings": [*settings]}
+    measures = {key: {of: found[of]["estimate"] for of in found} for key, found in evaluated.get("fidelity", {}).items() if key != "images"}
+    return {"judge": judged, "scores": shown, "fidelity": measures, "trained": last["images_seen"], "settings": [*settings]}
 
 
 def row_digits(place: Path, quick: bool) -> Figures:
@@ -103,7 +109,7 @@ def row_benchmark_128(place: Path, quick: bool) -> Figures:
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", RENDER, "40" if quick else ""], cwd=place, check=True)
     rendered = time.perf_counter() - start
-    found = everything(place, "large", 0.1 if quick else 30, source, 1 if quick else 4, ("--minutes", 0.1 if quick else 6))
+    found = everything(place, "large", 0.1 if quick else 30, source, 1 if quick else 4, ("--minutes", 0.1 if quick else 6), fidelity=True)
     return {"rendering, s": rendered, **found}
 
 
