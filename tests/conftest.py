@@ -19,8 +19,8 @@ from ddpmctl.cli.app import app
 
 from .browser import CHROMIUM
 
-settings.register_profile("busy machine", deadline=None)  # by default, an example of more than 0.2 s fails
-settings.load_profile("busy machine")
+settings.register_profile("no deadline", deadline=None)  # by default, an example of more than 0.2 s fails
+settings.load_profile("no deadline")
 
 # The report's network and recipe at a size that trains in a second.
 TINY = ["--width", "8", "--timesteps", "3", "--batch-size", "8", "--precision", "fp32", "--threads", "1", "--save-every", "1"]

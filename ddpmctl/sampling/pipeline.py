@@ -61,12 +61,12 @@ class SamplingPipeline:
 
     @property
     def work(self) -> int:
-        """Largest number of sampler steps per image: those of all particles down to ``CHOICE_TIME``, and those of the image."""
+        """Upper bound on the sampler steps per image: every particle down to ``CHOICE_TIME``, then the whole trajectory of the one that is kept."""
         return self.steps + self._trials * len(self.times_to_choice()[:-1])
 
     @property
     def nfe(self) -> int:
-        """Largest number of network calls per image; a guided step needs two. With ``accept`` below 1, most images need fewer."""
+        """Upper bound on the network calls (NFE) per image. A guided step takes two calls; an accepted particle saves the calls of those not yet tried."""
         return self._calls(self.times()[:-1]) + self._trials * (self._calls(self.times_to_choice()[:-1]) + 1)
 
     @property
@@ -121,7 +121,7 @@ class SamplingPipeline:
                 if likelihood > likelihoods[index]:
                     kept[index], likelihoods[index] = trial, likelihood
             undecided = [index for index in undecided if likelihoods[index] < enough]
-            done += (len(trials) - len(undecided)) * (self._trials - 1 - number) * (len(times) - 1)  # of the noises that need not be tried
+            done += (len(trials) - len(undecided)) * (self._trials - 1 - number) * (len(times) - 1)  # steps that an accepted particle saves count as done
             if not undecided:
                 break
         return kept

@@ -27,6 +27,12 @@ from ddpmctl.sampling.pipeline import sample_images
 from ddpmctl.sampling.requests import requests_for
 from tests.benchmarks.data import benchmark_data, finish
 
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {  # of images (N, 3, H, W), for ``two_samples``
+    "whole images": lambda images: images,
+    "averages of 2x2 pixels": lambda images: F.avg_pool2d(images, 2),
+    "averages of 4x4 pixels": lambda images: F.avg_pool2d(images, 4),
+    "the 12 upper rows, above the objects": lambda images: images[:, :, :12],
+}
 TWO_SAMPLES_SEED = 5 * 2**32  # other scenes than those of training and of ``real_images``
 Figures = dict[str, Any]
 
@@ -84,8 +90,8 @@ def _beside(samples: np.ndarray, real: np.ndarray, path: Path) -> None:
 def two_samples(checkpoints: Sequence[str], count: int, seconds: float) -> Figures:
     """Train a network for some seconds to tell samples from renders of the same labels; return how often it is right on others.
 
-    ``count`` samples and renders are for training, a fifth as many for the check. 0.5 would be chance. Beside whole images, it is trained on ``VIEWS`` of
-    them, which say what gives samples away.
+    ``count`` samples and renders are for training, a fifth as many for the check. 0.5 would be chance. One network is trained for each of
+    ``VIEWS``, which show where the difference lies.
     """
     compute, rng = make_compute_device(Config().device), torch.Generator().manual_seed(0)
     known = list(train_labels(SCENES).values())
@@ -95,21 +101,8 @@ def two_samples(checkpoints: Sequence[str], count: int, seconds: float) -> Figur
     for path in checkpoints:
         pipeline = pipeline_for(load_checkpoint(Path(path)), {}, compute)
         made = finish(sample_images(pipeline, requests_for("two samples", sets, seed=0)))
-        found[Path(path).stem] = {name: _right(view(made), view(real), count, seconds) for name, view in VIEWS.items()}
+        found[Path(path).stem] = {name: _right(view(made.float()), view(real.float()), count, seconds) for name, view in VIEWS.items()}
     return found
-
-
-def _averages(side: int) -> Callable[[Tensor], Tensor]:
-    return lambda images: F.avg_pool2d(images.float(), side)
-
-
-VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
-    "whole images": lambda images: images,
-    "averages of 2x2 pixels": _averages(2),
-    "averages of 4x4 pixels": _averages(4),
-    "the 12 upper rows, above the objects": lambda images: images[:, :, :12],
-    "rounded to multiples of 8 grey levels": lambda images: (images.float() / 8).round() * 8,
-}
 
 
 def _right(made: Tensor, real: Tensor, count: int, seconds: float) -> float:
@@ -124,11 +117,11 @@ def _right(made: Tensor, real: Tensor, count: int, seconds: float) -> float:
     while (spent := time.perf_counter() - start) < seconds:
         chosen = torch.randint(len(images), (64,), generator=rng)
         optimizer.param_groups[0]["lr"] = 1e-3 * (1 - spent / seconds)
-        loss = F.binary_cross_entropy_with_logits(net(images[chosen].float() / 127.5 - 1).mean((1, 2, 3)), truth[chosen])
+        loss = F.binary_cross_entropy_with_logits(net(images[chosen] / 127.5 - 1).mean((1, 2, 3)), truth[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     net.eval()
     with torch.inference_mode():
-        says = [torch.cat([net(part.float() / 127.5 - 1).mean((1, 2, 3)) for part in images[count:].split(64)]) > 0 for images in (made, real)]
+        says = [torch.cat([net(part / 127.5 - 1).mean((1, 2, 3)) for part in images[count:].split(64)]) > 0 for images in (made, real)]
     return float((says[0].float().mean() + (~says[1]).float().mean()) / 2)

@@ -62,7 +62,9 @@ def everything(
     scores = evaluated["scores"]
     last = json.loads((place / "runs" / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     shown = {kind: {key: one[key] for key in ("accuracy", "exact_match", "images", "interval")} for kind, one in scores.items()}
-    measures = {key: {of: found[of]["estimate"] for of in found} for key, found in evaluated.get("fidelity", {}).items() if key != "images"}
+    measures = {
+        key: {which: interval["estimate"] for which, interval in measure.items()} for key, measure in evaluated.get("fidelity", {}).items() if key != "images"
+    }
     return {"judge": judged, "scores": shown, "fidelity": measures, "trained": last["images_seen"], "settings": [*settings]}
 
 
