@@ -69,14 +69,7 @@ def compare(
     terminal = Terminal()
     chosen = Given.of(given, config, assume)
     outputs = Outputs(json_file, csv_file, latex, html, out)
-    for_verdict = (("--latex", latex), ("--html", html), ("--fidelity", fidelity))
-    if recorded and (unmade := [flag for flag, value in for_verdict if value]):
-        raise UsageError(f"{', '.join(unmade)}: only for the verdict, which --recorded leaves out")
-    if outputs.only_json:
-        raise UsageError("--json -: compare prints its tables on stdout; give --json the name of a file")
-    outputs.prepare()
-    if not recorded:
-        prepare_output(_verdict_figure(out), "--out", folder=False)
+    _prepare(outputs, recorded=recorded, fidelity=fidelity)
 
     from ddpmctl.runs.named import located_all
 
@@ -95,6 +88,23 @@ def compare(
     spec = replace(evaluation_spec(files, evaluator, source.path, known.task, **vars(chosen), seed=seed, repeats=repeats), every_image=fidelity)
     against = terminal.finish(reference_images(spec, source)) if fidelity else None  # first, so that conditions are refused before sampling
     _on_new_images(terminal, paths, at_epoch, comparison, spec, outputs, against, anyway=anyway)
+
+
+def _prepare(outputs: Outputs, *, recorded: bool, fidelity: bool) -> None:
+    """Refuse what this comparison does not write, and check the files that it does, before any work is done for them.
+
+    Raises:
+        UsageError: something of that kind was asked for, or a file cannot be written.
+    """
+    for_verdict = (("--latex", outputs.latex), ("--html", outputs.html), ("--fidelity", fidelity))
+    if recorded and (unmade := [flag for flag, value in for_verdict if value]):
+        raise UsageError(f"{', '.join(unmade)}: only for the verdict, which --recorded leaves out")
+    if outputs.only_json:
+        raise UsageError("--json -: compare prints its tables on stdout; give --json the name of a file")
+    outputs.prepare()
+    if not recorded:
+        assert outputs.out is not None
+        prepare_output(_verdict_figure(outputs.out), "--out", folder=False)
 
 
 def _verdict_figure(out: Path) -> Path:
