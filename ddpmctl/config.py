@@ -73,7 +73,6 @@ class TrainingConfig:
     loss_weight: str = setting("flat", "Weight of the squared error by noise level.", choices=LOSS_WEIGHTS)
     weight_limit: float = setting(20.0, "Largest weight (snr+1).", low=1, high=1e6)
     label_loss: float = setting(0.0, "Weight of the cross-entropy with which the network learns to name the objects in x_t (fine-unet).", low=0, high=100)
-    estimate_loss: float = setting(0.0, "Weight of the error of the estimate of x0 before x_t corrects it (fine-unet).", low=0, high=100)
     label_dropout: float = setting(0.0, "Share of training images shown without labels; guidance needs some.", low=0, high=1)
     mirror: float = setting(0.0, "Share of training images shown mirrored, left to right; labels stay true.", low=0, high=1)
     ema: float | None = setting(None, "Decay of the exponential moving average of the weights (none: off).", low=0, high=0.999999)
@@ -319,7 +318,6 @@ MODERN: dict[str, Value] = {
     "time_mean_end": -1.6,
     "time_std": 1.2,
     "label_loss": 0.03,
-    "estimate_loss": 1.0,  # without it, noise of x_t remains at edges
     "label_dropout": 0.1,
     "sampler": "dpm++2m",
     "spacing": "karras",

@@ -184,12 +184,6 @@ def test_a_network_that_does_not_recognise_objects_cannot_be_trained_to_name_the
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_network_without_an_estimate_that_x_t_corrects_has_no_loss_of_it(tmp_path: Path) -> None:
-    line = refused(2, "train", *TINY, "--scenes", 1, "--runs-dir", tmp_path / "runs", "--net", "unet", "--estimate-loss", 1)
-    assert line == "error: --estimate-loss: the network unet has no estimate that x_t corrects; give --estimate-loss 0 or --net fine-unet"
-    assert not (tmp_path / "runs").exists()
-
-
 def test_a_network_that_does_not_recognise_objects_cannot_choose_between_particles(run: Path, tmp_path: Path) -> None:
     line = refused(2, "train", *TINY, "--scenes", 1, "--runs-dir", tmp_path / "runs", "--particles", 2)
     assert line == "error: --particles: the network context-unet does not recognise objects; give --particles 1"

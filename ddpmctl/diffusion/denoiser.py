@@ -99,9 +99,6 @@ class TrainingBatch(NamedTuple):
             yield TrainingBatch(*(value[chosen] for value in self))
 
 
-ESTIMATED_FROM = 0.03  # t / T; below, only x_t shows the grain of the image, and an estimate need not
-
-
 class TrainingLoss:
     """MSE between the network's output and the objective's target at random t (Ho et al. 2020, eq. 14)."""
 
@@ -135,26 +132,19 @@ class TrainingLoss:
         target = self.objective.target(x0, eps, signal, noise)
         return TrainingBatch(signal * x0 + noise * eps, target, labels * keep, labels, t / self.timesteps, self.weigh(noise, self.config))
 
-    def __call__(self, net: Callable[[Tensor, Tensor, Tensor], Tensor | tuple[Tensor, Tensor, Tensor]], batch: TrainingBatch) -> Tensor:
+    def __call__(self, net: Callable[[Tensor, Tensor, Tensor], Tensor | tuple[Tensor, Tensor]], batch: TrainingBatch) -> Tensor:
         """Return the mean weighted loss of a batch; for an empty batch, 0 with zero gradients.
 
-        ``net`` returns its output or, if it recognises objects and corrects an estimate, its output, logits of the labels (B, 24), and the estimate
-        before the correction. The cross-entropy of the logits is added, and the error of the estimate.
+        ``net`` returns its output or, if it recognises objects, its output and logits of the labels, (B, 24). Their cross-entropy is added.
         """
-        found = net(batch.x_t, batch.labels, batch.time)
-        out, logits, estimate = found if isinstance(found, tuple) else (found, None, None)
-        loss = _mean(batch.weight * F.mse_loss(out.float(), batch.target, reduction="none"))
-        if logits is not None:
-            loss = loss + self.config.label_loss * _mean(F.binary_cross_entropy_with_logits(logits, batch.shown, reduction="none"))
-        if estimate is not None and self.config.estimate_loss:
-            weight = batch.weight * (batch.time >= ESTIMATED_FROM).view(-1, 1, 1, 1)
-            loss = loss + self.config.estimate_loss * _mean(weight * F.mse_loss(estimate, batch.target, reduction="none"))
-        return loss
-
-
-def _mean(values: Tensor) -> Tensor:
-    """Return the mean of values (B, ...); for an empty batch 0, with zero gradients."""
-    return values.mean() if len(values) else values.sum()
+        out = net(batch.x_t, batch.labels, batch.time)
+        out, logits = out if isinstance(out, tuple) else (out, None)
+        errors = batch.weight * F.mse_loss(out.float(), batch.target, reduction="none")
+        loss = errors.mean() if len(errors) else errors.sum()
+        if logits is None:
+            return loss
+        unnamed = F.binary_cross_entropy_with_logits(logits, batch.shown, reduction="none")
+        return loss + self.config.label_loss * (unnamed.mean() if len(unnamed) else unnamed.sum())
 
 
 def times_at(config: TrainingConfig, fraction: float) -> TrainingConfig:

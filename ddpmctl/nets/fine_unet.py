@@ -90,7 +90,6 @@ class FineUNet(nn.Module):
     """ours, finer: 2x2 patches and blocks from half of the size down to 8x8; names the objects that it sees; x_t corrects its estimate."""
 
     objectives = ("x0",)
-    corrects_estimate = True
 
     def __init__(self, config: ModelConfig, task: Task = ICLEVR) -> None:
         """Build it with twice ``config.width`` channels at the coarsest level, half as many at each finer one; see ``levels``."""
@@ -126,10 +125,10 @@ class FineUNet(nn.Module):
         """Let the estimate start at the training images' mean, (3, H, W), which otherwise takes a tenth of a short run to learn."""
         self.mean.copy_(mean)
 
-    def forward(self, x_t: Tensor, labels: Tensor, time: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x_t: Tensor, labels: Tensor, time: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Map x_t (B, 3, H, W), labels (B, C) and t / T (B,) to x0_hat (B, 3, H, W).
 
-        In training mode, return with it the logits of the objects that the encoder sees, (B, C), and the estimate before the correction.
+        In training mode, return with it the logits of the objects that the encoder sees, (B, C).
         """
         when = self.time(time)
         condition = self.act(when + self.label_set(labels))
@@ -143,9 +142,8 @@ class FineUNet(nn.Module):
         x = self.up[-1](finest + from_patches(self.get_submodule(f"grow{self.sides[0]}")(x)), condition)
         pixels = from_patches(self.out(x), self.patch).to(torch.float32, memory_format=torch.contiguous_format)
         estimate, log_error, shift = torch.split(pixels, [3, BANDS, 3 * BANDS], 1)
-        estimate = self.mean + estimate
-        x0_hat: Tensor = self.filter(estimate, FIRST_LOG_ERROR + log_error, FIRST_SHIFT + shift, x_t, time)
-        return (x0_hat, seen_anywhere(self.recognise(coarsest).float()), estimate) if self.training else x0_hat
+        x0_hat: Tensor = self.filter(self.mean + estimate, FIRST_LOG_ERROR + log_error, FIRST_SHIFT + shift, x_t, time)
+        return (x0_hat, seen_anywhere(self.recognise(coarsest).float())) if self.training else x0_hat
 
     def find_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
         """Return one logit for each class and each cell of the coarsest level, (B, C, h, w): whether x_t (B, 3, H, W) at t / T (B,) shows an object there.

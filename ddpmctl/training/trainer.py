@@ -86,8 +86,6 @@ def require_trainable(config: Config) -> None:
     name, net, objective = config.model.net, NETWORKS.get(config.model.net), config.diffusion.objective
     if config.training.label_loss and not recognises_objects(name):
         raise UsageError(f"--label-loss: the network {name} does not recognise objects; give --label-loss 0 or --net fine-unet")
-    if config.training.estimate_loss and not getattr(net, "corrects_estimate", False):
-        raise UsageError(f"--estimate-loss: the network {name} has no estimate that x_t corrects; give --estimate-loss 0 or --net fine-unet")
     require_recogniser(config)
     if objective not in getattr(net, "objectives", (objective,)):
         raise UsageError(f"--objective: the network {name} does not predict {objective}; give --objective {' or '.join(net.objectives)}")

@@ -26,7 +26,6 @@ RECIPES: dict[str, dict[str, object]] = {
         "objective": "x0",
         "width": 32,
         "label_loss": 0.1,
-        "estimate_loss": 1.0,
         "time_sampling": "logit-normal",
         "time_mean_end": -1.0,
         "label_dropout": 0.2,

@@ -33,7 +33,6 @@ RECIPES = {
         "objective": "x0",
         "optimizer": "muon",
         "label_loss": 0.1,
-        "estimate_loss": 1.0,
         "time_sampling": "logit-normal",
         "time_mean_end": -1.0,
         "ema": 0.9,
