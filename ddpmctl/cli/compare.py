@@ -91,14 +91,14 @@ def compare(
 
 
 def _prepare(outputs: Outputs, *, recorded: bool, fidelity: bool) -> None:
-    """Refuse what this comparison does not write, and check the files that it does, before any work is done for them.
+    """Refuse outputs that this comparison does not make, and check before the work starts that the others can be written.
 
     Raises:
-        UsageError: something of that kind was asked for, or a file cannot be written.
+        UsageError: an output cannot be made or written.
     """
     for_verdict = (("--latex", outputs.latex), ("--html", outputs.html), ("--fidelity", fidelity))
     if recorded and (unmade := [flag for flag, value in for_verdict if value]):
-        raise UsageError(f"{', '.join(unmade)}: only for the verdict, which --recorded leaves out")
+        raise UsageError(f"{', '.join(unmade)}: cannot be combined with --recorded, which makes no verdict on new images")
     if outputs.only_json:
         raise UsageError("--json -: compare prints its tables on stdout; give --json the name of a file")
     outputs.prepare()

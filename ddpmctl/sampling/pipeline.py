@@ -66,7 +66,7 @@ class SamplingPipeline:
 
     @property
     def nfe(self) -> int:
-        """Upper bound on the network calls (NFE) per image. A guided step takes two calls; an accepted particle saves the calls of those not yet tried."""
+        """Upper bound on the network calls (NFE) per image. A guided step takes two calls. Once a particle is accepted, no more are tried."""
         return self._calls(self.times()[:-1]) + self._trials * (self._calls(self.times_to_choice()[:-1]) + 1)
 
     @property
