@@ -180,7 +180,9 @@ def test_bad_flags_of_train(arguments: list[str], expected: str, tmp_path: Path)
 
 def test_a_network_that_does_not_recognise_objects_cannot_be_trained_to_name_them(tmp_path: Path) -> None:
     line = refused(2, "train", *TINY, "--scenes", 1, "--runs-dir", tmp_path / "runs", "--label-loss", "0.1")
-    assert line.startswith("error: --label-loss: the network context-unet does not recognise objects")
+    assert line == "error: --label-loss: the network context-unet does not recognise objects; give --label-loss 0, or --net fine-unet"
+    of_preset = refused(2, "train", "--preset", "quick", "--net", "unet", "--dry-run", "--scenes", 1, "--runs-dir", tmp_path / "runs")
+    assert "give --label-loss 0 and --particles 1, or --net fine-unet" in of_preset
     assert not (tmp_path / "runs").exists()
 
 

@@ -85,7 +85,8 @@ def require_trainable(config: Config) -> None:
     """
     name, net, objective = config.model.net, NETWORKS.get(config.model.net), config.diffusion.objective
     if config.training.label_loss and not recognises_objects(name):
-        raise UsageError(f"--label-loss: the network {name} does not recognise objects; give --label-loss 0 or --net fine-unet")
+        needed = "--label-loss 0" if config.sampling.particles == 1 else "--label-loss 0 and --particles 1"
+        raise UsageError(f"--label-loss: the network {name} does not recognise objects; give {needed}, or --net fine-unet")
     require_recogniser(config)
     if objective not in getattr(net, "objectives", (objective,)):
         raise UsageError(f"--objective: the network {name} does not predict {objective}; give --objective {' or '.join(net.objectives)}")
