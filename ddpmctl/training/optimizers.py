@@ -87,30 +87,37 @@ class MatrixMuon(torch.optim.Muon):
         return loss
 
 
+A, B, C = 3.4445, -4.7750, 2.0315  # of the polynomial a + b G + c G^2 of Jordan et al. 2024
+
+
 def orthogonalised(matrices: Tensor, dtype: torch.dtype, steps: int = 5) -> Tensor:
     """Return matrices (N, rows, columns) of about the same singular vectors, with singular values between 0.7 and 1.2, float32.
 
-    Newton-Schulz iteration with the coefficients of Jordan et al. 2024, calculated in ``dtype``.
-
-    A step multiplies X by a polynomial of X X^T. In float32, only X X^T and the product of these polynomials are iterated, and X is multiplied once,
-    which takes about half the time. bf16 rounds X X^T too coarsely for that.
+    Newton-Schulz iteration, calculated in ``dtype``: each step multiplies X by a polynomial of G = X X^T. In float32, only G and the product of the
+    polynomials are iterated, and X is multiplied once at the end, in about 0.6 of the time. bf16 would round G too coarsely for that.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT  # the smaller Gram matrix
     x: Tensor = (wide / torch.linalg.matrix_norm(wide, keepdim=True).clamp(min=1e-7)).to(dtype)
     if dtype is torch.float32:
-        gram, polynomial, product = x @ x.mT, None, None
-        for _ in range(steps):
-            gram = gram if polynomial is None else polynomial @ (gram @ polynomial)
-            polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-            polynomial.diagonal(dim1=1, dim2=2).add_(a)
-            product = polynomial if product is None else polynomial @ product
-        x = x if product is None else product @ x
+        gram = x @ x.mT
+        product = polynomial = _polynomial(gram)
+        for _ in range(steps - 1):
+            gram = polynomial @ (gram @ polynomial)
+            polynomial = _polynomial(gram)
+            product = polynomial @ product
+        x = product @ x
     else:
         for _ in range(steps):
             gram = x @ x.mT
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
     return (x if wide is matrices else x.mT).float()
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    """Return A + B G + C G^2 for symmetric matrices G (N, rows, rows)."""
+    out = torch.baddbmm(gram, gram, gram, beta=B, alpha=C)
+    out.diagonal(dim1=1, dim2=2).add_(A)
+    return out
 
 
 def _matrix(kernel: Tensor) -> Tensor:
