@@ -94,7 +94,7 @@ def orthogonalised(matrices: Tensor, dtype: torch.dtype, steps: int = 5) -> Tens
     """Return matrices (N, rows, columns) of about the same singular vectors, with singular values between 0.7 and 1.2, float32.
 
     Newton-Schulz iteration, calculated in ``dtype``: each step multiplies X by a polynomial of G = X X^T. In float32, only G and the product of the
-    polynomials are iterated, and X is multiplied once at the end, in about 0.6 of the time. bf16 would round G too coarsely for that.
+    polynomials are iterated, and X is multiplied once at the end, in two thirds of the time. bf16 would round G too coarsely for that.
     """
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT  # the smaller Gram matrix
     x: Tensor = (wide / torch.linalg.matrix_norm(wide, keepdim=True).clamp(min=1e-7)).to(dtype)
