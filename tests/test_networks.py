@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ddpmctl.config import Config
+from ddpmctl.iclevr import ICLEVR
 from ddpmctl.nets.fine_unet import Look, from_patches, to_patches
 from ddpmctl.nets.recognition import seen_anywhere
 from ddpmctl.nets.unet import Detail, attend_both_ways
 from ddpmctl.nets.wiener import BANDS
 from ddpmctl.registry import ACTIVATIONS, NETWORKS
+from ddpmctl.task import SIZES
 from ddpmctl.training.trainer import make_network
 
 from .conftest import batch
@@ -184,6 +187,25 @@ def test_fine_unet_names_objects_without_seeing_the_labels() -> None:
         assert (net(x_t.flip(3), labels, time)[1] - seen).abs().amax(1).min() > 1e-4
         late = torch.full((3,), 0.9)  # here, the filter is the same in both modes; see tests/test_wiener.py
         torch.testing.assert_close(net.eval()(x_t, labels, late), net.train()(x_t, labels, late)[0])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_of_large_images_fine_unet_also_gives_its_estimate_before_x_t_corrects_it(size: int) -> None:
+    net = make_network(Config().replace(net="fine-unet", width=8), replace(ICLEVR, size=size)).train()
+    corrected: list[tuple[Tensor, Tensor]] = []
+    net.filter.register_forward_hook(lambda _, inputs, out: corrected.append((inputs[0], out)))
+    with torch.no_grad():
+        out, _, *estimates = net(torch.randn(2, 3, size, size), torch.ones(2, 24), torch.full((2,), 0.1))
+    assert torch.equal(corrected[0][1], out)
+    assert len(estimates) == (size > 64)
+    assert all(torch.equal(estimate, corrected[0][0]) and (out - estimate).abs().max() > 1e-3 for estimate in estimates)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_no_level_of_fine_unet_has_less_than_a_quarter_of_the_channels_of_the_coarsest(size: int) -> None:
+    net = make_network(Config().replace(net="fine-unet", width=32), replace(ICLEVR, size=size))
+    assert [block.conv2.out_channels for block in net.down] == {2: [32, 64], 3: [16, 32, 64], 4: [16, 16, 32, 64]}[len(net.sides)]
+    assert net.stem.out_channels == net.down[0].conv2.out_channels
 
 
 def test_fine_unet_learns_to_name_what_its_input_shows() -> None:

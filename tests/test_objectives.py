@@ -263,6 +263,21 @@ def test_the_cross_entropy_of_recognised_objects_is_added(weight: float) -> None
     assert (found - plain).item() == pytest.approx(weight * expected.item(), rel=1e-4)
 
 
+def test_the_error_of_the_estimate_before_the_correction_is_added() -> None:
+    """With the weight of its noise level, and not where only x_t shows the grain."""
+    loss, diffusion = loss_of(loss_weight="snr+1", objective="x0", timesteps=1000)
+    rng = torch.Generator().manual_seed(0)
+    x0 = torch.rand((64, 3, 4, 4), generator=rng)
+    batch = loss.draw(x0, torch.ones(64, 24), rng)
+    estimate, logits = torch.randn(x0.shape, generator=rng), torch.zeros(64, 24)
+    t = (batch.time * 1000).round().long()
+    noise = torch.tensor(np.asarray(diffusion.schedule.noise))[t]
+    errors = (estimate - x0).double().square().mean((1, 2, 3)) * (noise**-2).clamp(max=20)
+    assert 0 < (t < 30).sum() < 64
+    plain, found = (loss(lambda x_t, labels, time, given=given: (x_t, logits, *given), batch) for given in ((), (estimate,)))
+    assert (found - plain).item() == pytest.approx((errors * (t >= 30)).sum().item() / 64, rel=1e-4)
+
+
 # Dropped labels
 
 

@@ -99,6 +99,9 @@ class TrainingBatch(NamedTuple):
             yield TrainingBatch(*(value[chosen] for value in self))
 
 
+ESTIMATED_FROM = 0.03  # t / T; below, only x_t shows the grain of the image, and an estimate need not
+
+
 class TrainingLoss:
     """MSE between the network's output and the objective's target at random t (Ho et al. 2020, eq. 14)."""
 
@@ -132,19 +135,26 @@ class TrainingLoss:
         target = self.objective.target(x0, eps, signal, noise)
         return TrainingBatch(signal * x0 + noise * eps, target, labels * keep, labels, t / self.timesteps, self.weigh(noise, self.config))
 
-    def __call__(self, net: Callable[[Tensor, Tensor, Tensor], Tensor | tuple[Tensor, Tensor]], batch: TrainingBatch) -> Tensor:
+    def __call__(self, net: Callable[[Tensor, Tensor, Tensor], Tensor | tuple[Tensor, ...]], batch: TrainingBatch) -> Tensor:
         """Return the mean weighted loss of a batch; for an empty batch, 0 with zero gradients.
 
-        ``net`` returns its output or, if it recognises objects, its output and logits of the labels, (B, 24). Their cross-entropy is added.
+        ``net`` returns its output or, if it recognises objects, its output, logits of the labels (B, 24) and perhaps the estimate of the target before
+        x_t corrects it. The cross-entropy of the logits is added, and the weighted error of the estimate for t / T from ``ESTIMATED_FROM``.
         """
-        out = net(batch.x_t, batch.labels, batch.time)
-        out, logits = out if isinstance(out, tuple) else (out, None)
-        errors = batch.weight * F.mse_loss(out.float(), batch.target, reduction="none")
-        loss = errors.mean() if len(errors) else errors.sum()
-        if logits is None:
-            return loss
-        unnamed = F.binary_cross_entropy_with_logits(logits, batch.shown, reduction="none")
-        return loss + self.config.label_loss * (unnamed.mean() if len(unnamed) else unnamed.sum())
+        found = net(batch.x_t, batch.labels, batch.time)
+        out, *also = found if isinstance(found, tuple) else (found,)
+        loss = _mean(batch.weight * F.mse_loss(out.float(), batch.target, reduction="none"))
+        if also:
+            loss = loss + self.config.label_loss * _mean(F.binary_cross_entropy_with_logits(also[0], batch.shown, reduction="none"))
+        if len(also) > 1:
+            weight = batch.weight * (batch.time >= ESTIMATED_FROM).view(-1, 1, 1, 1)
+            loss = loss + _mean(weight * F.mse_loss(also[1], batch.target, reduction="none"))
+        return loss
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Return the mean of values (B, ...); for an empty batch 0, with zero gradients."""
+    return values.mean() if len(values) else values.sum()
 
 
 def times_at(config: TrainingConfig, fraction: float) -> TrainingConfig:

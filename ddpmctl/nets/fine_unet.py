@@ -28,6 +28,9 @@ PATCH = 2
 MOST_CELLS = 64  # on a side of the finest level; larger images have larger patches
 FEWEST_CELLS = 12  # on a side of the coarsest level, at most: there, objects are decided
 FEWEST_CHANNELS = 8
+# In images with a longer side than this, the estimate before the correction has a loss of its own. Without it, the layers leave edges to the correction,
+# which lets noise of x_t pass there. At 64x64 it brings nothing. Measured in docs/experiments.md.
+LARGE = 64
 FIRST_LOG_ERROR = -3.0  # log of the estimate's error at first, in grey levels from -1 to 1
 FIRST_SHIFT = 0.03  # in brightness at first; at 0, it would have no gradient
 
@@ -92,12 +95,13 @@ class FineUNet(nn.Module):
     objectives = ("x0",)
 
     def __init__(self, config: ModelConfig, task: Task = ICLEVR) -> None:
-        """Build it with twice ``config.width`` channels at the coarsest level, half as many at each finer one; see ``levels``."""
+        """Build it with twice ``config.width`` channels at the coarsest level, half as many at each finer one, but at least a quarter; see ``levels``."""
         super().__init__()
         act = ACTIVATIONS.get(config.act)
         self.patch, sides = levels(task.size)
-        widths = [max(FEWEST_CHANNELS, 2 * config.width >> step) for step in reversed(range(len(sides)))]  # finest level first, as ``sides``
-        finest, top = widths[0], widths[-1]
+        top = 2 * config.width
+        widths = [max(FEWEST_CHANNELS, top // 4, top >> step) for step in reversed(range(len(sides)))]  # finest level first, as ``sides``
+        finest = widths[0]
         self.sides, pairs = sides, list(itertools.pairwise(widths))
         self.time = nn.Sequential(TimeEmbedding(64), nn.Linear(64, top), act(), nn.Linear(top, top))
         self.label_set = nn.Linear(task.columns, top)
@@ -125,10 +129,11 @@ class FineUNet(nn.Module):
         """Let the estimate start at the training images' mean, (3, H, W), which otherwise takes a tenth of a short run to learn."""
         self.mean.copy_(mean)
 
-    def forward(self, x_t: Tensor, labels: Tensor, time: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x_t: Tensor, labels: Tensor, time: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Map x_t (B, 3, H, W), labels (B, C) and t / T (B,) to x0_hat (B, 3, H, W).
 
-        In training mode, return with it the logits of the objects that the encoder sees, (B, C).
+        In training mode, return with it the logits of the objects that the encoder sees, (B, C), and, for images larger than ``LARGE``, the estimate
+        of x0 before the correction, which then has a loss of its own.
         """
         when = self.time(time)
         condition = self.act(when + self.label_set(labels))
@@ -142,8 +147,12 @@ class FineUNet(nn.Module):
         x = self.up[-1](finest + from_patches(self.get_submodule(f"grow{self.sides[0]}")(x)), condition)
         pixels = from_patches(self.out(x), self.patch).to(torch.float32, memory_format=torch.contiguous_format)
         estimate, log_error, shift = torch.split(pixels, [3, BANDS, 3 * BANDS], 1)
-        x0_hat: Tensor = self.filter(self.mean + estimate, FIRST_LOG_ERROR + log_error, FIRST_SHIFT + shift, x_t, time)
-        return (x0_hat, seen_anywhere(self.recognise(coarsest).float())) if self.training else x0_hat
+        estimate = self.mean + estimate
+        x0_hat: Tensor = self.filter(estimate, FIRST_LOG_ERROR + log_error, FIRST_SHIFT + shift, x_t, time)
+        if not self.training:
+            return x0_hat
+        seen = seen_anywhere(self.recognise(coarsest).float())
+        return (x0_hat, seen, estimate) if x_t.shape[-1] > LARGE else (x0_hat, seen)
 
     def find_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
         """Return one logit for each class and each cell of the coarsest level, (B, C, h, w): whether x_t (B, 3, H, W) at t / T (B,) shows an object there.
@@ -166,7 +175,7 @@ def levels(size: int) -> tuple[int, list[int]]:
     """Return the side of a patch, and the cells on a side of every level, finest first: 2 and 32, 16, 8 for images of 64x64.
 
     A level is half of the one before, until it has at most 12x12 cells: objects are decided there at the same cost at every size, and
-    larger images have more levels above it, with fewer channels each (32: 16, 8; 96: 48, 24, 12; 128: 64, 32, 16, 8; 256: the same in 4x4 patches).
+    larger images have more levels above it (32: 16, 8; 96: 48, 24, 12; 128: 64, 32, 16, 8; 256: the same in 4x4 patches).
     """
     patch = max(PATCH, size // MOST_CELLS)
     sides = [size // patch]
