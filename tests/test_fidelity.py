@@ -131,7 +131,7 @@ class TestClosedForms:
 
 
 def test_sharpness_compares_images_with_as_many_objects(reference: Reference) -> None:
-    images = torch.from_numpy(reference.training)
+    images = torch.from_numpy(reference.training.copy())
     labels = torch.zeros(len(images), 24, dtype=torch.uint8)
     for objects in range(1, 4):
         labels[objects - 1 :: 3, :objects] = 1  # frame f shows f + 1 objects

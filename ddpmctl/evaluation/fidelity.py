@@ -33,6 +33,7 @@ NEIGHBOURS = 3  # k of precision and recall
 GROUPS = 10  # of the jackknife
 COARSE = 16  # side at which whole images are compared; there, sharpness does not matter
 SHARPNESS_IMAGES = 1500
+SHARPNESS_PART = 100  # images at a time
 CHUNK = 256  # images per matrix of distances
 
 
@@ -221,7 +222,9 @@ def sharpness(samples: Tensor, requested: Tensor, training: Tensor, labels: Tens
         requested, labels: multi-hot (B, C) and (N, C).
     """
     training, counts = training[:SHARPNESS_IMAGES].cpu(), labels[:SHARPNESS_IMAGES].cpu().sum(1)
-    energy = laplacian_energy(training.float() / 127.5 - 1)
+    # In parts: all of these images as floats would be the most memory that a training needs.
+    parts = (training[first : first + SHARPNESS_PART] for first in range(0, len(training), SHARPNESS_PART))
+    energy = torch.cat([laplacian_energy(part.float() / 127.5 - 1) for part in parts])
     expected = [float(energy[same].mean() if (same := counts == objects).any() else energy.mean()) for objects in requested.sum(1).long()]
     return float(laplacian_energy(samples.float() / 127.5 - 1).mean()) / (sum(expected) / len(expected))
 
