@@ -153,7 +153,7 @@ class TrainingLoss:
 
 
 def _mean(values: Tensor) -> Tensor:
-    """Return the mean of values (B, ...); for an empty batch 0, with zero gradients."""
+    """Return the mean over all values, (B, ...). An empty batch, which a rank may have, gives 0 and zero gradients."""
     return values.mean() if len(values) else values.sum()
 
 

@@ -28,8 +28,8 @@ PATCH = 2
 MOST_CELLS = 64  # on a side of the finest level; larger images have larger patches
 FEWEST_CELLS = 12  # on a side of the coarsest level, at most: there, objects are decided
 FEWEST_CHANNELS = 8
-# In images with a longer side than this, the estimate before the correction has a loss of its own. Without it, the layers leave edges to the correction,
-# which lets noise of x_t pass there. At 64x64 it brings nothing. Measured in docs/experiments.md.
+# Images with more pixels on a side than this have a second loss, of the estimate before the correction. Without it, the layers leave edges to the
+# correction, which lets noise of x_t pass there. At 64x64 the second loss does not help. Measured in docs/experiments.md.
 LARGE = 64
 FIRST_LOG_ERROR = -3.0  # log of the estimate's error at first, in grey levels from -1 to 1
 FIRST_SHIFT = 0.03  # in brightness at first; at 0, it would have no gradient
@@ -95,7 +95,7 @@ class FineUNet(nn.Module):
     objectives = ("x0",)
 
     def __init__(self, config: ModelConfig, task: Task = ICLEVR) -> None:
-        """Build it with twice ``config.width`` channels at the coarsest level, half as many at each finer one, but at least a quarter; see ``levels``."""
+        """Give the coarsest level twice ``config.width`` channels, and each finer one half as many, but at least a quarter of the coarsest; see ``levels``."""
         super().__init__()
         act = ACTIVATIONS.get(config.act)
         self.patch, sides = levels(task.size)

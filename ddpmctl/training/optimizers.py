@@ -87,7 +87,7 @@ class MatrixMuon(torch.optim.Muon):
         return loss
 
 
-A, B, C = 3.4445, -4.7750, 2.0315  # of the polynomial a + b G + c G^2 of Jordan et al. 2024
+A, B, C = 3.4445, -4.7750, 2.0315  # of the polynomial A I + B G + C G^2 of Jordan et al. 2024
 
 
 def orthogonalised(matrices: Tensor, dtype: torch.dtype, steps: int = 5) -> Tensor:
@@ -114,7 +114,7 @@ def orthogonalised(matrices: Tensor, dtype: torch.dtype, steps: int = 5) -> Tens
 
 
 def _polynomial(gram: Tensor) -> Tensor:
-    """Return A + B G + C G^2 for symmetric matrices G (N, rows, rows)."""
+    """Return A I + B G + C G^2, the polynomial of one step of the iteration, of symmetric matrices G, (N, rows, rows); I is the identity."""
     out = torch.baddbmm(gram, gram, gram, beta=B, alpha=C)
     out.diagonal(dim1=1, dim2=2).add_(A)
     return out
