@@ -72,6 +72,7 @@ class TrainingConfig:
     time_std: float = setting(1.0, "Standard deviation of logit(t / T) (logit-normal).", above=0, high=10)
     loss_weight: str = setting("flat", "Weight of the squared error by noise level.", choices=LOSS_WEIGHTS)
     weight_limit: float = setting(20.0, "Largest weight (snr+1).", low=1, high=1e6)
+    detail_weight: float = setting(0.0, "Extra weight of the error within blocks of a sixteenth of the side (4x4 pixels of 64x64).", low=0, high=100)
     label_loss: float = setting(0.0, "Weight of the cross-entropy with which the network learns to name the objects in x_t (fine-unet).", low=0, high=100)
     label_dropout: float = setting(0.0, "Share of training images shown without labels; guidance needs some.", low=0, high=1)
     mirror: float = setting(0.0, "Share of training images shown mirrored, left to right; labels stay true.", low=0, high=1)
@@ -310,6 +311,7 @@ MODERN: dict[str, Value] = {
     "objective": "x0",
     "loss_weight": "snr+1",
     "weight_limit": 40.0,
+    "detail_weight": 3.0,  # edges and faces
     "epochs": None,
     "optimizer": "muon",
     "lr_decay": "linear",

@@ -244,6 +244,27 @@ def test_without_an_end_the_times_do_not_depend_on_the_progress_of_training() ->
     assert torch.equal(early.time, late.time)
 
 
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_the_error_within_blocks_counts_more(size: int) -> None:
+    """An error that is the same in all pixels of a block (a sixteenth of the side) counts once; the rest 1 + the detail weight times."""
+    settings = {"loss_weight": "snr+1", "objective": "x0"}
+    loss, _ = loss_of(detail_weight=3.0, **settings)
+    plain, _ = loss_of(**settings)
+    x0, error = pair((5, 3, size, size), torch.float32)
+    batch = loss.draw(x0, torch.ones(5, 24), torch.Generator().manual_seed(0))
+    side = size // 16
+    means = error.double().view(5, 3, 16, side, 16, side).mean((3, 5))
+    same = means.repeat_interleave(side, 2).repeat_interleave(side, 3)
+
+    def of(measure: TrainingLoss, error: Tensor) -> float:
+        return measure(lambda x_t, labels, time: x0 + error.float(), batch).item()
+
+    assert of(loss, same) == pytest.approx(of(plain, same), rel=1e-4)
+    assert of(loss, error - same) == pytest.approx(4 * of(plain, error - same), rel=1e-4)
+    expected = (batch.weight.double() * (error.double().square() + 3 * (error - same).square())).mean().item()
+    assert of(loss, error) == pytest.approx(expected, rel=1e-4)
+
+
 # Recognised objects
 
 

@@ -100,6 +100,7 @@ class TrainingBatch(NamedTuple):
 
 
 ESTIMATED_FROM = 0.03  # t / T; below, only x_t shows the grain of the image, and an estimate need not
+BLOCKS = 16  # on a side of an image: 4x4 pixels of 64x64
 
 
 class TrainingLoss:
@@ -143,13 +144,25 @@ class TrainingLoss:
         """
         found = net(batch.x_t, batch.labels, batch.time)
         out, *also = found if isinstance(found, tuple) else (found,)
-        loss = _mean(batch.weight * F.mse_loss(out.float(), batch.target, reduction="none"))
+        loss = self._squared_error(out.float(), batch.target, batch.weight)
         if also:
             loss = loss + self.config.label_loss * _mean(F.binary_cross_entropy_with_logits(also[0], batch.shown, reduction="none"))
         if len(also) > 1:
             weight = batch.weight * (batch.time >= ESTIMATED_FROM).view(-1, 1, 1, 1)
-            loss = loss + _mean(weight * F.mse_loss(also[1], batch.target, reduction="none"))
+            loss = loss + self._squared_error(also[1], batch.target, weight)
         return loss
+
+    def _squared_error(self, out: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """Return the mean squared error times ``weight``, to which --detail-weight adds that within blocks: without the error of each block's mean.
+
+        At high noise, most of the error is that of whole objects whose colour or place is still open. No training removes it, and its gradient hides that
+        of edges and faces.
+        """
+        loss, extra = _mean(weight * F.mse_loss(out, target, reduction="none")), self.config.detail_weight
+        if not extra:
+            return loss
+        means, wanted = (F.avg_pool2d(values, max(1, values.shape[-1] // BLOCKS)) for values in (out, target))
+        return (1 + extra) * loss - extra * _mean(weight * F.mse_loss(means, wanted, reduction="none"))
 
 
 def _mean(values: Tensor) -> Tensor:
