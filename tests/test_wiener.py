@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddpmctl.config import DiffusionConfig
 from ddpmctl.diffusion.schedules import make_schedule
-from ddpmctl.nets.wiener import BANDS, SAMPLING_VARIANCE, WienerFilter, cosine_levels
+from ddpmctl.nets.wiener import BANDS, ROUNDING, SAMPLING_VARIANCE, WienerFilter, cosine_levels
 
 from .conftest import batch
 
@@ -140,3 +140,15 @@ def test_when_sampling_the_filter_takes_the_errors_to_be_larger_than_in_training
     torch.testing.assert_close(sampled, net.train()(estimate, log_error + math.log(factor) / 2, shift * math.sqrt(factor), x_t, times))
     further = (sampled - estimate).abs().mean() / (net(estimate, log_error, shift, x_t, times) - estimate).abs().mean()
     assert further > 1.0001 if factor > 1 else further == 1
+
+
+def test_when_sampling_the_last_estimate_leaves_room_for_the_rounding_of_the_image() -> None:
+    """Where the noise is less than rounding adds, the correction is that for noise of this size; in training it is not."""
+    rng, s = torch.Generator().manual_seed(0), 0.003
+    estimate, x_t = torch.rand((2, 1, 3, 32, 32), generator=rng)
+    given, time = (torch.full((1, BANDS, 32, 32), math.log(s)), torch.zeros(1, 3 * BANDS, 32, 32), x_t), torch.tensor([1 / 16_000])
+    signal, log_sigma = cosine_levels(time)
+    noise = (2 * log_sigma).exp().item()
+    assert noise < ROUNDING
+    for net, of_size in ((WienerFilter(32).eval(), ROUNDING), (WienerFilter(32).train(), noise)):
+        torch.testing.assert_close(net(estimate, *given, time), estimate + s**2 / (s**2 + of_size) * (x_t / signal - estimate), rtol=1e-4, atol=1e-5)

@@ -14,8 +14,10 @@ LATEST = 0.998  # of t / T: at 1, the cosine schedule has no signal at all
 LEAST_SIGNAL = 0.05
 # A network learns the variances of its errors on noised images. On its own samples, its errors are larger, and with the learned variances, samples are
 # smoother than the data. Measured in docs/experiments.md.
-SAMPLING_VARIANCE = 1.5  # factor of the variances in evaluation mode
+SAMPLING_VARIANCE = 1.7  # factor of the variances in evaluation mode
 SAMPLING_TIMES = (0.02, 0.6)  # lowest and highest t / T where it is used; lower, the grain would become too strong
+# The variance that rounding [-1, 1] to 256 levels adds. The data were rounded, and samples will be: the estimate of the last step must leave room for it.
+ROUNDING = (2 / 255) ** 2 / 12
 
 
 class WienerFilter(nn.Module):
@@ -30,7 +32,8 @@ class WienerFilter(nn.Module):
     are correlated. The correction takes what they have in common, and hardly any of each pixel's own noise. With isotropic bands only, that noise
     remains, and edges become jagged.
 
-    In evaluation mode, C is multiplied by ``SAMPLING_VARIANCE`` for t / T in ``SAMPLING_TIMES``: samples are then as sharp as the data.
+    In evaluation mode, C is multiplied by ``SAMPLING_VARIANCE`` for t / T in ``SAMPLING_TIMES``: samples are then as sharp as the data. Also,
+    sigma^2 is at least ``ROUNDING``, so that the grain of samples that are rounded is about as strong as that of the data.
 
     Signal and sigma are those of the cosine schedule (Nichol & Dhariwal 2021, eq. 17); with another one, the network learns the difference.
     """
@@ -56,11 +59,13 @@ class WienerFilter(nn.Module):
         """
         with torch.autocast(x_t.device.type, enabled=False):
             signal, log_sigma = (level[:, None, None, None] for level in cosine_levels(time.float()))
+            noise = (2 * log_sigma).exp()
             if not self.training:
+                noise = noise.clamp(min=ROUNDING)
                 low, high = SAMPLING_TIMES
                 factor = torch.where((time >= low) & (time <= high), SAMPLING_VARIANCE, 1.0)[:, None, None, None]
                 log_error, shift = log_error + factor.log() / 2, shift * factor.sqrt()
-            values = (estimate, log_error, shift, (2 * log_sigma).exp(), *self.bands(x_t.float().contiguous() / signal - estimate))
+            values = (estimate, log_error, shift, noise, *self.bands(x_t.float().contiguous() / signal - estimate))
             return _Correction.apply(*values) if torch.is_grad_enabled() else _corrected(*values)[0]
 
     def bands(self, x: Tensor) -> tuple[Tensor, ...]:
