@@ -100,7 +100,7 @@ class TrainingBatch(NamedTuple):
 
 
 ESTIMATED_FROM = 0.03  # t / T; below, only x_t shows the grain of the image, and an estimate need not
-BLOCKS = 16  # on a side of an image: 4x4 pixels of 64x64
+BLOCKS = 16  # of --detail-weight, on each side of an image: for 64x64, a block has 4x4 pixels
 
 
 class TrainingLoss:
@@ -153,10 +153,10 @@ class TrainingLoss:
         return loss
 
     def _squared_error(self, out: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        """Return the mean squared error times ``weight``, to which --detail-weight adds that within blocks: without the error of each block's mean.
+        """Return the weighted mean squared error, in which errors within blocks of pixels count 1 + ``detail_weight`` times.
 
-        At high noise, most of the error is that of whole objects whose colour or place is still open. No training removes it, and its gradient hides that
-        of edges and faces.
+        The error of a pixel is the mean of its block's errors, which counts once, and a rest. The means hold most of what is unknown at high noise,
+        the place and colour of objects; the rest holds their edges and faces.
         """
         loss, extra = _mean(weight * F.mse_loss(out, target, reduction="none")), self.config.detail_weight
         if not extra:
@@ -166,7 +166,7 @@ class TrainingLoss:
 
 
 def _mean(values: Tensor) -> Tensor:
-    """Return the mean over all values, (B, ...). An empty batch, which a rank may have, gives 0 and zero gradients."""
+    """Return the mean of a tensor (B, ...). Where B is 0, as in a process without a share of the batch, it is 0, with zero gradients."""
     return values.mean() if len(values) else values.sum()
 
 

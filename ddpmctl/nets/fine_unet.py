@@ -95,7 +95,7 @@ class FineUNet(nn.Module):
     objectives = ("x0",)
 
     def __init__(self, config: ModelConfig, task: Task = ICLEVR) -> None:
-        """Give the coarsest level twice ``config.width`` channels, and each finer one half as many, but at least a quarter of the coarsest; see ``levels``."""
+        """Build the network. The coarsest level has 2 * ``config.width`` channels; each finer level has half as many, but at least ``config.width`` / 2."""
         super().__init__()
         act = ACTIVATIONS.get(config.act)
         self.patch, sides = levels(task.size)

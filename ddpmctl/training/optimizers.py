@@ -114,7 +114,7 @@ def orthogonalised(matrices: Tensor, dtype: torch.dtype, steps: int = 5) -> Tens
 
 
 def _polynomial(gram: Tensor) -> Tensor:
-    """Return A I + B G + C G^2, the polynomial of one step of the iteration, of symmetric matrices G, (N, rows, rows); I is the identity."""
+    """Return A I + B G + C G^2 for symmetric matrices G (N, rows, rows) and the identity I: one step of the iteration multiplies by it."""
     out = torch.baddbmm(gram, gram, gram, beta=B, alpha=C)
     out.diagonal(dim1=1, dim2=2).add_(A)
     return out
