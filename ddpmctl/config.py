@@ -74,6 +74,7 @@ class TrainingConfig:
     weight_limit: float = setting(20.0, "Largest weight (snr+1).", low=1, high=1e6)
     detail_weight: float = setting(0.0, "Extra weight of the error within blocks of a sixteenth of the side (4x4 pixels of 64x64).", low=0, high=100)
     label_loss: float = setting(0.0, "Weight of the cross-entropy with which the network learns to name the objects in x_t (fine-unet).", low=0, high=100)
+    error_loss: float = setting(0.0, "Weight of the likelihood by which the network learns how far off its estimate is (fine-unet).", low=0, high=100)
     label_dropout: float = setting(0.0, "Share of training images shown without labels; guidance needs some.", low=0, high=1)
     mirror: float = setting(0.0, "Share of training images shown mirrored, left to right; labels stay true.", low=0, high=1)
     ema: float | None = setting(None, "Decay of the exponential moving average of the weights (none: off).", low=0, high=0.999999)
@@ -320,6 +321,7 @@ MODERN: dict[str, Value] = {
     "time_mean_end": -1.6,
     "time_std": 1.2,
     "label_loss": 0.03,
+    "error_loss": 0.0003,  # the grain; from 0.003 on, the objects suffer
     "label_dropout": 0.1,
     "sampler": "dpm++2m",
     "spacing": "karras",

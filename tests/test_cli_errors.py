@@ -182,7 +182,9 @@ def test_a_network_that_does_not_recognise_objects_cannot_be_trained_to_name_the
     line = refused(2, "train", *TINY, "--scenes", 1, "--runs-dir", tmp_path / "runs", "--label-loss", "0.1")
     assert line == "error: --label-loss: the network context-unet does not recognise objects; give --label-loss 0, or --net fine-unet"
     of_preset = refused(2, "train", "--preset", "quick", "--net", "unet", "--dry-run", "--scenes", 1, "--runs-dir", tmp_path / "runs")
-    assert "give --label-loss 0 and --particles 1, or --net fine-unet" in of_preset
+    assert "give --label-loss 0 and --error-loss 0 and --particles 1, or --net fine-unet" in of_preset
+    line = refused(2, "train", *TINY, "--scenes", 1, "--runs-dir", tmp_path / "runs", "--error-loss", "0.1")
+    assert line == "error: --error-loss: the network context-unet does not estimate its errors; give --error-loss 0, or --net fine-unet"
     assert not (tmp_path / "runs").exists()
 
 

@@ -44,8 +44,8 @@ def test_a_compiled_step_trains_the_same_weights() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"net": "fine-unet", "objective": "x0", "schedule": "cosine", "label_loss": 0.03, "width": 32, "optimizer": "muon"},
-        {"net": "fine-unet", "objective": "x0", "schedule": "cosine", "label_loss": 0.03, "precision": "bf16"},
+        {"net": "fine-unet", "objective": "x0", "schedule": "cosine", "label_loss": 0.03, "error_loss": 0.001, "width": 32, "optimizer": "muon"},
+        {"net": "fine-unet", "objective": "x0", "schedule": "cosine", "label_loss": 0.03, "error_loss": 0.001, "precision": "bf16"},
         {"net": "context-unet"},  # with batch norm
         {"net": "unet", "micro_batch": 1},
     ],

@@ -15,7 +15,7 @@ from ddpmctl.iclevr import ICLEVR
 from ddpmctl.nets.fine_unet import Look, from_patches, to_patches
 from ddpmctl.nets.recognition import seen_anywhere
 from ddpmctl.nets.unet import Detail, attend_both_ways
-from ddpmctl.nets.wiener import BANDS
+from ddpmctl.nets.wiener import BANDS, cosine_levels
 from ddpmctl.registry import ACTIVATIONS, NETWORKS
 from ddpmctl.task import SIZES
 from ddpmctl.training.trainer import make_network
@@ -181,8 +181,8 @@ def test_fine_unet_starts_at_the_mean_image_corrected_by_what_x_t_shows() -> Non
 def test_fine_unet_names_objects_without_seeing_the_labels() -> None:
     net, (x_t, labels, time) = network("fine-unet", "gelu").train(), batch(3)
     with torch.no_grad():
-        out, seen = net(x_t, labels, time)
-        other_out, other_seen = net(x_t, 1 - labels, time)
+        out, seen, *_ = net(x_t, labels, time)
+        other_out, other_seen, *_ = net(x_t, 1 - labels, time)
         assert seen.shape == labels.shape
         assert torch.equal(seen, other_seen)
         assert (out - other_out).abs().max() > 1e-4
@@ -192,15 +192,30 @@ def test_fine_unet_names_objects_without_seeing_the_labels() -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_of_large_images_fine_unet_also_gives_its_estimate_before_x_t_corrects_it(size: int) -> None:
+def test_fine_unet_also_gives_its_estimate_before_x_t_corrects_it_and_the_errors_it_expects(size: int) -> None:
     net = make_network(Config().replace(net="fine-unet", width=8), replace(ICLEVR, size=size)).train()
-    corrected: list[tuple[Tensor, Tensor]] = []
-    net.filter.register_forward_hook(lambda _, inputs, out: corrected.append((inputs[0], out)))
+    given: list[tuple[Tensor, ...]] = []
+    net.filter.register_forward_hook(lambda _, inputs, out: given.append(inputs))
     with torch.no_grad():
-        out, _, *estimates = net(torch.randn(2, 3, size, size), torch.ones(2, 24), torch.full((2,), 0.1))
-    assert torch.equal(corrected[0][1], out)
-    assert len(estimates) == (size > 64)
-    assert all(torch.equal(estimate, corrected[0][0]) and (out - estimate).abs().max() > 1e-3 for estimate in estimates)
+        out, _, *expected = net(torch.randn(2, 3, size, size), torch.ones(2, 24), torch.full((2,), 0.1))
+    assert [tuple(value.shape) for value in expected] == [(2, channels, size, size) for channels in (3, BANDS, 3 * BANDS)]
+    assert all(torch.equal(value, input_) for value, input_ in zip(expected, given[0], strict=False))
+    assert (out - expected[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_last_block_of_fine_unet_changes_the_corrected_estimate_by_about_the_noise_at_most(size: int) -> None:
+    net, rng = make_network(Config().replace(net="fine-unet", width=8), replace(ICLEVR, size=size)).eval(), torch.Generator().manual_seed(0)
+    corrected: list[Tensor] = []
+    net.filter.register_forward_hook(lambda _, inputs, out: corrected.append(out))
+    x_t, labels = torch.rand((1, 3, size, size), generator=rng), torch.zeros(1, 24)
+    with torch.no_grad():
+        assert torch.equal(net(x_t, labels, torch.tensor([0.3])), corrected[-1]), "it starts as the identity"
+        nn.init.normal_(net.change_out[-1].weight)
+        changes = [(net(x_t, labels, torch.tensor([time])) - corrected[-1]).abs().max().item() for time in (1e-5, 0.3)]
+        sigma = cosine_levels(torch.tensor([1e-5]))[1].exp().item()
+    assert changes[0] < 100 * sigma
+    assert changes[1] > 0.1
 
 
 @pytest.mark.parametrize("size", SIZES)

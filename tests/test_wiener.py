@@ -11,13 +11,19 @@ from torch import Tensor
 
 from ddpmctl.config import DiffusionConfig
 from ddpmctl.diffusion.schedules import make_schedule
-from ddpmctl.nets.wiener import BANDS, ROUNDING, SAMPLING_VARIANCE, WienerFilter, cosine_levels
+from ddpmctl.nets.wiener import BANDS, ROUNDING, WienerFilter, cosine_levels, noise_shares, surprise
 
 from .conftest import batch
 
 TIMES = torch.tensor([1, 2, 5, 20, 100, 500, 900])
-NO_SHIFT = torch.zeros(1, 3 * BANDS, 1, 1)
+NO_DIRECTION = torch.zeros(1, 3 * BANDS, 1, 1)
 VERTICAL, HORIZONTAL = 2, 3
+
+
+def covariances(s: Tensor, v: Tensor) -> Tensor:
+    """Return s^2 (I + v v^T) as matrices (B, H, W, 3, 3), for s (B, 1, H, W) and v (B, 3, H, W)."""
+    column = v.permute(0, 2, 3, 1)[..., None]
+    return s.permute(0, 2, 3, 1)[..., None] ** 2 * (torch.eye(3) + column @ column.mT)
 
 
 def noisy(x0: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,19 +47,19 @@ def test_the_filter_returns_the_posterior_mean_of_gaussian_errors() -> None:
     estimate = torch.rand((1, 3, 64, 64), generator=rng)
     x0 = estimate + error * torch.randn((1, 3, 64, 64), generator=rng)
     x_t, sigma = noisy(x0, torch.randn((1, 3, 64, 64), generator=rng))
-    found = WienerFilter(64)(estimate.expand(len(TIMES), -1, -1, -1), torch.full((len(TIMES), BANDS, 64, 64), math.log(error)), NO_SHIFT, x_t, TIMES / 1000)
+    found = WienerFilter(64)(estimate.expand(len(TIMES), -1, -1, -1), torch.full((len(TIMES), BANDS, 64, 64), math.log(error)), NO_DIRECTION, x_t, TIMES / 1000)
     variance = error**2 * sigma**2 / (error**2 + sigma**2)
     torch.testing.assert_close((found - x0).square().mean((1, 2, 3)), variance, rtol=0.05, atol=0)
 
 
 def test_the_filter_returns_the_posterior_mean_of_errors_towards_one_colour() -> None:
-    """With the covariance s^2 I + u u^T in every band, the filter is the matrix C (C + sigma^2)^-1, pixel by pixel."""
+    """With the covariance s^2 I + u u^T in every band (u is s v), the filter is the matrix C (C + sigma^2)^-1, pixel by pixel."""
     rng, error = torch.Generator().manual_seed(0), 0.1
     estimate, u = torch.rand((1, 3, 64, 64), generator=rng), torch.tensor([0.3, -0.5, 0.2])
     x0 = estimate + error * torch.randn((1, 3, 64, 64), generator=rng) + torch.randn((1, 1, 64, 64), generator=rng) * u.view(3, 1, 1)
     x_t, sigma = noisy(x0, torch.randn((1, 3, 64, 64), generator=rng))
-    log_error, shift = torch.full((len(TIMES), BANDS, 64, 64), math.log(error)), u.repeat(BANDS).view(1, 3 * BANDS, 1, 1).expand(len(TIMES), -1, 64, 64)
-    found = WienerFilter(64)(estimate.expand(len(TIMES), -1, -1, -1), log_error, shift, x_t, TIMES / 1000)
+    log_error, v = torch.full((len(TIMES), BANDS, 64, 64), math.log(error)), (u / error).repeat(BANDS).view(1, 3 * BANDS, 1, 1).expand(len(TIMES), -1, 64, 64)
+    found = WienerFilter(64)(estimate.expand(len(TIMES), -1, -1, -1), log_error, v, x_t, TIMES / 1000)
     covariance = (error**2 * torch.eye(3) + torch.outer(u, u)).expand(len(TIMES), 3, 3)
     gain = covariance @ torch.linalg.inv(covariance + sigma.square().view(-1, 1, 1) * torch.eye(3))
     signal = cosine_levels(TIMES / 1000)[0].view(-1, 1, 1, 1)
@@ -81,7 +87,7 @@ def test_of_an_uncertain_vertical_line_the_filter_takes_the_common_part_and_litt
     signal, log_sigma = (level.view(1, 1, 1, 1) for level in cosine_levels(time))
     log_error = torch.full((1, BANDS, 64, 64), -1e30)
     log_error[:, VERTICAL] = 10  # nothing is known of it
-    found = WienerFilter(64)(torch.zeros(1, 3, 64, 64), log_error, NO_SHIFT, signal * (line + log_sigma.exp() * noise), time)
+    found = WienerFilter(64)(torch.zeros(1, 3, 64, 64), log_error, NO_DIRECTION, signal * (line + log_sigma.exp() * noise), time)
     assert float((found - line).square().mean() / log_sigma.exp().square()) == pytest.approx(0.12 + 0.02, abs=0.03)  # noise, and the low band
 
 
@@ -91,16 +97,16 @@ def test_the_filter_corrects_only_the_bands_in_which_the_estimate_may_be_wrong()
     for wrong, band in enumerate(WienerFilter(64).bands(x_t)):
         log_error = torch.full((2, BANDS, 64, 64), -1e30)
         log_error[:, wrong] = 0
-        torch.testing.assert_close(WienerFilter(64)(estimate, log_error, NO_SHIFT, x_t, time + 1e-4), band, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(WienerFilter(64)(estimate, log_error, NO_DIRECTION, x_t, time + 1e-4), band, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("wrong", range(BANDS))
 def test_each_band_has_its_own_direction_of_colour(wrong: int) -> None:
     x_t, estimate = batch(2)[0], torch.zeros(2, 3, 64, 64)
     band, u = WienerFilter(64).bands(x_t)[wrong], torch.tensor([0.6, 0.0, 0.8]).view(3, 1, 1)
-    shift = torch.zeros(2, 3 * BANDS, 64, 64)
-    shift[:, 3 * wrong : 3 * wrong + 3] = u
-    found = WienerFilter(64)(estimate, torch.full((2, BANDS, 64, 64), -1e30), shift, x_t, torch.full((2,), 1e-4))  # hardly any noise: x_t is x0
+    direction = torch.zeros(2, 3 * BANDS, 64, 64)
+    direction[:, 3 * wrong : 3 * wrong + 3] = 1e6 * u  # errors of 1 in this direction, and of 1e-6 in others
+    found = WienerFilter(64)(estimate, torch.full((2, BANDS, 64, 64), math.log(1e-6)), direction, x_t, torch.full((2,), 1e-4))  # hardly any noise: x_t is x0
     torch.testing.assert_close(found, u * (u * band).sum(1, keepdim=True), rtol=1e-3, atol=1e-3)
 
 
@@ -116,12 +122,11 @@ def test_the_gradients_of_the_filter_are_those_of_the_matrices() -> None:
         (function(*arguments) * weight).sum().backward()
         return [value.grad for value in arguments if value.grad is not None]
 
-    def by_matrices(estimate: Tensor, log_error: Tensor, shift: Tensor) -> Tensor:
+    def by_matrices(estimate: Tensor, log_error: Tensor, direction: Tensor) -> Tensor:
         signal, log_sigma = (level.view(-1, 1, 1, 1, 1) for level in cosine_levels(time))
         out, noise = estimate, (2 * log_sigma).exp() * torch.eye(3)
-        for s, u, band in zip(log_error.exp().split(1, 1), shift.split(3, 1), filtered.bands(x_t / signal[..., 0] - estimate), strict=True):
-            column = u.permute(0, 2, 3, 1)[..., None]  # (B, H, W, 3, 1)
-            covariance = s.permute(0, 2, 3, 1)[..., None] ** 2 * torch.eye(3) + column @ column.mT
+        for s, v, band in zip(log_error.exp().split(1, 1), direction.split(3, 1), filtered.bands(x_t / signal[..., 0] - estimate), strict=True):
+            covariance = covariances(s, v)
             out = out + (covariance @ torch.linalg.solve(covariance + noise, band.permute(0, 2, 3, 1)[..., None]))[..., 0].permute(0, 3, 1, 2)
         return out
 
@@ -129,17 +134,42 @@ def test_the_gradients_of_the_filter_are_those_of_the_matrices() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("time", "factor"), [(0.01, 1.0), (0.1, SAMPLING_VARIANCE), (0.5, SAMPLING_VARIANCE), (0.7, 1.0)])
-def test_when_sampling_the_filter_takes_the_errors_to_be_larger_than_in_training(time: float, factor: float) -> None:
-    """Outside of training mode the result is that of errors with a covariance so many times as large, also with a colour."""
+def test_the_noise_shares_are_those_of_white_noise() -> None:
+    noise = torch.randn((40, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    for share, band in zip(noise_shares(64), WienerFilter(64).bands(noise), strict=True):
+        assert band[..., 8:-8, 8:-8].square().mean().item() == pytest.approx(share, rel=0.03)
+
+
+def test_the_surprise_is_the_log_likelihood_of_a_gaussian() -> None:
+    """Of the errors in each band, over the root of its noise share, with the covariance s^2 (I + v v^T); without the constant."""
     rng = torch.Generator().manual_seed(0)
-    estimate, x_t = torch.rand((2, 1, 3, 32, 32), generator=rng)
-    log_error, shift = torch.full((1, BANDS, 32, 32), math.log(0.1)), torch.full((1, 3 * BANDS, 32, 32), 0.2)
-    net, times = WienerFilter(32), torch.tensor([time])
-    sampled = net.eval()(estimate, log_error, shift, x_t, times)
-    torch.testing.assert_close(sampled, net.train()(estimate, log_error + math.log(factor) / 2, shift * math.sqrt(factor), x_t, times))
-    further = (sampled - estimate).abs().mean() / (net(estimate, log_error, shift, x_t, times) - estimate).abs().mean()
-    assert further > 1.0001 if factor > 1 else further == 1
+    estimate, x0 = torch.rand((2, 2, 3, 32, 32), generator=rng)
+    log_error, direction = torch.randn((2, BANDS, 32, 32), generator=rng), torch.randn((2, 3 * BANDS, 32, 32), generator=rng)
+    expected = torch.zeros(2)
+    errors = zip(log_error.exp().split(1, 1), direction.split(3, 1), WienerFilter(32).bands(x0 - estimate), noise_shares(32), strict=True)
+    for s, v, band, share in errors:
+        gaussian = torch.distributions.MultivariateNormal(torch.zeros(3), covariances(s, v))
+        log_likelihood = gaussian.log_prob(band.permute(0, 2, 3, 1) / math.sqrt(share)) + 1.5 * math.log(2 * math.pi)
+        expected -= log_likelihood.mean((1, 2)) / BANDS
+    torch.testing.assert_close(surprise(estimate, log_error, direction, x0), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_errors_that_are_least_surprising_are_those_with_which_the_filter_is_best() -> None:
+    """For errors that are the same in all colours, s and v fitted by the likelihood alone also give the least squared error, at every noise level."""
+    rng = torch.Generator().manual_seed(0)
+    x0 = 0.02 * torch.randn((4, 1, 32, 32), generator=rng) + 0.01 * torch.randn((4, 3, 32, 32), generator=rng)
+    zero, net, grid = torch.zeros_like(x0), WienerFilter(32), (0.004, 0.01, 0.025)
+    found: dict[tuple[float, float], tuple[float, float]] = {}
+    for s in grid:
+        for v in (0.0, 2.0, 6.0):
+            log_error, direction = torch.full((4, BANDS, 32, 32), math.log(s)), torch.full((4, 3 * BANDS, 32, 32), v)
+            squared = 0.0
+            for time in (0.004, 0.02, 0.05):
+                signal, log_sigma = (level.view(1, 1, 1, 1) for level in cosine_levels(torch.tensor([time])))
+                x_t = signal * (x0 + log_sigma.exp() * torch.randn(x0.shape, generator=torch.Generator().manual_seed(1)))
+                squared += (net(zero, log_error, direction, x_t, torch.full((4,), time)) - x0).square().mean().item()
+            found[s, v] = (surprise(zero, log_error, direction, x0).mean().item(), squared)
+    assert min(found, key=lambda given: found[given][0]) == min(found, key=lambda given: found[given][1]) == (0.01, 2.0)
 
 
 def test_when_sampling_the_last_estimate_leaves_room_for_the_rounding_of_the_image() -> None:

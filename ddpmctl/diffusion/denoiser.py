@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ddpmctl.config import DiffusionConfig, TrainingConfig
 from ddpmctl.diffusion.objectives import Objective, Prediction
 from ddpmctl.diffusion.schedules import Schedule, make_schedule
+from ddpmctl.nets.wiener import surprise
 from ddpmctl.registry import LOSS_WEIGHTS, OBJECTIVES, TIME_SAMPLINGS
 
 
@@ -82,6 +83,7 @@ class TrainingBatch(NamedTuple):
         shown: (B, 24), of the objects in the image.
         time: t / T, (B,).
         weight: of the squared error, (B, 1, 1, 1).
+        checked: whether the likelihood of the errors is part of the loss, (B,); of every fourth image.
     """
 
     x_t: Tensor
@@ -90,6 +92,7 @@ class TrainingBatch(NamedTuple):
     shown: Tensor
     time: Tensor
     weight: Tensor
+    checked: Tensor
 
     def parts(self, count: int) -> Iterator[TrainingBatch]:
         """Split the batch into ``count`` parts of almost equal size, the largest first."""
@@ -99,7 +102,11 @@ class TrainingBatch(NamedTuple):
             yield TrainingBatch(*(value[chosen] for value in self))
 
 
+# Images with more pixels on a side than this have a loss of the estimate before x_t corrects it. Without it, the layers leave edges to the correction,
+# which lets noise of x_t pass there. At 64x64 that loss does not help. Measured in docs/experiments.md.
+LARGE = 64
 ESTIMATED_FROM = 0.03  # t / T; below, only x_t shows the grain of the image, and an estimate need not
+CHECKED = 4  # one of so many images is enough for the likelihood of errors; for all, a step would take 15 % longer
 BLOCKS = 16  # of --detail-weight, on each side of an image: for 64x64, a block has 4x4 pixels
 
 
@@ -134,20 +141,25 @@ class TrainingLoss:
             x0 = torch.where(mirrored, x0.flip(3), x0)
         signal, noise = self.signal[t].view(-1, 1, 1, 1), self.noise[t].view(-1, 1, 1, 1)
         target = self.objective.target(x0, eps, signal, noise)
-        return TrainingBatch(signal * x0 + noise * eps, target, labels * keep, labels, t / self.timesteps, self.weigh(noise, self.config))
+        checked = torch.arange(count, device=x0.device)[share] % CHECKED == 0
+        return TrainingBatch(signal * x0 + noise * eps, target, labels * keep, labels, t / self.timesteps, self.weigh(noise, self.config), checked)
 
     def __call__(self, net: Callable[[Tensor, Tensor, Tensor], Tensor | tuple[Tensor, ...]], batch: TrainingBatch) -> Tensor:
         """Return the mean weighted loss of a batch; for an empty batch, 0 with zero gradients.
 
-        ``net`` returns its output or, if it recognises objects, its output, logits of the labels (B, 24) and perhaps the estimate of the target before
-        x_t corrects it. The cross-entropy of the logits is added, and the weighted error of the estimate for t / T from ``ESTIMATED_FROM``.
+        ``net`` returns its output or, if it recognises objects, its output and logits of the labels (B, 24), whose cross-entropy is added. If it also
+        estimates errors, it returns an estimate of the target before x_t corrects it, and log s and v of ``surprise``: the likelihood of the estimate's
+        errors is added and, for images larger than ``LARGE`` and t / T from ``ESTIMATED_FROM``, the weighted error of the estimate.
         """
         found = net(batch.x_t, batch.labels, batch.time)
         out, *also = found if isinstance(found, tuple) else (found,)
         loss = self._squared_error(out.float(), batch.target, batch.weight)
         if also:
             loss = loss + self.config.label_loss * _mean(F.binary_cross_entropy_with_logits(also[0], batch.shown, reduction="none"))
-        if len(also) > 1:
+        if self.config.error_loss:
+            estimate, log_error, direction, target = (values[batch.checked] for values in (*also[1:], batch.target))
+            loss = loss + self.config.error_loss * CHECKED * surprise(estimate.detach(), log_error, direction, target).sum() / max(1, len(out))
+        if len(also) > 1 and out.shape[-1] > LARGE:
             weight = batch.weight * (batch.time >= ESTIMATED_FROM).view(-1, 1, 1, 1)
             loss = loss + self._squared_error(also[1], batch.target, weight)
         return loss

@@ -5,7 +5,8 @@ enters and leaves in patches of 2x2 pixels, with few channels. The encoder does 
 shows, and attention compares them with the requested ones.
 
 The layers need not reproduce what x_t shows. They give each pixel an estimate of x0 and, in five frequency bands, how far off and in which
-direction of colour it may be; ``WienerFilter`` corrects the estimate by x_t.
+direction of colour it may be; ``WienerFilter`` corrects the estimate by x_t. The correction is linear, so noise of x_t remains along edges; a last block,
+which sees the corrected estimate and what is left of x_t, takes it out.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ddpmctl.config import ModelConfig
 from ddpmctl.iclevr import ICLEVR
 from ddpmctl.nets.recognition import seen_anywhere
 from ddpmctl.nets.unet import HEAD, ChannelNorm, TimeEmbedding
-from ddpmctl.nets.wiener import BANDS, WienerFilter
+from ddpmctl.nets.wiener import BANDS, WienerFilter, cosine_levels
 from ddpmctl.registry import ACTIVATIONS, NETWORKS
 from ddpmctl.task import Task
 
@@ -28,11 +29,8 @@ PATCH = 2
 MOST_CELLS = 64  # on a side of the finest level; larger images have larger patches
 FEWEST_CELLS = 12  # on a side of the coarsest level, at most: there, objects are decided
 FEWEST_CHANNELS = 8
-# Images with more pixels on a side than this have a second loss, of the estimate before the correction. Without it, the layers leave edges to the
-# correction, which lets noise of x_t pass there. At 64x64 the second loss does not help. Measured in docs/experiments.md.
-LARGE = 64
-FIRST_LOG_ERROR = -3.0  # log of the estimate's error at first, in grey levels from -1 to 1
-FIRST_SHIFT = 0.03  # in brightness at first; at 0, it would have no gradient
+FIRST_LOG_ERROR = -3.0  # log of the size of the estimate's error at first, in grey levels from -1 to 1
+FIRST_DIRECTION = 0.6  # of the error in each colour at first, over its size; at 0, it would have no gradient
 
 
 class FineBlock(nn.Module):
@@ -93,6 +91,7 @@ class FineUNet(nn.Module):
     """ours, finer: 2x2 patches and blocks from half of the size down to 8x8; names the objects that it sees; x_t corrects its estimate."""
 
     objectives = ("x0",)
+    estimates_errors = True
 
     def __init__(self, config: ModelConfig, task: Task = ICLEVR) -> None:
         """Build the network. The coarsest level has 2 * ``config.width`` channels; each finer level has half as many, but at least ``config.width`` / 2."""
@@ -121,7 +120,10 @@ class FineUNet(nn.Module):
         self.add_module(f"grow{sides[0]}", nn.Conv2d(widths[1], finest * PATCH**2, 1))
         self.out = nn.Sequential(ChannelNorm(finest), act(), nn.Conv2d(finest, (3 + BANDS + 3 * BANDS) * self.patch**2, 3, padding=1))
         self.filter = WienerFilter(task.size)
-        for parameter in self.out[-1].parameters():
+        self.corrected_in = nn.Conv2d(2 * 3 * self.patch**2, finest, 1)
+        self.refine = FineBlock(finest, finest, top, act)
+        self.change_out = nn.Sequential(act(), nn.Conv2d(finest, 3 * self.patch**2, 3, padding=1))
+        for parameter in (*self.out[-1].parameters(), *self.change_out[-1].parameters()):
             nn.init.zeros_(parameter)
 
     @torch.no_grad()
@@ -132,8 +134,8 @@ class FineUNet(nn.Module):
     def forward(self, x_t: Tensor, labels: Tensor, time: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Map x_t (B, 3, H, W), labels (B, C) and t / T (B,) to x0_hat (B, 3, H, W).
 
-        In training mode, return with it the logits of the objects that the encoder sees, (B, C), and, for images larger than ``LARGE``, the estimate
-        of x0 before the correction, which then has a loss of its own.
+        In training mode, return with it the logits of the objects that the encoder sees, (B, C), the estimate of x0 before the correction, and its
+        expected errors as ``WienerFilter`` takes them: log s (B, BANDS, H, W) and v (B, 3 * BANDS, H, W).
         """
         when = self.time(time)
         condition = self.act(when + self.label_set(labels))
@@ -146,13 +148,28 @@ class FineUNet(nn.Module):
             x = up(torch.cat((self.get_submodule(f"grow{side}")(x), skip), 1), condition)
         x = self.up[-1](finest + from_patches(self.get_submodule(f"grow{self.sides[0]}")(x)), condition)
         pixels = from_patches(self.out(x), self.patch).to(torch.float32, memory_format=torch.contiguous_format)
-        estimate, log_error, shift = torch.split(pixels, [3, BANDS, 3 * BANDS], 1)
-        estimate = self.mean + estimate
-        x0_hat: Tensor = self.filter(estimate, FIRST_LOG_ERROR + log_error, FIRST_SHIFT + shift, x_t, time)
+        estimate, log_error, direction = torch.split(pixels, [3, BANDS, 3 * BANDS], 1)
+        estimate, log_error, direction = self.mean + estimate, FIRST_LOG_ERROR + log_error, FIRST_DIRECTION + direction
+        x0_hat = self._refine(self.filter(estimate, log_error, direction, x_t, time), x, x_t, time, condition)
         if not self.training:
             return x0_hat
-        seen = seen_anywhere(self.recognise(coarsest).float())
-        return (x0_hat, seen, estimate) if x_t.shape[-1] > LARGE else (x0_hat, seen)
+        return x0_hat, seen_anywhere(self.recognise(coarsest).float()), estimate, log_error, direction
+
+    def _refine(self, corrected: Tensor, x: Tensor, x_t: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        """Return the corrected estimate, changed by at most about the size of the noise of x_t, from the finest features x.
+
+        The block sees the estimate and the noise that x_t would contain if it were right. It changes no low frequencies: else, over the steps of a
+        sampler, colours and brightness drift.
+        """
+        with torch.autocast(x_t.device.type, enabled=False):
+            signal, log_sigma = (level[:, None, None, None] for level in cosine_levels(time.float()))
+            sigma = log_sigma.exp()
+            both = torch.cat((corrected, (x_t.float() / signal - corrected) / sigma), 1).to(x.dtype)
+        change = self.change_out(self.refine(x + self.corrected_in(to_patches(both, self.patch)), condition))
+        change = from_patches(change, self.patch).to(torch.float32, memory_format=torch.contiguous_format)
+        with torch.autocast(x_t.device.type, enabled=False):
+            change = change - self.filter.low(change)
+        return torch.addcmul(corrected, sigma / (1 + sigma.square()), change)
 
     def find_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
         """Return one logit for each class and each cell of the coarsest level, (B, C, h, w): whether x_t (B, 3, H, W) at t / T (B,) shows an object there.

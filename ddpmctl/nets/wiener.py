@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,12 +13,9 @@ from torch.autograd.function import once_differentiable
 BANDS = 5  # of the filter; see ``WienerFilter.bands``
 LATEST = 0.998  # of t / T: at 1, the cosine schedule has no signal at all
 LEAST_SIGNAL = 0.05
-# A network learns the variances of its errors on noised images. On its own samples, its errors are larger, and with the learned variances, samples are
-# smoother than the data. Measured in docs/experiments.md.
-SAMPLING_VARIANCE = 1.7  # factor of the variances in evaluation mode
-SAMPLING_TIMES = (0.02, 0.6)  # lowest and highest t / T where it is used; lower, the grain would become too strong
-# The variance that rounding [-1, 1] to 256 levels adds. The data were rounded, and samples will be: the estimate of the last step must leave room for it.
-ROUNDING = (2 / 255) ** 2 / 12
+# 1.5 times the variance that rounding [-1, 1] to 256 levels adds. The data were rounded, and samples will be: the estimate of the last step must leave
+# room for it. The factor is measured in docs/experiments.md: without it, the grain of samples is too strong after a long training.
+ROUNDING = 1.5 * (2 / 255) ** 2 / 12
 
 
 class WienerFilter(nn.Module):
@@ -25,15 +23,16 @@ class WienerFilter(nn.Module):
 
     With x_t / signal = x0 + sigma * eps and an estimate m, whose error in the three colours of a pixel has the covariance C, the mean of x0 given
     x_t is m + C (C + sigma^2)^-1 (x_t / signal - m) (Wiener 1949). At low noise it tends to x_t, so that grain and edges need not pass through
-    the layers. C is s^2 I + u u^T: at an edge, a pixel may have either side's colour, and u lies along their difference. Without u, the
-    correction would let noise of every colour pass there.
+    the layers. C is s^2 (I + v v^T): at an edge, a pixel may have either side's colour, and v lies along their difference. Without v, the
+    correction would let noise of every colour pass there. The grain of an image is nearly the same in all colours.
+
+    A band holds only a part of the noise (``noise_shares``). s and v are per unit of that part, so that sigma^2 is the noise of every band.
 
     Two of the bands are oriented: they hold vertical and horizontal lines. Where the position of an edge is uncertain, the errors of the pixels along it
     are correlated. The correction takes what they have in common, and hardly any of each pixel's own noise. With isotropic bands only, that noise
     remains, and edges become jagged.
 
-    In evaluation mode, C is multiplied by ``SAMPLING_VARIANCE`` for t / T in ``SAMPLING_TIMES``: samples are then as sharp as the data. Also,
-    sigma^2 is at least ``ROUNDING``, so that the grain of samples that are rounded is about as strong as that of the data.
+    In evaluation mode, sigma^2 is at least ``ROUNDING``, so that the grain of samples that are rounded is about as strong as that of the data.
 
     Signal and sigma are those of the cosine schedule (Nichol & Dhariwal 2021, eq. 17); with another one, the network learns the difference.
     """
@@ -44,28 +43,24 @@ class WienerFilter(nn.Module):
     def __init__(self, size: int) -> None:
         """Create the transform that splits an image of ``size`` x ``size`` pixels into bands; nothing here is trained."""
         super().__init__()
-        self.register_buffer("short", blur_matrix(size, 1), persistent=False)
-        self.register_buffer("long", blur_matrix(size, 2) @ blur_matrix(size, 1), persistent=False)
+        short, long = blur_matrices(size)
+        self.register_buffer("short", short, persistent=False)
+        self.register_buffer("long", long, persistent=False)
 
-    def forward(self, estimate: Tensor, log_error: Tensor, shift: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
+    def forward(self, estimate: Tensor, log_error: Tensor, direction: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
         """Return x0_hat (B, 3, H, W), in float32. It is fastest where each channel is contiguous.
 
         Args:
             estimate: m, (B, 3, H, W).
             log_error: log s in each band, in the order of ``bands``, (B, BANDS, H, W).
-            shift: u in each band, (B, BANDS * 3, H, W).
+            direction: v in each band, (B, BANDS * 3, H, W).
             x_t: (B, 3, H, W).
             time: t / T, (B,).
         """
         with torch.autocast(x_t.device.type, enabled=False):
             signal, log_sigma = (level[:, None, None, None] for level in cosine_levels(time.float()))
-            noise = (2 * log_sigma).exp()
-            if not self.training:
-                noise = noise.clamp(min=ROUNDING)
-                low, high = SAMPLING_TIMES
-                factor = torch.where((time >= low) & (time <= high), SAMPLING_VARIANCE, 1.0)[:, None, None, None]
-                log_error, shift = log_error + factor.log() / 2, shift * factor.sqrt()
-            values = (estimate, log_error, shift, noise, *self.bands(x_t.float().contiguous() / signal - estimate))
+            log_noise = 2 * log_sigma if self.training else (2 * log_sigma).clamp(min=math.log(ROUNDING))
+            values = (estimate, (2 * log_error - log_noise).sigmoid(), direction, *self.bands(x_t.float().contiguous() / signal - estimate))
             return _Correction.apply(*values) if torch.is_grad_enabled() else _corrected(*values)[0]
 
     def bands(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -74,59 +69,107 @@ class WienerFilter(nn.Module):
         A filter of 7 pixels (1, 2, 3, 4, 3, 2, 1) / 16 splits x into low and high frequencies, along columns and along rows. What is high in both
         directions is split once more, into high and middle.
         """
-        vertical, horizontal = self.long @ x, x @ self.long.T
-        low = vertical @ self.long.T
-        rest = x - vertical - horizontal + low
-        middle = self.short @ rest @ self.short.T
-        return rest - middle, middle, vertical - low, horizontal - low, low
+        return bands(x, self.short, self.long)
+
+    def low(self, x: Tensor) -> Tensor:
+        """Return the low band of x (B, C, H, W) alone."""
+        return self.long @ x @ self.long.T
 
 
 class _Correction(torch.autograd.Function):
     """The sum over the bands of C (C + sigma^2)^-1 r, added to the estimate; r is the band of x_t / signal - m.
 
-    By Sherman & Morrison (1950), with the variance v = s^2 + sigma^2 and g = sigma^2 / v, that is (1 - g) r + g (u . r) / (v + u . u) u.
+    By Sherman & Morrison (1950), with the gain a = s^2 / (s^2 + sigma^2), that is a r + a (1 - a) (v . r) / (1 + a v . v) v.
     The gradient is written out, because autograd's needs twice the time: every step of it is an operation on a whole image.
     """
 
     @staticmethod
-    def forward(ctx: Any, estimate: Tensor, log_error: Tensor, shift: Tensor, noise: Tensor, *bands: Tensor) -> Tensor:
-        """Return (B, 3, H, W); ``noise`` is sigma^2, (B, 1, 1, 1), and has no gradient."""
-        out, error, variance, ignored, *totals = _corrected(estimate, log_error, shift, noise, *bands)
-        ctx.save_for_backward(error, variance, ignored, shift, *bands, *totals)
+    def forward(ctx: Any, estimate: Tensor, gain: Tensor, direction: Tensor, *parts: Tensor) -> Tensor:
+        """Return (B, 3, H, W), for the gains (B, BANDS, H, W), v and the bands of the residual."""
+        out, *totals = _corrected(estimate, gain, direction, *parts)
+        ctx.save_for_backward(gain, direction, *parts, *totals)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, out: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the arguments, given that of the result."""
-        error, variance, ignored, shift, *rest = ctx.saved_tensors
-        out, to_log_error, to_shift, to_bands = out.contiguous(), torch.empty_like(error), torch.empty_like(shift), []
-        inputs = zip(variance.chunk(BANDS, 1), ignored.chunk(BANDS, 1), shift.chunk(BANDS, 1), rest[:BANDS], rest[BANDS:], strict=True)
-        for (v, g, u, r, total), to_s, to_u in zip(inputs, to_log_error.chunk(BANDS, 1), to_shift.chunk(BANDS, 1), strict=True):
-            onto_u, along = _dot(out, u).div_(total), _dot(u, r)  # the last term is g * onto_u * along, summed over the image
-            to_bands.append(torch.addcmul(out, g, out, value=-1).addcmul_(g * onto_u, u))
-            torch.mul(g * along / total, out, out=to_u).addcmul_(g * onto_u, r).addcmul_(g * along / total * onto_u, u, value=-2)
-            torch.mul(onto_u, along, out=to_s).neg_().add_(_dot(out, r)).mul_(g).div_(v).addcmul_(g * along / total, onto_u, value=-1)
-        return out, to_log_error.mul_(error).mul_(2), to_shift, None, *to_bands
+        gain, direction, *rest = ctx.saved_tensors
+        out, to_gain, to_direction, to_parts = out.contiguous(), torch.empty_like(gain), torch.empty_like(direction), []
+        inputs = zip(gain.chunk(BANDS, 1), direction.chunk(BANDS, 1), rest[:BANDS], rest[BANDS:], strict=True)
+        for (a, v, r, total), to_a, to_v in zip(inputs, to_gain.chunk(BANDS, 1), to_direction.chunk(BANDS, 1), strict=True):
+            onto_v, along = _dot(out, v).div_(total), _dot(v, r).div_(total)
+            scale = torch.addcmul(a, a, a, value=-1)  # the second term is scale * onto_v * along * total, summed over the image
+            to_parts.append((a * out).addcmul_(scale * onto_v, v))
+            both = onto_v * along
+            torch.mul(scale * along, out, out=to_v).addcmul_(scale * onto_v, r).addcmul_(scale * a * both, v, value=-2)
+            torch.mul(a, total + 1, out=to_a).neg_().add_(1).mul_(both).add_(_dot(out, r))
+        return out, to_gain, to_direction, *to_parts
 
 
-def _corrected(estimate: Tensor, log_error: Tensor, shift: Tensor, noise: Tensor, *bands: Tensor) -> list[Tensor]:
-    """Return the corrected estimate, and what its gradient needs; exporters follow this function, and not an autograd.Function."""
-    error, out = (2 * log_error).exp(), estimate.clone()
-    variance = error + noise
-    ignored = noise / variance
-    totals = []
-    for v, g, u, r in zip(variance.chunk(BANDS, 1), ignored.chunk(BANDS, 1), shift.chunk(BANDS, 1), bands, strict=True):
-        total = v + _dot(u, u)
-        out.addcmul_(1 - g, r).addcmul_(g * _dot(u, r) / total, u)
+def _corrected(estimate: Tensor, gain: Tensor, direction: Tensor, *parts: Tensor) -> list[Tensor]:
+    """Return the corrected estimate, and 1 + a v . v of each band; exporters follow this function, and not an autograd.Function."""
+    out, totals = estimate.clone(), []
+    for a, v, r in zip(gain.chunk(BANDS, 1), direction.chunk(BANDS, 1), parts, strict=True):
+        total = 1 + a * _dot(v, v)
+        out.addcmul_(a, r).addcmul_((a - a * a) * _dot(v, r) / total, v)
         totals.append(total)
-    return [out, error, variance, ignored, *totals]
+    return [out, *totals]
+
+
+def surprise(estimate: Tensor, log_error: Tensor, direction: Tensor, x0: Tensor) -> Tensor:
+    """Return the negative log-likelihood of an estimate's errors under their expected covariances, (B,): the mean over the pixels of all bands.
+
+    Its gradient is of the same size for large errors and for small ones. In that of a squared error, the grain of an image, of less than one of 256
+    levels, is lost beside the edges of objects. The error of a band is divided by the square root of its noise share, as ``WienerFilter`` takes it.
+    As the log-determinant of s^2 (I + v v^T) is 6 log s + log(1 + v . v), up to a constant and a factor of 1/2 (Sylvester; Sherman & Morrison 1950):
+    3 log s + log(1 + v . v) / 2 + (e . e - (e . v)^2 / (1 + v . v)) / (2 s^2).
+
+    Args:
+        estimate, x0: (B, 3, H, W).
+        log_error, direction: as in ``WienerFilter``.
+    """
+    with torch.autocast(x0.device.type, enabled=False):
+        blurs = [matrix.to(x0.device) for matrix in blur_matrices(x0.shape[-1])]
+        errors = bands(x0.float().contiguous() - estimate, *blurs)
+        found = []
+        for e, log_s, v, share in zip(errors, log_error.chunk(BANDS, 1), direction.chunk(BANDS, 1), noise_shares(x0.shape[-1]), strict=True):
+            total = 1 + _dot(v, v)
+            squared = (_dot(e, e) - _dot(e, v).square() / total) / share * (-2 * log_s).exp()
+            found.append((3 * log_s + (total.log() + squared) / 2).mean((1, 2, 3)))
+        return torch.stack(found).mean(0)
+
+
+def bands(x: Tensor, short: Tensor, long: Tensor) -> tuple[Tensor, ...]:
+    """Return five frequency bands of x (B, C, H, W), as ``WienerFilter.bands`` does, given ``blur_matrices`` of its size."""
+    vertical, horizontal = long @ x, x @ long.T
+    low = vertical @ long.T
+    rest = x - vertical - horizontal + low
+    middle = short @ rest @ short.T
+    return rest - middle, middle, vertical - low, horizontal - low, low
+
+
+@cache
+def noise_shares(size: int) -> tuple[float, ...]:
+    """Return the share of the variance of white noise that lies in each band, away from the borders of an image of ``size`` x ``size`` pixels.
+
+    They sum to less than 1, because the bands overlap.
+    """
+    one = torch.zeros(1, 1, size, size, device="cpu")
+    one[..., size // 2, size // 2] = 1
+    return tuple(float(band.square().sum()) for band in bands(one, *blur_matrices(size)))
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Return the sum over the colours of a * b, (B, 1, H, W), for a, b (B, 3, H, W)."""
     (a1, a2, a3), (b1, b2, b3) = a.chunk(3, 1), b.chunk(3, 1)
     return (a1 * b1).addcmul_(a2, b2).addcmul_(a3, b3)
+
+
+def blur_matrices(size: int) -> tuple[Tensor, Tensor]:
+    """Return the matrices (size, size) that average a line of pixels with weights (1, 2, 1) / 4, and with (1, 2, 3, 4, 3, 2, 1) / 16."""
+    short = blur_matrix(size, 1)
+    return short, blur_matrix(size, 2) @ short
 
 
 def blur_matrix(size: int, spread: int) -> Tensor:

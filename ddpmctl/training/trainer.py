@@ -84,9 +84,12 @@ def require_trainable(config: Config) -> None:
         UsageError: it cannot.
     """
     name, net, objective = config.model.net, NETWORKS.get(config.model.net), config.diffusion.objective
-    if config.training.label_loss and not recognises_objects(name):
-        needed = "--label-loss 0" if config.sampling.particles == 1 else "--label-loss 0 and --particles 1"
-        raise UsageError(f"--label-loss: the network {name} does not recognise objects; give {needed}, or --net fine-unet")
+    cannot = [("--label-loss", "recognise objects")] if config.training.label_loss and not recognises_objects(name) else []
+    cannot += [("--error-loss", "estimate its errors")] if config.training.error_loss and not getattr(net, "estimates_errors", False) else []
+    if cannot:
+        option, ability = cannot[0]
+        needed = [f"{flag} 0" for flag, _ in cannot] + ["--particles 1"] * (option == "--label-loss" and config.sampling.particles > 1)
+        raise UsageError(f"{option}: the network {name} does not {ability}; give {' and '.join(needed)}, or --net fine-unet")
     require_recogniser(config)
     if objective not in getattr(net, "objectives", (objective,)):
         raise UsageError(f"--objective: the network {name} does not predict {objective}; give --objective {' or '.join(net.objectives)}")

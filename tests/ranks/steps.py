@@ -26,6 +26,8 @@ RECIPES: dict[str, dict[str, object]] = {
         "objective": "x0",
         "width": 32,
         "label_loss": 0.1,
+        "error_loss": 0.001,
+        "detail_weight": 3.0,
         "time_sampling": "logit-normal",
         "time_mean_end": -1.0,
         "label_dropout": 0.2,

@@ -33,6 +33,8 @@ RECIPES = {
         "objective": "x0",
         "optimizer": "muon",
         "label_loss": 0.1,
+        "error_loss": 0.001,
+        "detail_weight": 3.0,
         "time_sampling": "logit-normal",
         "time_mean_end": -1.0,
         "ema": 0.9,
