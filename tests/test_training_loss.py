@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ddpmctl.config import Config, TrainingConfig
 from ddpmctl.diffusion.denoiser import Diffusion, TrainingLoss
-from ddpmctl.nets.wiener import BANDS, surprise
+from ddpmctl.nets.wiener import BANDS, negative_log_likelihood
 from ddpmctl.registry import LOSS_WEIGHTS, OBJECTIVES, TIME_SAMPLINGS
 from tests.test_objectives import pair
 
@@ -237,7 +237,7 @@ def test_the_likelihood_of_the_errors_of_every_fourth_image_is_added(count: int)
 
     every = slice(None)
     added = loss(net(every), batch) - plain(net(every), batch)
-    expected = 0.5 * surprise(*given, x0)[::4].sum() * 4 / count
+    expected = 0.5 * negative_log_likelihood(*given, x0)[::4].sum() * 4 / count
     assert added.item() == pytest.approx(expected.item(), rel=1e-3)
     in_parts, start = 0.0, 0
     for part in batch.parts(3):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddpmctl.config import DiffusionConfig
 from ddpmctl.diffusion.schedules import make_schedule
-from ddpmctl.nets.wiener import BANDS, ROUNDING, WienerFilter, cosine_levels, noise_shares, surprise
+from ddpmctl.nets.wiener import BANDS, ROUNDING, WienerFilter, cosine_levels, negative_log_likelihood, noise_shares
 
 from .conftest import batch
 
@@ -140,7 +140,7 @@ def test_the_noise_shares_are_those_of_white_noise() -> None:
         assert band[..., 8:-8, 8:-8].square().mean().item() == pytest.approx(share, rel=0.03)
 
 
-def test_the_surprise_is_the_log_likelihood_of_a_gaussian() -> None:
+def test_the_likelihood_of_the_errors_is_that_of_a_gaussian() -> None:
     """Of the errors in each band, over the root of its noise share, with the covariance s^2 (I + v v^T); without the constant."""
     rng = torch.Generator().manual_seed(0)
     estimate, x0 = torch.rand((2, 2, 3, 32, 32), generator=rng)
@@ -151,10 +151,10 @@ def test_the_surprise_is_the_log_likelihood_of_a_gaussian() -> None:
         gaussian = torch.distributions.MultivariateNormal(torch.zeros(3), covariances(s, v))
         log_likelihood = gaussian.log_prob(band.permute(0, 2, 3, 1) / math.sqrt(share)) + 1.5 * math.log(2 * math.pi)
         expected -= log_likelihood.mean((1, 2)) / BANDS
-    torch.testing.assert_close(surprise(estimate, log_error, direction, x0), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(negative_log_likelihood(estimate, log_error, direction, x0), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_errors_that_are_least_surprising_are_those_with_which_the_filter_is_best() -> None:
+def test_the_likeliest_errors_are_those_with_which_the_filter_is_best() -> None:
     """For errors that are the same in all colours, s and v fitted by the likelihood alone also give the least squared error, at every noise level."""
     rng = torch.Generator().manual_seed(0)
     x0 = 0.02 * torch.randn((4, 1, 32, 32), generator=rng) + 0.01 * torch.randn((4, 3, 32, 32), generator=rng)
@@ -168,7 +168,7 @@ def test_the_errors_that_are_least_surprising_are_those_with_which_the_filter_is
                 signal, log_sigma = (level.view(1, 1, 1, 1) for level in cosine_levels(torch.tensor([time])))
                 x_t = signal * (x0 + log_sigma.exp() * torch.randn(x0.shape, generator=torch.Generator().manual_seed(1)))
                 squared += (net(zero, log_error, direction, x_t, torch.full((4,), time)) - x0).square().mean().item()
-            found[s, v] = (surprise(zero, log_error, direction, x0).mean().item(), squared)
+            found[s, v] = (negative_log_likelihood(zero, log_error, direction, x0).mean().item(), squared)
     assert min(found, key=lambda given: found[given][0]) == min(found, key=lambda given: found[given][1]) == (0.01, 2.0)
 
 

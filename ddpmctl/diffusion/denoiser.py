@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ddpmctl.config import DiffusionConfig, TrainingConfig
 from ddpmctl.diffusion.objectives import Objective, Prediction
 from ddpmctl.diffusion.schedules import Schedule, make_schedule
-from ddpmctl.nets.wiener import surprise
+from ddpmctl.nets.wiener import negative_log_likelihood
 from ddpmctl.registry import LOSS_WEIGHTS, OBJECTIVES, TIME_SAMPLINGS
 
 
@@ -148,8 +148,8 @@ class TrainingLoss:
         """Return the mean weighted loss of a batch; for an empty batch, 0 with zero gradients.
 
         ``net`` returns its output or, if it recognises objects, its output and logits of the labels (B, 24), whose cross-entropy is added. If it also
-        estimates errors, it returns an estimate of the target before x_t corrects it, and log s and v of ``surprise``: the likelihood of the estimate's
-        errors is added and, for images larger than ``LARGE`` and t / T from ``ESTIMATED_FROM``, the weighted error of the estimate.
+        estimates errors, it returns an estimate of the target before x_t corrects it, and log s and v of the estimate's errors: their negative
+        log-likelihood is added and, for images larger than ``LARGE`` and t / T from ``ESTIMATED_FROM``, the weighted error of the estimate.
         """
         found = net(batch.x_t, batch.labels, batch.time)
         out, *also = found if isinstance(found, tuple) else (found,)
@@ -158,7 +158,7 @@ class TrainingLoss:
             loss = loss + self.config.label_loss * _mean(F.binary_cross_entropy_with_logits(also[0], batch.shown, reduction="none"))
         if self.config.error_loss:
             estimate, log_error, direction, target = (values[batch.checked] for values in (*also[1:], batch.target))
-            loss = loss + self.config.error_loss * CHECKED * surprise(estimate.detach(), log_error, direction, target).sum() / max(1, len(out))
+            loss = loss + self.config.error_loss * CHECKED * negative_log_likelihood(estimate.detach(), log_error, direction, target).sum() / max(1, len(out))
         if len(also) > 1 and out.shape[-1] > LARGE:
             weight = batch.weight * (batch.time >= ESTIMATED_FROM).view(-1, 1, 1, 1)
             loss = loss + self._squared_error(also[1], batch.target, weight)

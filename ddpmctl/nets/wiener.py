@@ -117,13 +117,13 @@ def _corrected(estimate: Tensor, gain: Tensor, direction: Tensor, *parts: Tensor
     return [out, *totals]
 
 
-def surprise(estimate: Tensor, log_error: Tensor, direction: Tensor, x0: Tensor) -> Tensor:
+def negative_log_likelihood(estimate: Tensor, log_error: Tensor, direction: Tensor, x0: Tensor) -> Tensor:
     """Return the negative log-likelihood of an estimate's errors under their expected covariances, (B,): the mean over the pixels of all bands.
 
     Its gradient is of the same size for large errors and for small ones. In that of a squared error, the grain of an image, of less than one of 256
     levels, is lost beside the edges of objects. The error of a band is divided by the square root of its noise share, as ``WienerFilter`` takes it.
-    As the log-determinant of s^2 (I + v v^T) is 6 log s + log(1 + v . v), up to a constant and a factor of 1/2 (Sylvester; Sherman & Morrison 1950):
-    3 log s + log(1 + v . v) / 2 + (e . e - (e . v)^2 / (1 + v . v)) / (2 s^2).
+    For an error e with the covariance s^2 (I + v v^T), without the constant: 3 log s + log(1 + v . v) / 2 + (e . e - (e . v)^2 / (1 + v . v)) / (2 s^2),
+    with the determinant of Sylvester and the inverse of Sherman & Morrison (1950).
 
     Args:
         estimate, x0: (B, 3, H, W).
