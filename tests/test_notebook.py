@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -20,5 +21,6 @@ def test_every_cell_runs_and_shows_what_it_is_about(tmp_path: Path) -> None:
     shown = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert sum("image/png" in output.get("data", {}) for output in shown) == 3
     text = "\n".join(output.get("text", "") or output.get("data", {}).get("text/plain", "") for output in shown)
-    assert "epoch 1" in text
+    # How many epochs fit into its seconds depends on the machine.
+    assert re.search(r"epoch \d+ \{'test': [\d.]+, 'new_test': [\d.]+\}", text)
     assert "second" in text
