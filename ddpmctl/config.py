@@ -321,7 +321,7 @@ MODERN: dict[str, Value] = {
     "time_mean_end": -1.6,
     "time_std": 1.2,
     "label_loss": 0.03,
-    "error_loss": 0.0003,  # the grain; from 0.003 on, the objects suffer
+    "error_loss": 0.0003,  # the grain; at 0.003, objects suffer
     "label_dropout": 0.1,
     "sampler": "dpm++2m",
     "spacing": "karras",

@@ -156,7 +156,7 @@ class FineUNet(nn.Module):
         return x0_hat, seen_anywhere(self.recognise(coarsest).float()), estimate, log_error, direction
 
     def _refine(self, corrected: Tensor, x: Tensor, x_t: Tensor, time: Tensor, condition: Tensor) -> Tensor:
-        """Return the corrected estimate, changed by at most about the size of the noise of x_t, from the finest features x.
+        """Return the corrected estimate plus a change, which is small where x_t has little noise; x are the features of the finest level.
 
         The block sees the estimate and the noise that x_t would contain if it were right. It changes no low frequencies: else, over the steps of a
         sampler, colours and brightness drift.

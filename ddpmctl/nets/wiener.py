@@ -85,7 +85,7 @@ class _Correction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, estimate: Tensor, gain: Tensor, direction: Tensor, *parts: Tensor) -> Tensor:
-        """Return (B, 3, H, W), for the gains (B, BANDS, H, W), v and the bands of the residual."""
+        """Return the corrected estimate, (B, 3, H, W), given the gain a (B, BANDS, H, W) and v of each band, and the bands of the residual r."""
         out, *totals = _corrected(estimate, gain, direction, *parts)
         ctx.save_for_backward(gain, direction, *parts, *totals)
         return out
@@ -108,7 +108,7 @@ class _Correction(torch.autograd.Function):
 
 
 def _corrected(estimate: Tensor, gain: Tensor, direction: Tensor, *parts: Tensor) -> list[Tensor]:
-    """Return the corrected estimate, and 1 + a v . v of each band; exporters follow this function, and not an autograd.Function."""
+    """Return the corrected estimate, and 1 + a v . v of each band. Called without gradients too: exporters cannot trace an autograd.Function."""
     out, totals = estimate.clone(), []
     for a, v, r in zip(gain.chunk(BANDS, 1), direction.chunk(BANDS, 1), parts, strict=True):
         total = 1 + a * _dot(v, v)
@@ -118,7 +118,7 @@ def _corrected(estimate: Tensor, gain: Tensor, direction: Tensor, *parts: Tensor
 
 
 def negative_log_likelihood(estimate: Tensor, log_error: Tensor, direction: Tensor, x0: Tensor) -> Tensor:
-    """Return the negative log-likelihood of an estimate's errors under their expected covariances, (B,): the mean over the pixels of all bands.
+    """Return the negative log-likelihood of the errors of each image's estimate, (B,): the mean over pixels and bands, under the expected covariances.
 
     Its gradient is of the same size for large errors and for small ones. In that of a squared error, the grain of an image, of less than one of 256
     levels, is lost beside the edges of objects. The error of a band is divided by the square root of its noise share, as ``WienerFilter`` takes it.
@@ -141,7 +141,7 @@ def negative_log_likelihood(estimate: Tensor, log_error: Tensor, direction: Tens
 
 
 def bands(x: Tensor, short: Tensor, long: Tensor) -> tuple[Tensor, ...]:
-    """Return five frequency bands of x (B, C, H, W), as ``WienerFilter.bands`` does, given ``blur_matrices`` of its size."""
+    """Return the five frequency bands of x (B, C, H, W) that ``WienerFilter.bands`` describes; ``short`` and ``long`` are ``blur_matrices`` of its size."""
     vertical, horizontal = long @ x, x @ long.T
     low = vertical @ long.T
     rest = x - vertical - horizontal + low
@@ -151,7 +151,7 @@ def bands(x: Tensor, short: Tensor, long: Tensor) -> tuple[Tensor, ...]:
 
 @cache
 def noise_shares(size: int) -> tuple[float, ...]:
-    """Return the share of the variance of white noise that lies in each band, away from the borders of an image of ``size`` x ``size`` pixels.
+    """Return the share of the variance of white noise in each band, for an image of ``size`` x ``size`` pixels, away from its borders.
 
     They sum to less than 1, because the bands overlap.
     """
@@ -167,7 +167,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def blur_matrices(size: int) -> tuple[Tensor, Tensor]:
-    """Return the matrices (size, size) that average a line of pixels with weights (1, 2, 1) / 4, and with (1, 2, 3, 4, 3, 2, 1) / 16."""
+    """Return the matrices (size, size) that average a line of pixels: over 3 pixels, weighted (1, 2, 1) / 4, and over 7, weighted (1, 2, 3, 4, 3, 2, 1) / 16."""
     short = blur_matrix(size, 1)
     return short, blur_matrix(size, 2) @ short
 
