@@ -85,7 +85,7 @@ class _Correction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, estimate: Tensor, gain: Tensor, direction: Tensor, *parts: Tensor) -> Tensor:
-        """Return the corrected estimate, (B, 3, H, W), given the gain a (B, BANDS, H, W) and v of each band, and the bands of the residual r."""
+        """Return the corrected estimate, (B, 3, H, W), given gain a (B, BANDS, H, W), v and r of each band."""
         out, *totals = _corrected(estimate, gain, direction, *parts)
         ctx.save_for_backward(gain, direction, *parts, *totals)
         return out
@@ -108,7 +108,7 @@ class _Correction(torch.autograd.Function):
 
 
 def _corrected(estimate: Tensor, gain: Tensor, direction: Tensor, *parts: Tensor) -> list[Tensor]:
-    """Return the corrected estimate, and 1 + a v . v of each band. Called without gradients too: exporters cannot trace an autograd.Function."""
+    """Return the corrected estimate, and 1 + a v . v of each band. Exporters cannot trace an autograd.Function, but this."""
     out, totals = estimate.clone(), []
     for a, v, r in zip(gain.chunk(BANDS, 1), direction.chunk(BANDS, 1), parts, strict=True):
         total = 1 + a * _dot(v, v)
