@@ -167,7 +167,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def blur_matrices(size: int) -> tuple[Tensor, Tensor]:
-    """Return the matrices (size, size) that average a line of pixels: over 3 pixels, weighted (1, 2, 1) / 4, and over 7, weighted (1, 2, 3, 4, 3, 2, 1) / 16."""
+    """Return the matrices (size, size) that average a line over 3 pixels, weighted (1, 2, 1) / 4, and over 7, weighted (1, 2, 3, 4, 3, 2, 1) / 16."""
     short = blur_matrix(size, 1)
     return short, blur_matrix(size, 2) @ short
 
