@@ -1,7 +1,8 @@
-"""A network's forward and backward pass as CUDA graphs: their kernels are recorded once, and then launched together instead of one by one."""
+"""Networks and functions as CUDA graphs: their kernels are recorded once, and then launched together instead of one by one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -60,3 +61,37 @@ class CudaGraph:
         for buffer, before in buffers:
             buffer.copy_(before)
         return recorded
+
+
+class CudaGraphFunction:
+    """A function of tensors, without gradients, whose kernels are launched together as a CUDA graph.
+
+    It is recorded at the first call, and again when the shapes of the inputs change. The results of a call lie in memory that the next call overwrites.
+    """
+
+    def __init__(self, function: Callable[[list[Tensor]], list[Tensor]]) -> None:
+        """Take a function of tensors on a GPU, which may not wait for the GPU, such as by reading a value."""
+        self._function = function
+        self._inputs: list[Tensor] = []
+        self._outputs: list[Tensor] = []
+        self._graph = torch.cuda.CUDAGraph()
+
+    @torch.no_grad()
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return the function's results for inputs of one dtype."""
+        if [x.shape for x in inputs] != [x.shape for x in self._inputs]:
+            self._record(inputs)
+        torch._foreach_copy_(self._inputs, list(inputs))
+        self._graph.replay()
+        return self._outputs
+
+    def _record(self, inputs: Sequence[Tensor]) -> None:
+        self._inputs = [x.clone() for x in inputs]
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # libraries initialise themselves at a first call, which may not be recorded
+            self._function(self._inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._outputs = self._function(self._inputs)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ddpmctl.config import COMPILE_MODES, Config
-from ddpmctl.cuda_graph import CudaGraph
+from ddpmctl.cuda_graph import CudaGraph, CudaGraphFunction
 from ddpmctl.data.dataset import Dataset
 from ddpmctl.device import make_compute_device
 from ddpmctl.training.trainer import Trainer
@@ -64,6 +64,15 @@ def test_a_recorded_step_trains_the_same_weights(settings: dict[str, object]) ->
     tolerance = {"rtol": 0.02, "atol": 2e-3} if settings.get("precision") == "bf16" else {"rtol": 1e-3, "atol": 1e-5}
     for name, value in plain.weights().items():
         torch.testing.assert_close(recorded.weights()[name], value, **tolerance)  # also batch norm's statistics
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_recorded_function_is_calculated_for_the_inputs_of_each_call() -> None:
+    recorded = CudaGraphFunction(lambda inputs: [x @ x.mT for x in inputs])
+    for shapes in ([(2, 3), (4, 5)], [(2, 3), (4, 5)], [(6, 7)]):
+        inputs = [torch.randn(shape, device="cuda") for shape in shapes]
+        for found, x in zip(recorded(inputs), inputs, strict=True):
+            torch.testing.assert_close(found, x @ x.mT)
 
 
 def test_without_a_gpu_nothing_is_recorded() -> None:

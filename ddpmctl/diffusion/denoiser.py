@@ -83,7 +83,7 @@ class TrainingBatch(NamedTuple):
         shown: (B, 24), of the objects in the image.
         time: t / T, (B,).
         weight: of the squared error, (B, 1, 1, 1).
-        checked: whether the likelihood of the errors is part of the loss, (B,); of every fourth image.
+        checked: whether the likelihood of the errors is part of the loss, (B,), on the CPU; of every fourth image.
     """
 
     x_t: Tensor
@@ -141,7 +141,7 @@ class TrainingLoss:
             x0 = torch.where(mirrored, x0.flip(3), x0)
         signal, noise = self.signal[t].view(-1, 1, 1, 1), self.noise[t].view(-1, 1, 1, 1)
         target = self.objective.target(x0, eps, signal, noise)
-        checked = torch.arange(count, device=x0.device)[share] % CHECKED == 0
+        checked = torch.arange(count)[share] % CHECKED == 0  # on a GPU, selecting by it would wait for all work there
         return TrainingBatch(signal * x0 + noise * eps, target, labels * keep, labels, t / self.timesteps, self.weigh(noise, self.config), checked)
 
     def __call__(self, net: Callable[[Tensor, Tensor, Tensor], Tensor | tuple[Tensor, ...]], batch: TrainingBatch) -> Tensor:
@@ -157,7 +157,8 @@ class TrainingLoss:
         if also:
             loss = loss + self.config.label_loss * _mean(F.binary_cross_entropy_with_logits(also[0], batch.shown, reduction="none"))
         if self.config.error_loss:
-            estimate, log_error, direction, target = (values[batch.checked] for values in (*also[1:], batch.target))
+            chosen = batch.checked.nonzero()[:, 0].to(out.device, non_blocking=True)
+            estimate, log_error, direction, target = (values.index_select(0, chosen) for values in (*also[1:], batch.target))
             loss = loss + self.config.error_loss * CHECKED * negative_log_likelihood(estimate.detach(), log_error, direction, target).sum() / max(1, len(out))
         if len(also) > 1 and out.shape[-1] > LARGE:
             weight = batch.weight * (batch.time >= ESTIMATED_FROM).view(-1, 1, 1, 1)

@@ -130,8 +130,7 @@ def negative_log_likelihood(estimate: Tensor, log_error: Tensor, direction: Tens
         log_error, direction: as in ``WienerFilter``.
     """
     with torch.autocast(x0.device.type, enabled=False):
-        blurs = [matrix.to(x0.device) for matrix in blur_matrices(x0.shape[-1])]
-        errors = bands(x0.float().contiguous() - estimate, *blurs)
+        errors = bands(x0.float().contiguous() - estimate, *_blurs_on(x0.device, x0.shape[-1]))
         found = []
         for e, log_s, v, share in zip(errors, log_error.chunk(BANDS, 1), direction.chunk(BANDS, 1), noise_shares(x0.shape[-1]), strict=True):
             total = 1 + _dot(v, v)
@@ -164,6 +163,13 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Return the sum over the colours of a * b, (B, 1, H, W), for a, b (B, 3, H, W)."""
     (a1, a2, a3), (b1, b2, b3) = a.chunk(3, 1), b.chunk(3, 1)
     return (a1 * b1).addcmul_(a2, b2).addcmul_(a3, b3)
+
+
+@cache
+def _blurs_on(device: torch.device, size: int) -> tuple[Tensor, Tensor]:
+    """Return ``blur_matrices`` on a device. They are kept, because a copy to a GPU at each step would wait for its other work."""
+    short, long = blur_matrices(size)
+    return short.to(device), long.to(device)
 
 
 def blur_matrices(size: int) -> tuple[Tensor, Tensor]:

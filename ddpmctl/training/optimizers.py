@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ddpmctl.config import TrainingConfig
+from ddpmctl.cuda_graph import CudaGraphFunction
 from ddpmctl.registry import OPTIMIZERS
 
 ADAMW_LR_RATIO = 0.15  # of AdamW to Muon: Muon's updates are orthogonal and need a larger learning rate
@@ -55,6 +56,7 @@ class MatrixMuon(torch.optim.Muon):
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, dtype: torch.dtype = torch.float32) -> None:
         """Make a matrix view of every parameter, which shares its memory."""
         self._kernels, self._dtype = list(parameters), dtype
+        self._orthogonalise: Callable[[list[Tensor]], list[Tensor]] = self._all_orthogonalised
         self._matrices = [nn.Parameter(_matrix(p.detach())) for p in self._kernels]
         for kernel, matrix in zip(self._kernels, self._matrices, strict=True):
             if kernel.data_ptr() != matrix.data_ptr():
@@ -80,11 +82,18 @@ class MatrixMuon(torch.optim.Muon):
             momentum = state["momentum_buffer"]
             momentum.lerp_(gradient, 1 - group["momentum"])
             by_shape.setdefault(matrix.shape, []).append((matrix, gradient.lerp(momentum, group["momentum"])))  # Nesterov's momentum
-        for (rows, columns), pairs in by_shape.items():
-            updates = orthogonalised(torch.stack([update for _, update in pairs]), self._dtype)
+        stacks = self._orthogonalise([torch.stack([update for _, update in pairs]) for pairs in by_shape.values()])
+        for ((rows, columns), pairs), updates in zip(by_shape.items(), stacks, strict=True):
             for (own, _), update in zip(pairs, updates, strict=True):
                 own.add_(update, alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)))
         return loss
+
+    def record(self) -> None:
+        """Let orthogonalisation run as a CUDA graph; the matrices are on a GPU. It has hundreds of small kernels, and launching each takes longer."""
+        self._orthogonalise = CudaGraphFunction(self._all_orthogonalised)
+
+    def _all_orthogonalised(self, stacks: list[Tensor]) -> list[Tensor]:
+        return [orthogonalised(stack, self._dtype) for stack in stacks]
 
 
 A, B, C = 3.4445, -4.7750, 2.0315  # of the polynomial A I + B G + C G^2 of Jordan et al. 2024

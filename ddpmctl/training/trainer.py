@@ -24,7 +24,7 @@ from ddpmctl.registry import NETWORKS
 from ddpmctl.sampling.pipeline import recognises_objects, require_recogniser
 from ddpmctl.task import Task
 from ddpmctl.training.gradients import Gradients, require_finite
-from ddpmctl.training.optimizers import make_optimizers, set_lr
+from ddpmctl.training.optimizers import MatrixMuon, make_optimizers, set_lr
 
 MEAN_OF = 3000  # training images, at most, whose mean a network starts from
 
@@ -159,6 +159,9 @@ class Trainer:
         alone = self.replicas.job.is_single and self.config.run.micro_batch is None
         self.forward = self.compute.compiled(self.replicas.wrap(self.net, sync_bn=self.config.run.sync_bn == "on"), alone=alone)
         self.optimizers = make_optimizers(self.net, training, self.compute.dtype)
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, MatrixMuon) and self.compute.uses_cuda_graphs:
+                optimizer.record()
         self.diffusion = Diffusion.of(self.config.diffusion)
         self.loss = TrainingLoss(self.diffusion, training, device)
         images = without_copy(self.dataset.images)
