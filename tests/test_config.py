@@ -153,7 +153,7 @@ def test_every_setting_is_read_from_its_environment_variable(name: str) -> None:
     setting = SETTINGS[name]
     values = {
         "epochs": "7", "minutes": "7.5", "width": "64", "steps": "3", "beta_2": "0.5", "guidance_to": "0.5",
-        "accept": "0.5", "device": "cpu", "seed": "5", "threads": "2", "ema": "0.9",
+        "accept": "0.5", "retry_from": "0.5", "device": "cpu", "seed": "5", "threads": "2", "ema": "0.9",
     }  # fmt: skip
     if isinstance(setting.choices, Registry):
         value = setting.choices.names()[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from ddpmctl.checkpoints.format import load_checkpoint
 from ddpmctl.config import Config
 from ddpmctl.device import ComputeDevice
 from ddpmctl.diffusion.denoiser import Diffusion
+from ddpmctl.diffusion.randomness import ImageNoise
 from ddpmctl.errors import UsageError
 from ddpmctl.evaluation.evaluate import pipeline_for
 from ddpmctl.iclevr import CLASSES, ICLEVR
@@ -77,13 +79,17 @@ def finished(task: Progressing) -> tuple[object, list[int], set[int]]:
         totals.add(progress.total)
 
 
-@pytest.mark.parametrize("particles", [1, 2, 4])
-def test_an_image_is_wrong_only_if_all_its_particles_are(particles: int) -> None:
-    """The two images are told apart without error at the time of the choice, so of n particles all are dark with probability 2^-n."""
+@pytest.mark.parametrize(("particles", "retry_from", "independent"), [(1, 1.0, 1), (2, 1.0, 2), (4, 1.0, 4), (4, 0.9, 4), (4, 0.15, 1)])
+def test_an_image_is_wrong_only_if_all_its_particles_are(particles: int, retry_from: float, independent: int) -> None:
+    """The two images are told apart without error at the time of the choice, so of n independent particles all are dark with probability 2^-n.
+
+    At t / T = 0.9, x_t hardly shows which image it is (SNR 0.02, z = 0.06), so a particle that is noised again to there is independent of the first.
+    At 0.15, it is decided (SNR 17, z = 42): all particles show the same image.
+    """
     count = 256
-    images, _, _ = finished(sample_images(pipeline(particles), asked_for(count)))
+    images, _, _ = finished(sample_images(pipeline(particles, retry_from=retry_from), asked_for(count)))
     bright = (images.float().mean((1, 2, 3)) > 127.5).float().mean().item()
-    expected = 1 - 0.5**particles
+    expected = 1 - 0.5**independent
     assert abs(bright - expected) < 4 * (expected * (1 - expected) / count) ** 0.5
 
 
@@ -92,27 +98,43 @@ def test_absent_objects_count_as_well_as_present_ones() -> None:
     assert (images.float().mean((1, 2, 3)) < 127.5).float().mean() > 0.85
 
 
+@pytest.mark.parametrize("retry_from", [1.0, 0.7])
 @pytest.mark.parametrize("accept", [1.0, 0.9, 0.3])
-def test_the_first_accepted_particle_is_kept_or_else_the_likeliest(accept: float) -> None:
-    made, requests = pipeline(4, accept=accept), asked_for(64)
+def test_the_first_accepted_particle_is_kept_or_else_the_likeliest(accept: float, retry_from: float) -> None:
+    made, requests = pipeline(4, accept=accept, retry_from=retry_from), asked_for(64)
     (chosen, _, _), likelihoods = finished(made.choose(requests)), []
-    calls, times = made.net.images, made.times_to_choice()
+    calls, time = made.net.images, made.times()[made.choice]
     for number in range(4):
-        tried = [ImageRequest(r.labels, (*r.key, "particle", number) if number else r.key) for r in requests]
-        at_choice = next(frame.x_t for frame in made.frames(tried) if frame.t == times[-1])
-        logit = made.net.logit(at_choice, torch.full((64,), times[-1] / 100))  # type: ignore[operator]
+        at_choice = next(frame.x_t for frame in made.frames([replace(r, particle=number) for r in requests]) if frame.t == time)
+        logit = made.net.logit(at_choice, torch.full((64,), time / 100))  # type: ignore[operator]
         likelihoods.append(torch.sigmoid(logit - AN_OBJECT))
-    numbers = torch.tensor([request.key[-1] if "particle" in request.key else 0 for request in chosen])  # type: ignore[attr-defined]
+    numbers = torch.tensor([request.particle for request in chosen])  # type: ignore[attr-defined]
     found = torch.stack(likelihoods)
     enough = (found >= accept) & (accept < 1)
     first = torch.where(enough.any(0), enough.int().argmax(0), found.argmax(0))
     count = torch.where(enough.any(0), first + 1, 4)
-    assert calls == count.sum() * len(times), "the calls down to the choice, and one to look for objects"
+    steps = 64 * made.choice + (count - 1).sum() * (made.choice - made.retry)
+    assert calls == steps + count.sum(), "one call a step, and one for each particle to look for objects"
     assert torch.allclose(found[numbers, range(64)], found[first, range(64)], atol=1e-5), "large logits have equal probabilities"
     if accept < 1:
         assert torch.equal(numbers[enough.any(0)], first[enough.any(0)])
-        assert calls < 0.8 * 64 * 4 * len(times)
+        assert calls < 0.9 * 64 * (made.choice + 3 * (made.choice - made.retry) + 4)
+    assert (made.retry == 0) == (retry_from == 1.0)
     assert found.min() < 0.1
+
+
+def test_a_further_particle_is_the_first_one_noised_again() -> None:
+    made, request = pipeline(3, retry_from=0.7), asked_for(1)[0]
+    first, *others = (list(made.frames([replace(request, particle=number)])) for number in range(3))
+    schedule, t = made.diffusion.schedule, made.times()[made.retry]
+    assert t == 70
+    for number, frames in enumerate(others, start=1):
+        for before, frame in zip(first[: made.retry], frames, strict=False):
+            assert torch.equal(before.x_t, frame.x_t)
+        noise = ImageNoise([(*request.key, "particle", number)], (3, 64, 64), torch.device("cpu"))()
+        wanted = float(schedule.signal[t]) * first[made.choice].x0_hat + float(schedule.noise[t]) * noise
+        torch.testing.assert_close(frames[made.retry].x_t, wanted)
+        assert len(frames) == len(first) == made.steps + 1
 
 
 class TwoPlaces(TwoImages):
@@ -134,13 +156,13 @@ def test_an_object_that_is_there_twice_is_wrong_unless_the_labels_are_just_names
     assert bright[1] > 0.3, "nothing to choose by"
 
 
-@pytest.mark.parametrize("accept", [1.0, 0.5])
+@pytest.mark.parametrize(("accept", "retry_from"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.7), (0.5, 0.7)])
 @pytest.mark.parametrize("sampler", SAMPLERS.names())
-def test_the_choice_does_not_depend_on_the_batch_and_the_image_is_that_of_its_noise(sampler: str, accept: float) -> None:
-    made, requests = pipeline(3, sampler=sampler, accept=accept), asked_for(9)
+def test_the_choice_does_not_depend_on_the_batch_and_the_image_is_that_of_its_noise(sampler: str, accept: float, retry_from: float) -> None:
+    made, requests = pipeline(3, sampler=sampler, accept=accept, retry_from=retry_from), asked_for(9)
     (together, _, _), apart = finished(made.choose(requests)), [finished(made.choose(requests[i : i + 2]))[0] for i in (0, 2, 4, 6, 8)]
     assert together == [request for part in apart for request in part]  # type: ignore[attr-defined]
-    assert len({request.key for request in together} - {request.key for request in requests}) > 0, "some first particles were not kept"  # type: ignore[attr-defined]
+    assert len({request.particle for request in together}) > 1, "some first particles were not kept"  # type: ignore[attr-defined]
     *_, last = made.frames(together)  # type: ignore[arg-type]
     images, done, totals = finished(sample_images(made, requests, 4))
     assert torch.equal(images, to_uint8(last.x_t))
@@ -149,8 +171,9 @@ def test_the_choice_does_not_depend_on_the_batch_and_the_image_is_that_of_its_no
     assert done[-1] == 9 * made.work
 
 
-def test_a_trajectory_of_the_kept_particle_ends_in_its_image() -> None:
-    made, requests = pipeline(3), asked_for(4)
+@pytest.mark.parametrize("retry_from", [1.0, 0.7])
+def test_a_trajectory_of_the_kept_particle_ends_in_its_image(retry_from: float) -> None:
+    made, requests = pipeline(3, retry_from=retry_from), asked_for(4)
     chosen, _, _ = finished(made.choose(requests))
     recorded, done, totals = finished(record(made, chosen))  # type: ignore[arg-type]
     images, _, _ = finished(sample_images(made, requests))
@@ -159,11 +182,12 @@ def test_a_trajectory_of_the_kept_particle_ends_in_its_image() -> None:
     assert (done[-1], totals) == (made.steps, {made.steps})
 
 
+@pytest.mark.parametrize("retry_from", [1.0, 0.6])
 @pytest.mark.parametrize("guidance", [0.0, 1.0])
 @pytest.mark.parametrize("steps", [1, 3, 20])
 @pytest.mark.parametrize("particles", [1, 3])
-def test_nfe_counts_the_calls_of_all_particles(particles: int, steps: int, guidance: float) -> None:
-    settings = {"steps": steps, "guidance": guidance, "guidance_to": 0.8}
+def test_nfe_counts_the_calls_of_all_particles(particles: int, steps: int, guidance: float, retry_from: float) -> None:
+    settings = {"steps": steps, "guidance": guidance, "guidance_to": 0.8, "retry_from": retry_from}
     made = pipeline(particles, **settings)
     finished(sample_images(made, asked_for(2)))
     assert made.net.images == 2 * made.nfe
@@ -173,14 +197,17 @@ def test_nfe_counts_the_calls_of_all_particles(particles: int, steps: int, guida
     assert limited.nfe == made.nfe
     assert (f": at most {made.nfe} network calls" in limited.describe()) == (particles > 1)
     assert ("of at most 3 particles, accepted at 0.5" in limited.describe()) == (particles > 1)
+    assert ("noised again to t / T = 0.6" in limited.describe()) == (particles > 1 and retry_from < 1)
 
 
 def test_a_choice_comes_after_the_shapes_are_decided_and_before_the_last_step() -> None:
-    for steps in (1, 2, 5, 24, 100):
-        times = pipeline(2, steps=steps).times_to_choice()
+    for steps, retry_from in itertools.product((1, 2, 5, 24, 100), (0.05, 0.7, 1.0)):
+        made = pipeline(2, steps=steps, retry_from=retry_from)
+        times = made.times()[: made.choice + 1]
         assert times[-1] > 0
         assert times[-1] <= CHOICE_TIME * 100 or steps < 10
         assert all(t > CHOICE_TIME * 100 for t in times[:-1])
+        assert made.retry == 0 or made.retry < made.choice, "a further particle takes at least one step"
 
 
 @pytest.mark.parametrize("net", NETWORKS.names())

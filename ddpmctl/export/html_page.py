@@ -140,12 +140,14 @@ def _recognises(checkpoint: Checkpoint) -> bool:
 
 
 def _plan(pipeline: SamplingPipeline, count: int) -> dict[str, Any]:
-    """Return the sampler's table for a number of steps, and after which of them one of several particles is chosen."""
+    """Return the sampler's table for a number of steps, after which of them a particle is kept or not, and at which the next one starts."""
     with_count = replace(pipeline, sampling=replace(pipeline.sampling, steps=count))
-    before, schedule = with_count.times_to_choice(), pipeline.diffusion.schedule
+    times, schedule = with_count.times(), pipeline.diffusion.schedule
+    again = times[with_count.retry]
     return {
-        "steps": plan_as_dict(with_count)["steps"], "choice": len(before) - 1, "choice_time": before[-1] / schedule.timesteps,
-        "visibility": np.clip(schedule.log_snr[with_count.times()], *APPEARING).tolist(),
+        "steps": plan_as_dict(with_count)["steps"], "choice": with_count.choice, "choice_time": times[with_count.choice] / schedule.timesteps,
+        "retry": with_count.retry, "retry_levels": [float(schedule.signal[again]), float(schedule.noise[again])],
+        "visibility": np.clip(schedule.log_snr[times], *APPEARING).tolist(),
     }  # fmt: skip
 
 

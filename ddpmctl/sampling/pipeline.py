@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,13 @@ class Recogniser(Protocol):
         """Return for each cell of x_t (B, 3, H, W) at t / T (B,) the logits of the objects that it shows, (B, C, h, w)."""
 
 
+class _Found(NamedTuple):
+    """The requests with their kept particles, and x_t (B, 3, H, W) of these at ``CHOICE_TIME``."""
+
+    requests: Sequence[ImageRequest]
+    x_t: Tensor
+
+
 @dataclass(frozen=True)
 class SamplingPipeline:
     """A network with its diffusion, sampling settings, device and task; ``name`` is used in messages, such as the path of its file."""
@@ -61,17 +68,30 @@ class SamplingPipeline:
 
     @property
     def work(self) -> int:
-        """Upper bound on the sampler steps per image: every particle down to ``CHOICE_TIME``, then the whole trajectory of the one that is kept."""
-        return self.steps + self._trials * len(self.times_to_choice()[:-1])
+        """Upper bound on the sampler steps per image: those of one trajectory, and of every further particle down to ``CHOICE_TIME``."""
+        return self.steps + self._retries * (self.choice - self.retry)
 
     @property
     def nfe(self) -> int:
         """Upper bound on the network calls (NFE) per image. A guided step takes two calls. Once a particle is accepted, no more are tried."""
-        return self._calls(self.times()[:-1]) + self._trials * (self._calls(self.times_to_choice()[:-1]) + 1)
+        looks = self.sampling.particles if self._retries else 0
+        return self._calls(self.times()[:-1]) + self._retries * self._calls(self.times()[self.retry : self.choice]) + looks
 
     @property
-    def _trials(self) -> int:
-        return self.sampling.particles if self.sampling.particles > 1 else 0
+    def _retries(self) -> int:
+        return self.sampling.particles - 1
+
+    @property
+    def choice(self) -> int:
+        """Steps after which a particle is kept or not: to the first time with t / T <= ``CHOICE_TIME``, or to the last before 0 if there is none."""
+        times, limit = self.times(), CHOICE_TIME * self.diffusion.schedule.timesteps
+        return next(i for i, (t, after) in enumerate(itertools.pairwise(times)) if t <= limit or after == 0)
+
+    @property
+    def retry(self) -> int:
+        """Steps that particles after the first skip: to the first time with t / T <= ``retry_from``, but before ``choice``."""
+        times, limit = self.times(), self.sampling.retry_from * self.diffusion.schedule.timesteps
+        return next(i for i, t in enumerate(times) if t <= limit or i == max(0, self.choice - 1))
 
     def _calls(self, times: Sequence[int]) -> int:
         guidance, last = self.guidance(), self.diffusion.schedule.timesteps
@@ -80,51 +100,75 @@ class SamplingPipeline:
     def describe(self) -> str:
         """Return sampler, steps, guidance and network calls as text."""
         doubled = " (two per guided step)" if self.sampling.guidance > 0 else ""
-        limit = "at most " if self._trials and self.sampling.accept < 1 else ""
+        limit = "at most " if self._retries and self.sampling.accept < 1 else ""
         return f"{describe_sampling(with_actual_steps(self.sampling, self.diffusion.schedule))}: {limit}{self.nfe} network calls per image{doubled}"
 
     def times(self) -> list[int]:
         """Return the times of the sampler's steps, decreasing from T to 0."""
         return sampler_times(self.sampling.sampler, self.sampling.spacing, self.diffusion.schedule, self.sampling.steps)
 
-    def times_to_choice(self) -> list[int]:
-        """Return the sampler's times from T to the first with t / T <= ``CHOICE_TIME``, or to the last before 0 if there is none."""
-        times, limit = self.times(), CHOICE_TIME * self.diffusion.schedule.timesteps
-        return times[: 1 + next(i for i, (t, after) in enumerate(itertools.pairwise(times)) if t <= limit or after == 0)]
-
     def guidance(self) -> Guidance:
         """Return the guidance weight, and where it is applied."""
         return Guidance(self.sampling.guidance, self.sampling.guidance_from, self.sampling.guidance_to)
 
     def choose(self, requests: Sequence[ImageRequest]) -> Progressing[Sequence[ImageRequest]]:
-        """Yield progress, counted in sampler steps of all images, and return the requests, each with the noise of the particle that is kept.
+        """Yield progress, counted in sampler steps of all images, and return the requests, each with the particle that is kept.
 
-        Each request is sampled from one noise after another, at most ``particles``, down to ``CHOICE_TIME``. The first is kept for which the network
-        finds that x_t shows what was requested and nothing else, with a probability of at least ``accept``, or else the likeliest of all; see
+        The first particle is sampled from the noise of the request down to ``CHOICE_TIME``. For each further one, the x0_hat of the first is noised
+        again to ``retry_from``: where objects are is mostly kept, and what they are is decided anew (search over paths; Ma et al. 2025). From new noise,
+        images whose objects are easy to draw, such as large ones, would be kept more often than others. The first particle is kept for which the
+        network finds that x_t shows what was requested and nothing else, with a probability of at least ``accept``, or else the likeliest of all; see
         ``label_log_probabilities``.
         """
-        if not self._trials:
+        if not self._retries:
             return requests
-        times, total = self.times_to_choice(), len(requests) * self.work
+        return (yield from self._search(requests)).requests
+
+    def _search(self, requests: Sequence[ImageRequest]) -> Progressing[_Found]:
+        """Choose as ``choose`` does, and return also x_t of the kept particles at ``CHOICE_TIME``."""
+        total, done, enough = len(requests) * self.work, 0, math.log(self.sampling.accept) if self.sampling.accept < 1 else math.inf
         kept, likelihoods, undecided = list(requests), [-math.inf] * len(requests), list(range(len(requests)))
-        enough = math.log(self.sampling.accept) if self.sampling.accept < 1 else math.inf
-        done = 0
-        for number in range(self._trials):
-            trials = [_particle(requests[index], number) for index in undecided]
-            x_t = torch.empty(0)
-            for frame in self._frames(trials, times):
-                x_t = frame.x_t
-                if not frame.pure_noise:
-                    done += len(trials)
-                    yield Progress("sampling", done, total)
-            for index, trial, likelihood in zip(undecided, trials, self._log_likelihoods(trials, x_t, times[-1]), strict=True):
+        first, x_t = None, torch.empty(0)
+        for number in range(self.sampling.particles):
+            tried = [replace(requests[index], particle=number) for index in undecided]
+            frames = self._particle(tried, None if first is None else first.x0_hat[undecided])
+            last = next(frames)
+            for frame in frames:
+                last, done = frame, done + len(tried)
+                yield Progress("sampling", done, total)
+            if first is None:
+                first, x_t = last, last.x_t.clone()
+            for row, (index, likelihood) in enumerate(zip(undecided, self._log_likelihoods(tried, last.x_t, last.t), strict=True)):
                 if likelihood > likelihoods[index]:
-                    kept[index], likelihoods[index] = trial, likelihood
+                    kept[index], likelihoods[index], x_t[index] = tried[row], likelihood, last.x_t[row]
             undecided = [index for index in undecided if likelihoods[index] < enough]
-            done += (len(trials) - len(undecided)) * (self._trials - 1 - number) * (len(times) - 1)  # steps that an accepted particle saves count as done
             if not undecided:
                 break
-        return kept
+            done += (len(tried) - len(undecided)) * (self._retries - number) * (self.choice - self.retry)  # steps that an accepted particle saves
+        return _Found(kept, x_t)
+
+    def _particle(self, requests: Sequence[ImageRequest], x0_hat: Tensor | None) -> Iterator[Frame]:
+        """Yield the frames of particles, all with the same number, down to ``CHOICE_TIME``; ``x0_hat`` is that of the first particles there.
+
+        Only the first particle has steps before ``retry``.
+        """
+        times, schedule = self.times(), self.diffusion.schedule
+        skipped = 0 if x0_hat is None else self.retry
+        noise = self._noise(requests, *(() if x0_hat is None else ("particle", requests[0].particle)))
+        x, t = noise().contiguous(memory_format=torch.channels_last), times[skipped]
+        if x0_hat is not None and skipped:
+            x = float(schedule.signal[t]) * x0_hat + float(schedule.noise[t]) * x
+            yield Frame(t, x, x0_hat)
+        else:
+            yield Frame(t, x, x, pure_noise=True)
+        yield from self._run(requests, x, times[skipped : self.choice + 1], noise)
+
+    def _rest(self, requests: Sequence[ImageRequest], x: Tensor) -> Iterator[Frame]:
+        """Yield the frames of kept particles after ``CHOICE_TIME``, where they are x (B, 3, H, W). A sampler with memory starts anew there."""
+        yield from self._run(requests, x, self.times()[self.choice :], self._noise(requests, "rest"))
+
+    def _noise(self, requests: Sequence[ImageRequest], *purpose: str | int) -> ImageNoise:
+        return ImageNoise([(*request.key, *purpose) for request in requests], self.task.image_shape, self.compute.device)
 
     def _log_likelihoods(self, requests: Sequence[ImageRequest], x_t: Tensor, t: int) -> list[float]:
         """Return for each image the log-probability that x_t at t shows what was requested and nothing else."""
@@ -139,20 +183,32 @@ class SamplingPipeline:
     def frames(self, requests: Sequence[ImageRequest]) -> Iterator[Frame]:
         """Yield the frames of a batch from pure noise (t = T) to the images (t = 0): float32 (B, 3, H, W) on the device.
 
-        The noise is that of the requests; with several particles, ``choose`` comes first.
+        The noise is that of the requests; with several particles, ``choose`` comes first. The frames of a further particle are those of the first one
+        as far as ``retry_from``.
 
         Raises:
             NotFiniteError: the images are not finite.
         """
-        return self._frames(requests, self.times())
+        if not self._retries:
+            noise = self._noise(requests)
+            x = noise().contiguous(memory_format=torch.channels_last)
+            yield Frame(self.times()[0], x, x, pure_noise=True)
+            yield from self._run(requests, x, self.times(), noise)
+            return
+        frames = list(self._particle([replace(request, particle=0) for request in requests], None))
+        x0_hat = frames[-1].x0_hat
+        for number in {request.particle for request in requests} - {0}:
+            rows = torch.tensor([row for row, request in enumerate(requests) if request.particle == number], device=x0_hat.device)
+            for index, frame in enumerate(self._particle([requests[row] for row in rows.tolist()], x0_hat[rows]), start=self.retry):
+                before = frames[index]
+                frames[index] = before._replace(x_t=before.x_t.index_copy(0, rows, frame.x_t), x0_hat=before.x0_hat.index_copy(0, rows, frame.x0_hat))
+        yield from frames
+        yield from self._rest(requests, frames[-1].x_t)
 
-    def _frames(self, requests: Sequence[ImageRequest], times: Sequence[int]) -> Iterator[Frame]:
-        device = self.compute.device
-        labels = label_tensor(requests, self.task).to(device)
-        noise = ImageNoise([r.key for r in requests], self.task.image_shape, device)
+    def _run(self, requests: Sequence[ImageRequest], x: Tensor, times: Sequence[int], noise: ImageNoise) -> Iterator[Frame]:
+        """Yield the frames of the sampler's steps from x (B, 3, H, W) at the first of ``times``, for each of the others."""
+        labels = label_tensor(requests, self.task).to(self.compute.device)
         sampler = SAMPLERS.get(self.sampling.sampler)
-        x = noise().contiguous(memory_format=torch.channels_last)
-        yield Frame(times[0], x, x, pure_noise=True)
         denoise = self.diffusion.denoiser(self.net, labels, self.guidance())
         steps = sampler(denoise, x, times, self.diffusion.schedule, noise, **own_options(sampler, self.sampling))
         while True:
@@ -162,7 +218,7 @@ class SamplingPipeline:
             if frame is None:
                 return
             # What is not finite stays so until the last frame; to look at each one would make a GPU wait.
-            if frame.t == times[-1] and not torch.isfinite(frame.x_t).all():
+            if frame.t == 0 and not torch.isfinite(frame.x_t).all():
                 raise NotFiniteError(f"{self.name}: its images are not finite")
             yield frame
 
@@ -177,9 +233,11 @@ class SamplingPipeline:
             part, before = requests[start : start + size], start * self.work
             fits = True
             try:
-                chosen = yield from _offset(self.choose(part), before, total)
-                done = before + len(part) * (self.work - self.steps)
-                for frame in self.frames(chosen):
+                frames, done = self.frames(part), before
+                if self._retries:
+                    found = yield from _offset(self._search(part), before, total)
+                    frames, done = self._rest(found.requests, found.x_t), before + len(part) * (self.work - self.steps + self.choice)
+                for frame in frames:
                     if not frame.pure_noise:
                         done += len(part)
                         yield Progress("sampling", done, total)
@@ -223,11 +281,6 @@ def label_log_probabilities(net: Recogniser, x_t: Tensor, time: Tensor, task: Ta
 def recognises_objects(net: str) -> bool:
     """Return whether a registered network recognises the objects in x_t; see ``Recogniser``."""
     return hasattr(NETWORKS.get(net), "find_objects")
-
-
-def _particle(request: ImageRequest, number: int) -> ImageRequest:
-    """Return the request with the noise of particle ``number``; particle 0 has the request's own noise."""
-    return replace(request, key=(*request.key, "particle", number)) if number else request
 
 
 def _offset(task: Progressing[R], before: int, total: int) -> Progressing[R]:

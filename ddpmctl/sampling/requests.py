@@ -18,10 +18,17 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One image to sample: its labels and its noise key; equal keys give equal noise."""
+    """One image to sample.
+
+    Attributes:
+        labels: what it is to show.
+        key: of its noise; equal keys give equal noise.
+        particle: the number of the particle that is kept, if there are several; see ``SamplingPipeline.choose``.
+    """
 
     labels: tuple[str, ...]
     key: Key
+    particle: int = 0
 
 
 def requests_for(name: str, conditions: Sequence[tuple[str, ...]], *, seed: int, repeats: int = 1, first: int = 0) -> list[ImageRequest]:
@@ -54,5 +61,6 @@ def describe_sampling(sampling: SamplingConfig) -> str:
     guided = (sampling.guidance_from, sampling.guidance_to)
     where = f" for t / T from {guided[0]:g} to {guided[1]:g}" if sampling.guidance > 0 and guided != (0, 1) else ""
     accepted = f"at most {sampling.particles} particles, accepted at {sampling.accept:g}" if sampling.accept < 1 else f"{sampling.particles} particles"
-    chosen = f", one of {accepted}" if sampling.particles > 1 else ""
+    again = f", noised again to t / T = {sampling.retry_from:g}" if sampling.retry_from < 1 else ""
+    chosen = f", one of {accepted}{again}" if sampling.particles > 1 else ""
     return f"{sampling.sampler}, {sampling.steps} steps{spacing}, guidance {sampling.guidance:g}{where}{chosen}"

@@ -56,20 +56,21 @@ async function sample(id: number, request: Request): Promise<void> {
   send({ kind: "done", id, seconds: (performance.now() - start) / 1000 });
 }
 
-/** Sample with one model: with several particles, one after another until one is kept, then that one to its end. */
+/** Sample with one model: with several particles, one after another until one is kept, then that one to its end; see `SamplingPipeline.choose`. */
 async function* sampleModel(id: number, number: number, request: Request): AsyncGenerator<void> {
   const model = data.models[number];
   const plan = model.plans[request.steps];
   const particles = model.recognises ? request.particles : 1;
-  const trials = Array.from({ length: particles }, (_, particle) => new Trajectory(number, plan, request, particle));
+  const first = new Trajectory(number, plan, request);
   const show = (trial: Trajectory): void => {
     const frame = trial.frame();
     send({ kind: "frame", id, model: number, particle: trial.particle, index: trial.done, frame }, transferred(frame));
   };
-  let chosen = trials[0];
+  let chosen = first;
   if (particles > 1) {
     let highest = -Infinity;
-    for (const trial of trials) {
+    for (let particle = 0; particle < particles; particle++) {
+      const trial = particle ? first.again(particle) : first;
       show(trial);
       while (trial.done < plan.choice) {
         await trial.step(id);
@@ -80,6 +81,7 @@ async function* sampleModel(id: number, number: number, request: Request): Async
       if (likelihood > highest) [chosen, highest] = [trial, likelihood];
       if (model.accept < 1 && highest >= Math.log(model.accept)) break;
     }
+    chosen.restart();
   } else {
     show(chosen);
   }
@@ -95,16 +97,38 @@ async function* sampleModel(id: number, number: number, request: Request): Async
 class Trajectory {
   done = 0;
   private readonly labels: Float32Array;
-  private readonly noise: ImageNoise;
+  private noise: ImageNoise;
   private x: Float32Array;
   private x0: Float32Array | null = null;
+  private remembers = false; // whether x0 is that of the step before, which some samplers use
 
-  constructor(private readonly number: number, private readonly plan: Plan, private readonly request: Request, readonly particle: number) {
+  constructor(private readonly number: number, private readonly plan: Plan, private readonly request: Request, readonly particle = 0) {
     this.labels = new Float32Array(data.columns);
     for (const label of request.labels) this.labels[data.labels.indexOf(label)] = 1;
-    const key = ["sample", 0, 0, ...(particle ? ["particle", particle] : [])];
-    this.noise = new ImageNoise(request.seed, key, 3 * data.size ** 2);
+    this.noise = this.noiseFor(...(particle ? ["particle", particle] : []));
     this.x = this.noise.draw();
+  }
+
+  private noiseFor(...purpose: (string | number)[]): ImageNoise {
+    return new ImageNoise(this.request.seed, ["sample", 0, 0, ...purpose], 3 * data.size ** 2);
+  }
+
+  /** Return a further particle: x0 of this one, noised again, or new noise. */
+  again(particle: number): Trajectory {
+    const { x0, plan } = this;
+    const next = new Trajectory(this.number, plan, this.request, particle);
+    if (plan.retry && x0) {
+      const [signal, noise] = plan.retry_levels;
+      next.x = next.x.map((value, i) => signal * x0[i] + noise * value);
+      [next.x0, next.done] = [x0, plan.retry];
+    }
+    return next;
+  }
+
+  /** Go on with new noise, and as if no step had been done before. */
+  restart(): void {
+    this.noise = this.noiseFor("rest");
+    this.remembers = false;
   }
 
   async step(id: number): Promise<void> {
@@ -113,15 +137,11 @@ class Trajectory {
     const w = request.guidanceFrom <= time && time <= request.guidanceTo ? request.guidance : 0;
     const output = await this.call(id, time, w);
     const drawn = noisy ? this.noise.draw() : null;
-    const before = this.x0;
-    const x0 = new Float32Array(x.length);
-    const next = new Float32Array(x.length);
-    for (let i = 0; i < x.length; i++) {
-      x0[i] = p * x[i] + q * output[i] + r;
-      next[i] = a * x[i] + b * x0[i] + (before ? c * before[i] : 0) + (drawn ? d * drawn[i] : 0) + e;
-    }
+    const x0 = x.map((value, i) => p * value + q * output[i] + r);
+    const before = this.remembers && this.x0 ? this.x0 : x0; // a first step is one after which x0 has not changed
+    const next = x.map((value, i) => a * value + b * x0[i] + c * before[i] + (drawn ? d * drawn[i] : 0) + e);
     if (!next.every(Number.isFinite)) throw new Error("the image is not finite");
-    [this.x0, this.x] = [x0, next];
+    [this.x0, this.x, this.remembers] = [x0, next, true];
     this.done += 1;
   }
 

@@ -12,9 +12,12 @@ export interface Step {
 
 export interface Plan {
   steps: Step[];
-  /** After so many steps, one of several noises is chosen; at `choice_time`, t / T. */
+  /** After so many steps, at `choice_time`, t / T, an image is kept or not. */
   choice: number;
   choice_time: number;
+  /** Further trials skip so many steps: x0 of the first is noised again. At 0, they start from new noise. */
+  retry: number;
+  retry_levels: [signal: number, noise: number];
   /** The log SNR of each frame, the noise first, limited to where objects appear in it. */
   visibility: number[];
 }

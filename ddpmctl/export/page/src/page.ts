@@ -44,7 +44,7 @@ class View {
 
   /** Take a frame; those of a noise that is being tried are shown until another one is tried. */
   add(particle: number, index: number, frame: Frame): void {
-    const frames = this.trials.get(particle) ?? [];
+    const frames = this.trials.get(particle) ?? this.trials.get(0)?.slice(0, index) ?? []; // a further noise is added to x0 of the first, at a later step
     frames[index] = frame;
     this.trials.set(particle, frames);
     this.frames = frames;
@@ -110,7 +110,7 @@ class Page {
     const values = { guidance: first.guidance, "guidance-from": first.guidance_from, "guidance-to": first.guidance_to, particles: 1 };
     for (const [id, value] of Object.entries(values)) part<HTMLInputElement>(id).value = String(value);
     part("particles-row").hidden = !models.some((model) => model.recognises);
-    part("particles-note").textContent = `The model's own number is ${first.particles}; each that is tried costs about as much time as an image.`;
+    part("particles-note").textContent = `The model's own number is ${first.particles}; each that is tried costs at most as much time as an image.`;
     part("objects").hidden = labels.length === 0;
     part("objects-title").textContent = this.data.aspects.length ? "Objects" : "Labels";
     if (labels.length) {
