@@ -21,7 +21,7 @@ from ddpmctl.evaluation.evaluate import pipeline_for
 from ddpmctl.iclevr import CLASSES, ICLEVR
 from ddpmctl.nets.recognition import AN_OBJECT
 from ddpmctl.registry import NETWORKS, SAMPLERS
-from ddpmctl.sampling.pipeline import CHOICE_TIME, Progressing, SamplingPipeline, recognises_objects, require_recogniser, sample_images, to_uint8
+from ddpmctl.sampling.pipeline import CHOICE_TIME, TRIES, Progressing, SamplingPipeline, recognises_objects, require_recogniser, sample_images, to_uint8
 from ddpmctl.sampling.requests import ImageRequest, requests_for
 from ddpmctl.sampling.trajectory import record
 from tests.conftest import ddpmctl, train
@@ -79,12 +79,12 @@ def finished(task: Progressing) -> tuple[object, list[int], set[int]]:
         totals.add(progress.total)
 
 
-@pytest.mark.parametrize(("particles", "retry_from", "independent"), [(1, 1.0, 1), (2, 1.0, 2), (4, 1.0, 4), (4, 0.9, 4), (4, 0.15, 1)])
+@pytest.mark.parametrize(("particles", "retry_from", "independent"), [(1, 1.0, 1), (2, 1.0, 2), (4, 1.0, 4), (4, 0.9, 4), (4, 0.15, 1), (5, 0.15, 2)])
 def test_an_image_is_wrong_only_if_all_its_particles_are(particles: int, retry_from: float, independent: int) -> None:
     """The two images are told apart without error at the time of the choice, so of n independent particles all are dark with probability 2^-n.
 
     At t / T = 0.9, x_t hardly shows which image it is (SNR 0.02, z = 0.06), so a particle that is noised again to there is independent of the first.
-    At 0.15, it is decided (SNR 17, z = 42): all particles show the same image.
+    At 0.15, it is decided (SNR 17, z = 42): all particles from one noise show the same image. The fifth has new noise.
     """
     count = 256
     images, _, _ = finished(sample_images(pipeline(particles, retry_from=retry_from), asked_for(count)))
@@ -101,10 +101,10 @@ def test_absent_objects_count_as_well_as_present_ones() -> None:
 @pytest.mark.parametrize("retry_from", [1.0, 0.7])
 @pytest.mark.parametrize("accept", [1.0, 0.9, 0.3])
 def test_the_first_accepted_particle_is_kept_or_else_the_likeliest(accept: float, retry_from: float) -> None:
-    made, requests = pipeline(4, accept=accept, retry_from=retry_from), asked_for(64)
+    made, requests = pipeline(6, accept=accept, retry_from=retry_from), asked_for(64)
     (chosen, _, _), likelihoods = finished(made.choose(requests)), []
     calls, time = made.net.images, made.times()[made.choice]
-    for number in range(4):
+    for number in range(6):
         at_choice = next(frame.x_t for frame in made.frames([replace(r, particle=number) for r in requests]) if frame.t == time)
         logit = made.net.logit(at_choice, torch.full((64,), time / 100))  # type: ignore[operator]
         likelihoods.append(torch.sigmoid(logit - AN_OBJECT))
@@ -112,23 +112,27 @@ def test_the_first_accepted_particle_is_kept_or_else_the_likeliest(accept: float
     found = torch.stack(likelihoods)
     enough = (found >= accept) & (accept < 1)
     first = torch.where(enough.any(0), enough.int().argmax(0), found.argmax(0))
-    count = torch.where(enough.any(0), first + 1, 4)
-    steps = 64 * made.choice + (count - 1).sum() * (made.choice - made.retry)
-    assert calls == steps + count.sum(), "one call a step, and one for each particle to look for objects"
+    count = torch.where(enough.any(0), first + 1, 6)
+    again = torch.tensor([number % TRIES != 0 for number in range(6)])
+    steps = made.choice - made.retry * again  # of each particle
+    assert calls == sum(int((steps[:tried] + 1).sum()) for tried in count), "one call a step, and one for each particle to look for objects"
     assert torch.allclose(found[numbers, range(64)], found[first, range(64)], atol=1e-5), "large logits have equal probabilities"
     if accept < 1:
         assert torch.equal(numbers[enough.any(0)], first[enough.any(0)])
-        assert calls < 0.9 * 64 * (made.choice + 3 * (made.choice - made.retry) + 4)
+        assert calls < 0.9 * 64 * int((steps + 1).sum())
     assert (made.retry == 0) == (retry_from == 1.0)
     assert found.min() < 0.1
 
 
 def test_a_further_particle_is_the_first_one_noised_again() -> None:
-    made, request = pipeline(3, retry_from=0.7), asked_for(1)[0]
-    first, *others = (list(made.frames([replace(request, particle=number)])) for number in range(3))
+    made, request = pipeline(8, retry_from=0.7), asked_for(1)[0]
     schedule, t = made.diffusion.schedule, made.times()[made.retry]
     assert t == 70
-    for number, frames in enumerate(others, start=1):
+    together = [replace(request, particle=number) for number in range(8)]
+    for row, frame in enumerate(torch.stack([frame.x_t for frame in made.frames(together)], 1)):
+        torch.testing.assert_close(frame, torch.cat([frame.x_t for frame in made.frames(together[row : row + 1])]))
+    for number in (1, 3, 6):
+        first, frames = (list(made.frames([replace(request, particle=each)])) for each in (number - number % TRIES, number))
         for before, frame in zip(first[: made.retry], frames, strict=False):
             assert torch.equal(before.x_t, frame.x_t)
         noise = ImageNoise([(*request.key, "particle", number)], (3, 64, 64), torch.device("cpu"))()
@@ -159,7 +163,7 @@ def test_an_object_that_is_there_twice_is_wrong_unless_the_labels_are_just_names
 @pytest.mark.parametrize(("accept", "retry_from"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.7), (0.5, 0.7)])
 @pytest.mark.parametrize("sampler", SAMPLERS.names())
 def test_the_choice_does_not_depend_on_the_batch_and_the_image_is_that_of_its_noise(sampler: str, accept: float, retry_from: float) -> None:
-    made, requests = pipeline(3, sampler=sampler, accept=accept, retry_from=retry_from), asked_for(9)
+    made, requests = pipeline(6, sampler=sampler, accept=accept, retry_from=retry_from), asked_for(9)
     (together, _, _), apart = finished(made.choose(requests)), [finished(made.choose(requests[i : i + 2]))[0] for i in (0, 2, 4, 6, 8)]
     assert together == [request for part in apart for request in part]  # type: ignore[attr-defined]
     assert len({request.particle for request in together}) > 1, "some first particles were not kept"  # type: ignore[attr-defined]
@@ -185,18 +189,18 @@ def test_a_trajectory_of_the_kept_particle_ends_in_its_image(retry_from: float) 
 @pytest.mark.parametrize("retry_from", [1.0, 0.6])
 @pytest.mark.parametrize("guidance", [0.0, 1.0])
 @pytest.mark.parametrize("steps", [1, 3, 20])
-@pytest.mark.parametrize("particles", [1, 3])
+@pytest.mark.parametrize("particles", [1, 3, 6])
 def test_nfe_counts_the_calls_of_all_particles(particles: int, steps: int, guidance: float, retry_from: float) -> None:
     settings = {"steps": steps, "guidance": guidance, "guidance_to": 0.8, "retry_from": retry_from}
     made = pipeline(particles, **settings)
     finished(sample_images(made, asked_for(2)))
     assert made.net.images == 2 * made.nfe
     assert f": {made.nfe} network calls" in made.describe()
-    assert ("of 3 particles" in made.describe()) == (particles > 1)
+    assert (f"of {particles} particles" in made.describe()) == (particles > 1)
     limited = pipeline(particles, accept=0.5, **settings)
     assert limited.nfe == made.nfe
     assert (f": at most {made.nfe} network calls" in limited.describe()) == (particles > 1)
-    assert ("of at most 3 particles, accepted at 0.5" in limited.describe()) == (particles > 1)
+    assert (f"of at most {particles} particles, accepted at 0.5" in limited.describe()) == (particles > 1)
     assert ("noised again to t / T = 0.6" in limited.describe()) == (particles > 1 and retry_from < 1)
 
 

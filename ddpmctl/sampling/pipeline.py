@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections.abc
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ddpmctl.config import Config, SamplingConfig
 from ddpmctl.device import ComputeDevice, release_memory
 from ddpmctl.diffusion.denoiser import Diffusion, Guidance
-from ddpmctl.diffusion.randomness import ImageNoise
+from ddpmctl.diffusion.randomness import ImageNoise, Key
 from ddpmctl.diffusion.samplers import Frame, own_options, sampler_times
 from ddpmctl.distributed.job import SINGLE, Job
 from ddpmctl.errors import DataError, UsageError, out_of_memory
@@ -29,6 +29,7 @@ from ddpmctl.task import Task
 R = TypeVar("R")
 Progressing: TypeAlias = collections.abc.Generator[Progress, None, R]
 CHOICE_TIME = 0.1  # t / T at which a particle is chosen: shapes are decided, and the recogniser was trained at this noise
+TRIES = 4  # particles from one noise; then comes a new one, for images whose class is decided at higher noise, and for those that do not succeed
 
 
 class NotFiniteError(DataError):
@@ -69,17 +70,22 @@ class SamplingPipeline:
     @property
     def work(self) -> int:
         """Upper bound on the sampler steps per image: those of one trajectory, and of every further particle down to ``CHOICE_TIME``."""
-        return self.steps + self._retries * (self.choice - self.retry)
+        return self.steps + self._steps_after(0)
 
     @property
     def nfe(self) -> int:
         """Upper bound on the network calls (NFE) per image. A guided step takes two calls. Once a particle is accepted, no more are tried."""
-        looks = self.sampling.particles if self._retries else 0
-        return self._calls(self.times()[:-1]) + self._retries * self._calls(self.times()[self.retry : self.choice]) + looks
+        times, count = self.times(), self.sampling.particles
+        further = sum(self._calls(times[self._skipped(number) : self.choice]) for number in range(1, count))
+        return self._calls(times[:-1]) + further + (count if count > 1 else 0)
 
-    @property
-    def _retries(self) -> int:
-        return self.sampling.particles - 1
+    def _skipped(self, number: int) -> int:
+        """Return the steps that a particle skips: none if it starts from new noise."""
+        return self.retry if number % TRIES else 0
+
+    def _steps_after(self, number: int) -> int:
+        """Return the sampler steps of the particles after one."""
+        return sum(self.choice - self._skipped(later) for later in range(number + 1, self.sampling.particles))
 
     @property
     def choice(self) -> int:
@@ -89,7 +95,7 @@ class SamplingPipeline:
 
     @property
     def retry(self) -> int:
-        """Steps that particles after the first skip: to the first time with t / T <= ``retry_from``, but before ``choice``."""
+        """Steps that a particle that is noised again skips: to the first time with t / T <= ``retry_from``, but before ``choice``."""
         times, limit = self.times(), self.sampling.retry_from * self.diffusion.schedule.timesteps
         return next(i for i, t in enumerate(times) if t <= limit or i == max(0, self.choice - 1))
 
@@ -100,7 +106,7 @@ class SamplingPipeline:
     def describe(self) -> str:
         """Return sampler, steps, guidance and network calls as text."""
         doubled = " (two per guided step)" if self.sampling.guidance > 0 else ""
-        limit = "at most " if self._retries and self.sampling.accept < 1 else ""
+        limit = "at most " if self.sampling.particles > 1 and self.sampling.accept < 1 else ""
         return f"{describe_sampling(with_actual_steps(self.sampling, self.diffusion.schedule))}: {limit}{self.nfe} network calls per image{doubled}"
 
     def times(self) -> list[int]:
@@ -114,13 +120,13 @@ class SamplingPipeline:
     def choose(self, requests: Sequence[ImageRequest]) -> Progressing[Sequence[ImageRequest]]:
         """Yield progress, counted in sampler steps of all images, and return the requests, each with the particle that is kept.
 
-        The first particle is sampled from the noise of the request down to ``CHOICE_TIME``. For each further one, the x0_hat of the first is noised
-        again to ``retry_from``: where objects are is mostly kept, and what they are is decided anew (search over paths; Ma et al. 2025). From new noise,
-        images whose objects are easy to draw, such as large ones, would be kept more often than others. The first particle is kept for which the
-        network finds that x_t shows what was requested and nothing else, with a probability of at least ``accept``, or else the likeliest of all; see
-        ``label_log_probabilities``.
+        The first particle is sampled from the noise of the request down to ``CHOICE_TIME``. For the next ``TRIES`` - 1, its x0_hat is noised again to
+        ``retry_from``: where objects are is mostly kept, and what they are is decided anew (search over paths; Ma et al. 2025). Then comes a new noise,
+        and so on. If all were from new noise, images whose objects are easy to draw, such as large ones, would be kept more often than others. The
+        first particle is kept for which the network finds that x_t shows what was requested and nothing else, with a probability of at least
+        ``accept``, or else the likeliest of all; see ``label_log_probabilities``.
         """
-        if not self._retries:
+        if self.sampling.particles == 1:
             return requests
         return (yield from self._search(requests)).requests
 
@@ -128,36 +134,32 @@ class SamplingPipeline:
         """Choose as ``choose`` does, and return also x_t of the kept particles at ``CHOICE_TIME``."""
         total, done, enough = len(requests) * self.work, 0, math.log(self.sampling.accept) if self.sampling.accept < 1 else math.inf
         kept, likelihoods, undecided = list(requests), [-math.inf] * len(requests), list(range(len(requests)))
-        first, x_t = None, torch.empty(0)
+        x_t, x0_hat = (torch.empty((len(requests), *self.task.image_shape), device=self.compute.device) for _ in range(2))
         for number in range(self.sampling.particles):
             tried = [replace(requests[index], particle=number) for index in undecided]
-            frames = self._particle(tried, None if first is None else first.x0_hat[undecided])
+            frames = self._particle(tried, x0_hat[undecided] if number % TRIES else None)
             last = next(frames)
             for frame in frames:
                 last, done = frame, done + len(tried)
                 yield Progress("sampling", done, total)
-            if first is None:
-                first, x_t = last, last.x_t.clone()
+            if number % TRIES == 0:
+                x0_hat[undecided] = last.x0_hat
             for row, (index, likelihood) in enumerate(zip(undecided, self._log_likelihoods(tried, last.x_t, last.t), strict=True)):
-                if likelihood > likelihoods[index]:
+                if not number or likelihood > likelihoods[index]:  # that of a network whose images are not finite is not a number
                     kept[index], likelihoods[index], x_t[index] = tried[row], likelihood, last.x_t[row]
             undecided = [index for index in undecided if likelihoods[index] < enough]
             if not undecided:
                 break
-            done += (len(tried) - len(undecided)) * (self._retries - number) * (self.choice - self.retry)  # steps that an accepted particle saves
-        return _Found(kept, x_t)
+            done += (len(tried) - len(undecided)) * self._steps_after(number)  # which an accepted particle saves
+        return _Found(kept, x_t.contiguous(memory_format=torch.channels_last))
 
-    def _particle(self, requests: Sequence[ImageRequest], x0_hat: Tensor | None) -> Iterator[Frame]:
-        """Yield the frames of particles, all with the same number, down to ``CHOICE_TIME``; ``x0_hat`` is that of the first particles there.
-
-        Only the first particle has steps before ``retry``.
-        """
-        times, schedule = self.times(), self.diffusion.schedule
-        skipped = 0 if x0_hat is None else self.retry
-        noise = self._noise(requests, *(() if x0_hat is None else ("particle", requests[0].particle)))
+    def _particle(self, requests: Sequence[ImageRequest], x0_hat: Tensor | None = None) -> Iterator[Frame]:
+        """Yield the frames of each request's particle down to ``CHOICE_TIME``: from new noise, or of ``x0_hat`` (B, 3, H, W), noised again."""
+        times, schedule, skipped = self.times(), self.diffusion.schedule, 0 if x0_hat is None else self.retry
+        noise = self._noise(map(_own_key, requests))
         x, t = noise().contiguous(memory_format=torch.channels_last), times[skipped]
         if x0_hat is not None and skipped:
-            x = float(schedule.signal[t]) * x0_hat + float(schedule.noise[t]) * x
+            x = (float(schedule.signal[t]) * x0_hat + float(schedule.noise[t]) * x).contiguous(memory_format=torch.channels_last)
             yield Frame(t, x, x0_hat)
         else:
             yield Frame(t, x, x, pure_noise=True)
@@ -165,10 +167,10 @@ class SamplingPipeline:
 
     def _rest(self, requests: Sequence[ImageRequest], x: Tensor) -> Iterator[Frame]:
         """Yield the frames of kept particles after ``CHOICE_TIME``, where they are x (B, 3, H, W). A sampler with memory starts anew there."""
-        yield from self._run(requests, x, self.times()[self.choice :], self._noise(requests, "rest"))
+        yield from self._run(requests, x, self.times()[self.choice :], self._noise((*request.key, "rest") for request in requests))
 
-    def _noise(self, requests: Sequence[ImageRequest], *purpose: str | int) -> ImageNoise:
-        return ImageNoise([(*request.key, *purpose) for request in requests], self.task.image_shape, self.compute.device)
+    def _noise(self, keys: Iterable[Key]) -> ImageNoise:
+        return ImageNoise(list(keys), self.task.image_shape, self.compute.device)
 
     def _log_likelihoods(self, requests: Sequence[ImageRequest], x_t: Tensor, t: int) -> list[float]:
         """Return for each image the log-probability that x_t at t shows what was requested and nothing else."""
@@ -183,23 +185,23 @@ class SamplingPipeline:
     def frames(self, requests: Sequence[ImageRequest]) -> Iterator[Frame]:
         """Yield the frames of a batch from pure noise (t = T) to the images (t = 0): float32 (B, 3, H, W) on the device.
 
-        The noise is that of the requests; with several particles, ``choose`` comes first. The frames of a further particle are those of the first one
-        as far as ``retry_from``.
+        The noise is that of the requests; with several particles, ``choose`` comes first. The frames of a particle that was noised again are, as far as
+        ``retry_from``, those of the particle whose x0_hat it was.
 
         Raises:
             NotFiniteError: the images are not finite.
         """
-        if not self._retries:
-            noise = self._noise(requests)
+        firsts = [replace(request, particle=request.particle - request.particle % TRIES) for request in requests]
+        if self.sampling.particles == 1:
+            noise = self._noise(map(_own_key, firsts))
             x = noise().contiguous(memory_format=torch.channels_last)
             yield Frame(self.times()[0], x, x, pure_noise=True)
             yield from self._run(requests, x, self.times(), noise)
             return
-        frames = list(self._particle([replace(request, particle=0) for request in requests], None))
-        x0_hat = frames[-1].x0_hat
-        for number in {request.particle for request in requests} - {0}:
-            rows = torch.tensor([row for row, request in enumerate(requests) if request.particle == number], device=x0_hat.device)
-            for index, frame in enumerate(self._particle([requests[row] for row in rows.tolist()], x0_hat[rows]), start=self.retry):
+        frames = list(self._particle(firsts))
+        if again := [row for row, request in enumerate(requests) if request.particle % TRIES]:
+            rows = torch.tensor(again, device=self.compute.device)
+            for index, frame in enumerate(self._particle([requests[row] for row in again], frames[-1].x0_hat[rows]), start=self.retry):
                 before = frames[index]
                 frames[index] = before._replace(x_t=before.x_t.index_copy(0, rows, frame.x_t), x0_hat=before.x0_hat.index_copy(0, rows, frame.x0_hat))
         yield from frames
@@ -234,7 +236,7 @@ class SamplingPipeline:
             fits = True
             try:
                 frames, done = self.frames(part), before
-                if self._retries:
+                if self.sampling.particles > 1:
                     found = yield from _offset(self._search(part), before, total)
                     frames, done = self._rest(found.requests, found.x_t), before + len(part) * (self.work - self.steps + self.choice)
                 for frame in frames:
@@ -281,6 +283,11 @@ def label_log_probabilities(net: Recogniser, x_t: Tensor, time: Tensor, task: Ta
 def recognises_objects(net: str) -> bool:
     """Return whether a registered network recognises the objects in x_t; see ``Recogniser``."""
     return hasattr(NETWORKS.get(net), "find_objects")
+
+
+def _own_key(request: ImageRequest) -> Key:
+    """Return the key of the noise of the request's particle; the first one has the request's own."""
+    return (*request.key, "particle", request.particle) if request.particle else request.key
 
 
 def _offset(task: Progressing[R], before: int, total: int) -> Progressing[R]:

@@ -39,8 +39,7 @@ def jobs(out: Path, *, quick: bool) -> Iterator[Job]:
     long, short, seeds = (0.2, 0.1, 1) if quick else (30.0, 5.0, 3)
     peers = PEERS[1:]
     yield Job("speed", "speed", {"seconds": 0.1 if quick else 6.0, "rounds": 1 if quick else 3, "peers": ["report", *peers[quick:]]})
-    # Guidance up to t / T = 0.5, as docs/guide.md advises after 30 minutes.
-    arguments = {"name": "ours", "minutes": long, "seed": 0, "out": str(out / "quick-30.pth"), "repeats": 1 if quick else 8, "sampling": {"guidance_to": 0.5}}
+    arguments = {"name": "ours", "minutes": long, "seed": 0, "out": str(out / "quick-30.pth"), "repeats": 1 if quick else 8}
     yield Job("quick-30", "accuracy", arguments)
     for seed in range(seeds):
         arguments = {"name": "ours", "minutes": short, "seed": seed, "out": str(out / f"quick-5-{seed}.pth"), "repeats": 1 if quick else 8}

@@ -114,19 +114,18 @@ def accuracy(
     repeats: int = 8,
     preset: str = "quick",
     settings: Mapping[str, Any] | None = None,
-    sampling: Mapping[str, Any] | None = None,
     peer_steps: int = 20,
     peer_precision: str = "fp32",
 ) -> Figures:
     """Train from scratch for some minutes and score the images; those of ours are kept in ``out`` for a second classifier.
 
-    ``settings`` make another recipe, which is named after them; ``sampling`` does not.
+    ``settings`` make another recipe, which is named after them.
     """
     data, evaluator = benchmark_data(), load_classifier()
     if name != "ours":
         return _peer_accuracy(contender(name, data, seed), data, evaluator, minutes, seed, peer_steps, peer_precision)
     path = Path(out)
-    trained = _trained(path, data, preset, {"minutes": minutes, "epochs": None, "seed": seed, **(settings or {}), **(sampling or {})})
+    trained = _trained(path, data, preset, {"minutes": minutes, "epochs": None, "seed": seed, **(settings or {})})
     pipeline = pipeline_for(load_checkpoint(path), {}, make_compute_device(Config().device))
     start = time.perf_counter()
     scored = finish(score_conditions(pipeline, evaluator, data.conditions, seed=1000 + seed, repeats=repeats))

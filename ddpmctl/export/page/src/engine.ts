@@ -69,8 +69,10 @@ async function* sampleModel(id: number, number: number, request: Request): Async
   let chosen = first;
   if (particles > 1) {
     let highest = -Infinity;
+    let tried = first;
     for (let particle = 0; particle < particles; particle++) {
-      const trial = particle ? first.again(particle) : first;
+      if (particle && particle % model.tries === 0) tried = new Trajectory(number, plan, request, particle);
+      const trial = particle % model.tries ? tried.again(particle) : tried;
       show(trial);
       while (trial.done < plan.choice) {
         await trial.step(id);

@@ -15,7 +15,7 @@ export interface Plan {
   /** After so many steps, at `choice_time`, t / T, an image is kept or not. */
   choice: number;
   choice_time: number;
-  /** Further trials skip so many steps: x0 of the first is noised again. At 0, they start from new noise. */
+  /** A trial for which x0 of an earlier one is noised again skips so many steps. At 0, all start from new noise. */
   retry: number;
   retry_levels: [signal: number, noise: number];
   /** The log SNR of each frame, the noise first, limited to where objects appear in it. */
@@ -35,6 +35,8 @@ export interface Model {
   particles: number;
   /** The probability of the right objects with which a particle is kept at once; at 1, all are tried. */
   accept: number;
+  /** Trials from one noise. */
+  tries: number;
   /** Whether it has a second output, which says how likely x_t shows each label. */
   recognises: boolean;
 }

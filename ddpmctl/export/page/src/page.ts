@@ -44,7 +44,9 @@ class View {
 
   /** Take a frame; those of a noise that is being tried are shown until another one is tried. */
   add(particle: number, index: number, frame: Frame): void {
-    const frames = this.trials.get(particle) ?? this.trials.get(0)?.slice(0, index) ?? []; // a further noise is added to x0 of the first, at a later step
+    const { tries } = this.model;
+    // One that is noised again starts at a later frame; those before are of the trial from new noise.
+    const frames = this.trials.get(particle) ?? (this.trials.get(particle - (particle % tries)) ?? []).slice(0, index);
     frames[index] = frame;
     this.trials.set(particle, frames);
     this.frames = frames;
