@@ -1,4 +1,4 @@
-"""Networks and functions as CUDA graphs: their kernels are recorded once, and then launched together instead of one by one."""
+"""CUDA graphs of networks and functions: GPU kernels are recorded once, and then launched together instead of one by one."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ class CudaGraph:
 
 
 class CudaGraphFunction:
-    """A function of tensors, without gradients, whose kernels are launched together as a CUDA graph.
+    """A function of tensors that runs as a CUDA graph, without gradients.
 
-    It is recorded at the first call, and again when the shapes of the inputs change. The results of a call lie in memory that the next call overwrites.
+    The graph is recorded in the first call, and again when the shapes of the inputs change. Each call overwrites the results of the call before.
     """
 
     def __init__(self, function: Callable[[list[Tensor]], list[Tensor]]) -> None:
-        """Take a function of tensors on a GPU, which may not wait for the GPU, such as by reading a value."""
+        """Take a function of tensors on a GPU. It must not synchronise with the GPU, as ``Tensor.item`` does."""
         self._function = function
         self._inputs: list[Tensor] = []
         self._outputs: list[Tensor] = []
@@ -78,7 +78,7 @@ class CudaGraphFunction:
 
     @torch.no_grad()
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Return the function's results for inputs of one dtype."""
+        """Call the function; all inputs must have the same dtype."""
         if [x.shape for x in inputs] != [x.shape for x in self._inputs]:
             self._record(inputs)
         torch._foreach_copy_(self._inputs, list(inputs))

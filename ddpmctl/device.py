@@ -38,11 +38,6 @@ class ComputeDevice:
         """The type of the network's products."""
         return torch.float32 if self.precision == "fp32" else torch.bfloat16
 
-    @property
-    def uses_cuda_graphs(self) -> bool:
-        """Whether parts of a training step are recorded as CUDA graphs: the settings ask for it, and this is a GPU."""
-        return self.compile_mode == "cuda-graph" and self.device.type == "cuda"
-
     def compiled(self, net: nn.Module, *, alone: bool) -> Callable[..., Tensor]:
         """Return the network for training: as CUDA graphs or compiled, if the settings ask for it.
 
@@ -51,7 +46,7 @@ class ComputeDevice:
             alone: whether one process trains and each step calls the network once, which CUDA graphs need; otherwise they are not used.
         """
         if self.compile_mode == "cuda-graph":
-            return CudaGraph(net, self.dtype) if alone and self.uses_cuda_graphs else net
+            return CudaGraph(net, self.dtype) if alone and self.device.type == "cuda" else net
         if self.compile_mode == "none":
             return net
         return torch.compile(net, mode=None if self.compile_mode == "default" else self.compile_mode)

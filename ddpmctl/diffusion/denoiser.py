@@ -141,7 +141,7 @@ class TrainingLoss:
             x0 = torch.where(mirrored, x0.flip(3), x0)
         signal, noise = self.signal[t].view(-1, 1, 1, 1), self.noise[t].view(-1, 1, 1, 1)
         target = self.objective.target(x0, eps, signal, noise)
-        checked = torch.arange(count)[share] % CHECKED == 0  # on a GPU, selecting by it would wait for all work there
+        checked = torch.arange(count)[share] % CHECKED == 0  # on the CPU: a mask on a GPU would synchronise with it
         return TrainingBatch(signal * x0 + noise * eps, target, labels * keep, labels, t / self.timesteps, self.weigh(noise, self.config), checked)
 
     def __call__(self, net: Callable[[Tensor, Tensor, Tensor], Tensor | tuple[Tensor, ...]], batch: TrainingBatch) -> Tensor:

@@ -140,7 +140,7 @@ def _recognises(checkpoint: Checkpoint) -> bool:
 
 
 def _plan(pipeline: SamplingPipeline, count: int) -> dict[str, Any]:
-    """Return the sampler's table for a number of steps, after which of them a particle is kept or not, and at which the next one starts."""
+    """Return the sampler as a table, the step after which a particle is accepted or rejected, and the step at which a rejected one starts again."""
     with_count = replace(pipeline, sampling=replace(pipeline.sampling, steps=count))
     times, schedule = with_count.times(), pipeline.diffusion.schedule
     again = times[with_count.retry]

@@ -167,7 +167,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 @cache
 def _blurs_on(device: torch.device, size: int) -> tuple[Tensor, Tensor]:
-    """Return ``blur_matrices`` on a device. They are kept, because a copy to a GPU at each step would wait for its other work."""
+    """Return ``blur_matrices`` on a device. The result is cached, because a copy in every training step would synchronise with the GPU."""
     short, long = blur_matrices(size)
     return short.to(device), long.to(device)
 

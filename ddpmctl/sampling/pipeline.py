@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
@@ -29,7 +30,7 @@ from ddpmctl.task import Task
 R = TypeVar("R")
 Progressing: TypeAlias = collections.abc.Generator[Progress, None, R]
 CHOICE_TIME = 0.1  # t / T at which a particle is chosen: shapes are decided, and the recogniser was trained at this noise
-TRIES = 4  # particles from one noise; then comes a new one, for images whose class is decided at higher noise, and for those that do not succeed
+TRIES = 4  # particles for each new noise: one from the noise itself, and three from its x0_hat, noised again
 
 
 class NotFiniteError(DataError):
@@ -45,7 +46,7 @@ class Recogniser(Protocol):
 
 
 class _Found(NamedTuple):
-    """The requests with their kept particles, and x_t (B, 3, H, W) of these at ``CHOICE_TIME``."""
+    """The requests, each with the particle that was kept, and the x_t of these particles at ``CHOICE_TIME``, (B, 3, H, W)."""
 
     requests: Sequence[ImageRequest]
     x_t: Tensor
@@ -67,9 +68,9 @@ class SamplingPipeline:
         """Sampler steps per image."""
         return len(self.times()) - 1
 
-    @property
+    @cached_property
     def work(self) -> int:
-        """Upper bound on the sampler steps per image: those of one trajectory, and of every further particle down to ``CHOICE_TIME``."""
+        """Upper bound on the sampler steps per image: one whole trajectory, and all other particles down to ``CHOICE_TIME``."""
         return self.steps + self._steps_after(0)
 
     @property
@@ -80,22 +81,22 @@ class SamplingPipeline:
         return self._calls(times[:-1]) + further + (count if count > 1 else 0)
 
     def _skipped(self, number: int) -> int:
-        """Return the steps that a particle skips: none if it starts from new noise."""
+        """Return the number of sampler steps that particle ``number`` skips; one from new noise skips none."""
         return self.retry if number % TRIES else 0
 
     def _steps_after(self, number: int) -> int:
-        """Return the sampler steps of the particles after one."""
+        """Return the number of sampler steps of all particles after particle ``number``."""
         return sum(self.choice - self._skipped(later) for later in range(number + 1, self.sampling.particles))
 
-    @property
+    @cached_property
     def choice(self) -> int:
-        """Steps after which a particle is kept or not: to the first time with t / T <= ``CHOICE_TIME``, or to the last before 0 if there is none."""
+        """Number of steps after which a particle is accepted or rejected: to the first time with t / T <= ``CHOICE_TIME``, or else to the last before 0."""
         times, limit = self.times(), CHOICE_TIME * self.diffusion.schedule.timesteps
         return next(i for i, (t, after) in enumerate(itertools.pairwise(times)) if t <= limit or after == 0)
 
-    @property
+    @cached_property
     def retry(self) -> int:
-        """Steps that a particle that is noised again skips: to the first time with t / T <= ``retry_from``, but before ``choice``."""
+        """Number of steps that a particle skips if it is noised again: to the first time with t / T <= ``retry_from``, but fewer than ``choice``."""
         times, limit = self.times(), self.sampling.retry_from * self.diffusion.schedule.timesteps
         return next(i for i, t in enumerate(times) if t <= limit or i == max(0, self.choice - 1))
 
@@ -145,12 +146,12 @@ class SamplingPipeline:
             if number % TRIES == 0:
                 x0_hat[undecided] = last.x0_hat
             for row, (index, likelihood) in enumerate(zip(undecided, self._log_likelihoods(tried, last.x_t, last.t), strict=True)):
-                if not number or likelihood > likelihoods[index]:  # that of a network whose images are not finite is not a number
+                if not number or likelihood > likelihoods[index]:  # NaN, of images that are not finite, is never larger
                     kept[index], likelihoods[index], x_t[index] = tried[row], likelihood, last.x_t[row]
             undecided = [index for index in undecided if likelihoods[index] < enough]
             if not undecided:
                 break
-            done += (len(tried) - len(undecided)) * self._steps_after(number)  # which an accepted particle saves
+            done += (len(tried) - len(undecided)) * self._steps_after(number)  # an accepted image needs no more particles
         return _Found(kept, x_t.contiguous(memory_format=torch.channels_last))
 
     def _particle(self, requests: Sequence[ImageRequest], x0_hat: Tensor | None = None) -> Iterator[Frame]:
@@ -235,8 +236,9 @@ class SamplingPipeline:
             part, before = requests[start : start + size], start * self.work
             fits = True
             try:
-                frames, done = self.frames(part), before
-                if self.sampling.particles > 1:
+                if self.sampling.particles == 1:
+                    frames, done = self.frames(part), before
+                else:
                     found = yield from _offset(self._search(part), before, total)
                     frames, done = self._rest(found.requests, found.x_t), before + len(part) * (self.work - self.steps + self.choice)
                 for frame in frames:

@@ -89,7 +89,7 @@ class MatrixMuon(torch.optim.Muon):
         return loss
 
     def record(self) -> None:
-        """Let orthogonalisation run as a CUDA graph; the matrices are on a GPU. It has hundreds of small kernels, and launching each takes longer."""
+        """Run the orthogonalisation as a CUDA graph: its hundreds of kernels take less time than launching each. The matrices must be on a GPU."""
         self._orthogonalise = CudaGraphFunction(self._all_orthogonalised)
 
     def _all_orthogonalised(self, stacks: list[Tensor]) -> list[Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ddpmctl.config import Config
+from ddpmctl.cuda_graph import CudaGraph
 from ddpmctl.data.dataset import Dataset
 from ddpmctl.device import ComputeDevice, fits, without_copy
 from ddpmctl.diffusion.denoiser import Diffusion, TrainingLoss
@@ -159,9 +160,10 @@ class Trainer:
         alone = self.replicas.job.is_single and self.config.run.micro_batch is None
         self.forward = self.compute.compiled(self.replicas.wrap(self.net, sync_bn=self.config.run.sync_bn == "on"), alone=alone)
         self.optimizers = make_optimizers(self.net, training, self.compute.dtype)
-        for optimizer in self.optimizers:
-            if isinstance(optimizer, MatrixMuon) and self.compute.uses_cuda_graphs:
-                optimizer.record()
+        if isinstance(self.forward, CudaGraph):
+            for optimizer in self.optimizers:
+                if isinstance(optimizer, MatrixMuon):
+                    optimizer.record()
         self.diffusion = Diffusion.of(self.config.diffusion)
         self.loss = TrainingLoss(self.diffusion, training, device)
         images = without_copy(self.dataset.images)
