@@ -133,7 +133,7 @@ def test_the_layers_of_fine_unet_give_estimate_error_and_direction() -> None:
     bias = net.out[-1].bias
     with torch.no_grad():
         outputs = [net(x_t, labels, time)]
-        for part in (slice(0, 3), slice(3, 3 + BANDS), slice(3 + BANDS, 3 + 4 * BANDS)):
+        for part in (slice(0, 3), slice(3, 3 + 3 * BANDS), slice(3 + 3 * BANDS, 3 + 6 * BANDS)):
             bias.zero_()
             bias.view(4, -1)[:, part] = 0.5
             outputs.append(net(x_t, labels, time))
@@ -198,7 +198,7 @@ def test_fine_unet_also_gives_its_estimate_before_x_t_corrects_it_and_the_errors
     net.filter.register_forward_hook(lambda _, inputs, out: given.append(inputs))
     with torch.no_grad():
         out, _, *expected = net(torch.randn(2, 3, size, size), torch.ones(2, 24), torch.full((2,), 0.1))
-    assert [tuple(value.shape) for value in expected] == [(2, channels, size, size) for channels in (3, BANDS, 3 * BANDS)]
+    assert [tuple(value.shape) for value in expected] == [(2, channels, size, size) for channels in (3, 3 * BANDS, 3 * BANDS)]
     assert all(torch.equal(value, input_) for value, input_ in zip(expected, given[0], strict=False))
     assert (out - expected[0]).abs().max() > 1e-3
 

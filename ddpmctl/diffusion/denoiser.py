@@ -106,6 +106,7 @@ class TrainingBatch(NamedTuple):
 # which lets noise of x_t pass there. At 64x64 that loss does not help. Measured in docs/experiments.md.
 LARGE = 64
 ESTIMATED_FROM = 0.03  # t / T; below, only x_t shows the grain of the image, and an estimate need not
+LIKELY_BELOW = 0.25  # t / T; here, the likelihood of errors also trains the estimate, whose colours are else wrong by a tenth of a grey level
 CHECKED = 4  # one of so many images is enough for the likelihood of errors; for all, a step would take 15 % longer
 BLOCKS = 16  # of --detail-weight, on each side of an image: for 64x64, a block has 4x4 pixels
 
@@ -148,8 +149,9 @@ class TrainingLoss:
         """Return the mean weighted loss of a batch; for an empty batch, 0 with zero gradients.
 
         ``net`` returns its output or, if it recognises objects, its output and logits of the labels (B, 24), whose cross-entropy is added. If it also
-        estimates errors, it returns an estimate of the target before x_t corrects it, and log s and v of the estimate's errors: their negative
-        log-likelihood is added and, for images larger than ``LARGE`` and t / T from ``ESTIMATED_FROM``, the weighted error of the estimate.
+        estimates errors, it returns an estimate of the target before x_t corrects it, and log s and v of the estimate's errors. Their negative
+        log-likelihood is added, which trains the estimate only where t / T is below ``LIKELY_BELOW``; and for images larger than ``LARGE`` and t / T from
+        ``ESTIMATED_FROM``, the weighted error of the estimate.
         """
         found = net(batch.x_t, batch.labels, batch.time)
         out, *also = found if isinstance(found, tuple) else (found,)
@@ -158,8 +160,9 @@ class TrainingLoss:
             loss = loss + self.config.label_loss * _mean(F.binary_cross_entropy_with_logits(also[0], batch.shown, reduction="none"))
         if self.config.error_loss:
             chosen = batch.checked.nonzero()[:, 0].to(out.device, non_blocking=True)
-            estimate, log_error, direction, target = (values.index_select(0, chosen) for values in (*also[1:], batch.target))
-            loss = loss + self.config.error_loss * CHECKED * negative_log_likelihood(estimate.detach(), log_error, direction, target).sum() / max(1, len(out))
+            estimate, log_error, direction, target, time = (values.index_select(0, chosen) for values in (*also[1:], batch.target, batch.time))
+            estimate = torch.where((time < LIKELY_BELOW).view(-1, 1, 1, 1), estimate, estimate.detach())
+            loss = loss + self.config.error_loss * CHECKED * negative_log_likelihood(estimate, log_error, direction, target).sum() / max(1, len(out))
         if len(also) > 1 and out.shape[-1] > LARGE:
             weight = batch.weight * (batch.time >= ESTIMATED_FROM).view(-1, 1, 1, 1)
             loss = loss + self._squared_error(also[1], batch.target, weight)

@@ -30,7 +30,7 @@ MOST_CELLS = 64  # on a side of the finest level; larger images have larger patc
 FEWEST_CELLS = 12  # on a side of the coarsest level, at most: there, objects are decided
 FEWEST_CHANNELS = 8
 FIRST_LOG_ERROR = -3.0  # log of the size of the estimate's error at first, in grey levels from -1 to 1
-FIRST_DIRECTION = 0.6  # of the error in each colour at first, over its size; at 0, it would have no gradient
+FIRST_DIRECTION = (1.0, 0.0, 0.0)  # of the error in grey and the other opponent colours at first, over its size; at 0, it would have no gradient
 
 
 class FineBlock(nn.Module):
@@ -90,6 +90,7 @@ class Look(nn.Module):
 class FineUNet(nn.Module):
     """ours, finer: 2x2 patches and blocks from half of the size down to 8x8; names the objects that it sees; x_t corrects its estimate."""
 
+    first_direction: Tensor
     objectives = ("x0",)
     estimates_errors = True
 
@@ -118,8 +119,9 @@ class FineUNet(nn.Module):
         for side, (fine, coarse) in zip(reversed(sides[1:-1]), reversed(pairs[1:]), strict=True):
             self.add_module(f"grow{side}", nn.Sequential(nn.Conv2d(coarse, fine, 1), nn.Upsample(scale_factor=2)))
         self.add_module(f"grow{sides[0]}", nn.Conv2d(widths[1], finest * PATCH**2, 1))
-        self.out = nn.Sequential(ChannelNorm(finest), act(), nn.Conv2d(finest, (3 + BANDS + 3 * BANDS) * self.patch**2, 3, padding=1))
+        self.out = nn.Sequential(ChannelNorm(finest), act(), nn.Conv2d(finest, (3 + 2 * 3 * BANDS) * self.patch**2, 3, padding=1))
         self.filter = WienerFilter(task.size)
+        self.register_buffer("first_direction", torch.tensor(FIRST_DIRECTION * BANDS, device="cpu").view(1, -1, 1, 1), persistent=False)
         self.corrected_in = nn.Conv2d(2 * 3 * self.patch**2, finest, 1)
         self.refine = FineBlock(finest, finest, top, act)
         self.change_out = nn.Sequential(act(), nn.Conv2d(finest, 3 * self.patch**2, 3, padding=1))
@@ -135,7 +137,7 @@ class FineUNet(nn.Module):
         """Map x_t (B, 3, H, W), labels (B, C) and t / T (B,) to x0_hat (B, 3, H, W).
 
         In training mode, return with it the logits of the objects that the encoder sees, (B, C), the estimate of x0 before the correction, and its
-        expected errors as ``WienerFilter`` takes them: log s (B, BANDS, H, W) and v (B, 3 * BANDS, H, W).
+        expected errors as ``WienerFilter`` takes them: log s and v, (B, 3 * BANDS, H, W) each.
         """
         when = self.time(time)
         condition = self.act(when + self.label_set(labels))
@@ -148,8 +150,8 @@ class FineUNet(nn.Module):
             x = up(torch.cat((self.get_submodule(f"grow{side}")(x), skip), 1), condition)
         x = self.up[-1](finest + from_patches(self.get_submodule(f"grow{self.sides[0]}")(x)), condition)
         pixels = from_patches(self.out(x), self.patch).to(torch.float32, memory_format=torch.contiguous_format)
-        estimate, log_error, direction = torch.split(pixels, [3, BANDS, 3 * BANDS], 1)
-        estimate, log_error, direction = self.mean + estimate, FIRST_LOG_ERROR + log_error, FIRST_DIRECTION + direction
+        estimate, log_error, direction = torch.split(pixels, [3, 3 * BANDS, 3 * BANDS], 1)
+        estimate, log_error, direction = self.mean + estimate, FIRST_LOG_ERROR + log_error, self.first_direction + direction
         x0_hat = self._refine(self.filter(estimate, log_error, direction, x_t, time), x, x_t, time, condition)
         if not self.training:
             return x0_hat

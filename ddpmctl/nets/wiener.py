@@ -13,8 +13,8 @@ from torch.autograd.function import once_differentiable
 BANDS = 5  # of the filter; see ``WienerFilter.bands``
 LATEST = 0.998  # of t / T: at 1, the cosine schedule has no signal at all
 LEAST_SIGNAL = 0.05
-# 1.5 times the variance that rounding [-1, 1] to 256 levels adds. The data were rounded, and samples will be: the estimate of the last step must leave
-# room for it. The factor is measured in docs/experiments.md: without it, the grain of samples is too strong after a long training.
+# 1.5 times the variance that rounding [-1, 1] to 256 levels adds. The data were rounded, and samples will be: the last estimate of a sampler must leave
+# room for it. The factor is measured in docs/experiments.md.
 ROUNDING = 1.5 * (2 / 255) ** 2 / 12
 
 
@@ -23,16 +23,21 @@ class WienerFilter(nn.Module):
 
     With x_t / signal = x0 + sigma * eps and an estimate m, whose error in the three colours of a pixel has the covariance C, the mean of x0 given
     x_t is m + C (C + sigma^2)^-1 (x_t / signal - m) (Wiener 1949). At low noise it tends to x_t, so that grain and edges need not pass through
-    the layers. C is s^2 (I + v v^T): at an edge, a pixel may have either side's colour, and v lies along their difference. Without v, the
-    correction would let noise of every colour pass there. The grain of an image is nearly the same in all colours.
+    the layers.
 
-    A band holds only a part of the noise (``noise_shares``). s and v are per unit of that part, so that sigma^2 is the noise of every band.
+    Colours are taken as grey, yellow against blue, and red against green (``opponent``). There, C is S (I + v v^T) S with S = diag(s). The grain of an image
+    is nearly the same in red, green and blue: a large s for grey, and small ones across. At an edge, a pixel may have either side's colour, and S v lies
+    along their difference; without v, the correction would let noise of every colour pass there.
+
+    A band holds only a part of the noise (``noise_shares``). s is per root of that part, so that sigma^2 is the noise of every band.
 
     Two of the bands are oriented: they hold vertical and horizontal lines. Where the position of an edge is uncertain, the errors of the pixels along it
     are correlated. The correction takes what they have in common, and hardly any of each pixel's own noise. With isotropic bands only, that noise
     remains, and edges become jagged.
 
-    In evaluation mode, sigma^2 is at least ``ROUNDING``, so that the grain of samples that are rounded is about as strong as that of the data.
+    In evaluation mode, the result leaves room for the rounding of the image, of variance q = ``ROUNDING``: where sigma^2 < q, s^2 is less by q - sigma^2
+    (u = s v stays), and half of that is added to the noise. The last step of a sampler thus scales deviations from m by (C - q) / (C - q / 2), nearly
+    sqrt((C - q) / C), which takes the variance q out of C. What an image has in a colour by rounding only is left out, and comes back by rounding.
 
     Signal and sigma are those of the cosine schedule (Nichol & Dhariwal 2021, eq. 17); with another one, the network learns the difference.
     """
@@ -52,16 +57,20 @@ class WienerFilter(nn.Module):
 
         Args:
             estimate: m, (B, 3, H, W).
-            log_error: log s in each band, in the order of ``bands``, (B, BANDS, H, W).
-            direction: v in each band, (B, BANDS * 3, H, W).
+            log_error: log s of the three opponent colours in each band, in the order of ``bands``, (B, 3 * BANDS, H, W).
+            direction: v in each band, likewise.
             x_t: (B, 3, H, W).
             time: t / T, (B,).
         """
         with torch.autocast(x_t.device.type, enabled=False):
             signal, log_sigma = (level[:, None, None, None] for level in cosine_levels(time.float()))
-            log_noise = 2 * log_sigma if self.training else (2 * log_sigma).clamp(min=math.log(ROUNDING))
-            values = (estimate, (2 * log_error - log_noise).sigmoid(), direction, *self.bands(x_t.float().contiguous() / signal - estimate))
-            return _Correction.apply(*values) if torch.is_grad_enabled() else _corrected(*values)[0]
+            noise, size = (2 * log_sigma).exp(), log_error.exp()
+            variance, common = size.square(), size * direction
+            if not self.training:
+                room = (ROUNDING - noise).clamp(min=0)
+                variance, noise = (variance - room).clamp(min=0), noise + room / 2
+            values = (variance, common, noise, *self.bands(opponent(x_t.float().contiguous() / signal - estimate)))
+            return estimate + from_opponent(_Correction.apply(*values) if torch.is_grad_enabled() else _corrected(*values)[0])
 
     def bands(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return five frequency bands of x (B, 3, H, W), which sum to x: high, middle, vertical lines, horizontal lines, low.
@@ -77,44 +86,52 @@ class WienerFilter(nn.Module):
 
 
 class _Correction(torch.autograd.Function):
-    """The sum over the bands of C (C + sigma^2)^-1 r, added to the estimate; r is the band of x_t / signal - m.
+    """The sum over the bands of C (C + sigma^2)^-1 r; r is the band of x_t / signal - m.
 
-    By Sherman & Morrison (1950), with the gain a = s^2 / (s^2 + sigma^2), that is a r + a (1 - a) (v . r) / (1 + a v . v) v.
+    With C = diag(c) + u u^T and g = 1 / (c + sigma^2), that is g (c r + sigma^2 k u), k = u . g r / (1 + u . g u) (Sherman & Morrison 1950).
     The gradient is written out, because autograd's needs twice the time: every step of it is an operation on a whole image.
     """
 
     @staticmethod
-    def forward(ctx: Any, estimate: Tensor, gain: Tensor, direction: Tensor, *parts: Tensor) -> Tensor:
-        """Return the corrected estimate, (B, 3, H, W), given gain a (B, BANDS, H, W), v and r of each band."""
-        out, *totals = _corrected(estimate, gain, direction, *parts)
-        ctx.save_for_backward(gain, direction, *parts, *totals)
+    def forward(ctx: Any, variance: Tensor, common: Tensor, noise: Tensor, *parts: Tensor) -> Tensor:
+        """Return the correction, (B, 3, H, W), given c and u (B, 3 * BANDS, H, W), sigma^2 (B, 1, 1, 1) and r of each band."""
+        out, *factors = _corrected(variance, common, noise, *parts)
+        ctx.save_for_backward(variance, common, noise, *parts, *factors)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, out: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of the arguments, given that of the result."""
-        gain, direction, *rest = ctx.saved_tensors
-        out, to_gain, to_direction, to_parts = out.contiguous(), torch.empty_like(gain), torch.empty_like(direction), []
-        inputs = zip(gain.chunk(BANDS, 1), direction.chunk(BANDS, 1), rest[:BANDS], rest[BANDS:], strict=True)
-        for (a, v, r, total), to_a, to_v in zip(inputs, to_gain.chunk(BANDS, 1), to_direction.chunk(BANDS, 1), strict=True):
-            onto_v, along = _dot(out, v).div_(total), _dot(v, r).div_(total)
-            scale = torch.addcmul(a, a, a, value=-1)  # the second term is scale * onto_v * along * total, summed over the image
-            to_parts.append((a * out).addcmul_(scale * onto_v, v))
-            both = onto_v * along
-            torch.mul(scale * along, out, out=to_v).addcmul_(scale * onto_v, r).addcmul_(scale * a * both, v, value=-2)
-            torch.mul(a, total + 1, out=to_a).neg_().add_(1).mul_(both).add_(_dot(out, r))
-        return out, to_gain, to_direction, *to_parts
+        """Return the gradients of the arguments, given that of the result.
+
+        With G the gradient of the result and h = u . g G / (1 + u . g u): that of r is g (c G + sigma^2 h u), that of u is sigma^2 g X with
+        X = k G + h r - 2 k h u, and that of c is sigma^2 g^2 (G r - u (X + k h u)).
+        """
+        variance, common, noise, *rest = ctx.saved_tensors
+        out, to_variance, to_common, to_parts = out.contiguous(), torch.empty_like(variance), torch.empty_like(common), []
+        bands = (value.chunk(BANDS, 1) for value in (variance, common, to_variance, to_common))
+        for c, u, to_c, to_u, r, g, k, total in zip(*bands, *(rest[first : first + BANDS] for first in range(0, 4 * BANDS, BANDS)), strict=True):
+            h = _dot(u, g * out).div_(total)
+            to_parts.append((c * out).addcmul_(noise * h, u).mul_(g))
+            x, both = (k * out).addcmul_(h, r), (k * h) * u
+            x.sub_(both)
+            g_noise = g * noise
+            torch.mul(out, r, out=to_c).addcmul_(u, x, value=-1).mul_(g).mul_(g_noise)
+            torch.mul(x.sub_(both), g_noise, out=to_u)
+        return to_variance, to_common, None, *to_parts
 
 
-def _corrected(estimate: Tensor, gain: Tensor, direction: Tensor, *parts: Tensor) -> list[Tensor]:
-    """Return the corrected estimate, and 1 + a v . v of each band. Exporters cannot trace an autograd.Function, but this."""
-    out, totals = estimate.clone(), []
-    for a, v, r in zip(gain.chunk(BANDS, 1), direction.chunk(BANDS, 1), parts, strict=True):
-        total = 1 + a * _dot(v, v)
-        out.addcmul_(a, r).addcmul_((a - a * a) * _dot(v, r) / total, v)
-        totals.append(total)
-    return [out, *totals]
+def _corrected(variance: Tensor, common: Tensor, noise: Tensor, *parts: Tensor) -> list[Tensor]:
+    """Return the correction, and g, k and 1 + u . g u of each band. Exporters cannot trace an autograd.Function, but this."""
+    out, factors = torch.zeros_like(parts[0]), []
+    for c, u, r in zip(variance.chunk(BANDS, 1), common.chunk(BANDS, 1), parts, strict=True):
+        g = (c + noise).reciprocal()
+        onto = g * u
+        total = _dot(onto, u).add_(1)
+        k = _dot(onto, r).div_(total)
+        out.addcmul_((c * r).addcmul_(noise * k, u), g)
+        factors.append((g, k, total))
+    return [out, *(factor for kind in zip(*factors, strict=True) for factor in kind)]
 
 
 def negative_log_likelihood(estimate: Tensor, log_error: Tensor, direction: Tensor, x0: Tensor) -> Tensor:
@@ -122,20 +139,20 @@ def negative_log_likelihood(estimate: Tensor, log_error: Tensor, direction: Tens
 
     Its gradient is of the same size for large errors and for small ones. In that of a squared error, the grain of an image, of less than one of 256
     levels, is lost beside the edges of objects. The error of a band is divided by the square root of its noise share, as ``WienerFilter`` takes it.
-    For an error e with the covariance s^2 (I + v v^T), without the constant: 3 log s + log(1 + v . v) / 2 + (e . e - (e . v)^2 / (1 + v . v)) / (2 s^2),
-    with the determinant of Sylvester and the inverse of Sherman & Morrison (1950).
+    For an error S e with the covariance S (I + v v^T) S, without the constant: the sum of log s, + log(1 + v . v) / 2
+    + (e . e - (e . v)^2 / (1 + v . v)) / 2, with the determinant of Sylvester and the inverse of Sherman & Morrison (1950).
 
     Args:
         estimate, x0: (B, 3, H, W).
         log_error, direction: as in ``WienerFilter``.
     """
     with torch.autocast(x0.device.type, enabled=False):
-        errors = bands(x0.float().contiguous() - estimate, *_blurs_on(x0.device, x0.shape[-1]))
+        errors = bands(opponent(x0.float().contiguous() - estimate), *_blurs_on(x0.device, x0.shape[-1]))
         found = []
-        for e, log_s, v, share in zip(errors, log_error.chunk(BANDS, 1), direction.chunk(BANDS, 1), noise_shares(x0.shape[-1]), strict=True):
-            total = 1 + _dot(v, v)
-            squared = (_dot(e, e) - _dot(e, v).square() / total) / share * (-2 * log_s).exp()
-            found.append((3 * log_s + (total.log() + squared) / 2).mean((1, 2, 3)))
+        for error, log_s, v, share in zip(errors, log_error.chunk(BANDS, 1), direction.chunk(BANDS, 1), noise_shares(x0.shape[-1]), strict=True):
+            e, total = error * (-log_s).exp(), 1 + _dot(v, v)
+            squared = (_dot(e, e) - _dot(e, v).square() / total) / share
+            found.append((log_s.sum(1, keepdim=True) + (total.log() + squared) / 2).mean((1, 2, 3)))
         return torch.stack(found).mean(0)
 
 
@@ -157,6 +174,21 @@ def noise_shares(size: int) -> tuple[float, ...]:
     one = torch.zeros(1, 1, size, size, device="cpu")
     one[..., size // 2, size // 2] = 1
     return tuple(float(band.square().sum()) for band in bands(one, *blur_matrices(size)))
+
+
+def opponent(x: Tensor) -> Tensor:
+    """Map red, green and blue, (B, 3, H, W), to opponent colours: grey, yellow against blue, and red against green. The transform is orthonormal."""
+    red, green, blue = x.chunk(3, 1)
+    yellow = red + green
+    return torch.cat(((yellow + blue) / math.sqrt(3), (yellow - 2 * blue) / math.sqrt(6), (red - green) / math.sqrt(2)), 1)
+
+
+def from_opponent(x: Tensor) -> Tensor:
+    """Invert ``opponent``."""
+    grey, yellow, red = x.chunk(3, 1)
+    grey, yellow, red = grey / math.sqrt(3), yellow / math.sqrt(6), red / math.sqrt(2)
+    both = grey + yellow
+    return torch.cat((both + red, both - red, grey - 2 * yellow), 1)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
