@@ -64,13 +64,13 @@ class WienerFilter(nn.Module):
         """
         with torch.autocast(x_t.device.type, enabled=False):
             signal, log_sigma = (level[:, None, None, None] for level in cosine_levels(time.float()))
-            noise, size = (2 * log_sigma).exp(), log_error.exp()
-            variance, common = size.square(), size * direction
-            if not self.training:
-                room = (ROUNDING - noise).clamp(min=0)
-                variance, noise = (variance - room).clamp(min=0), noise + room / 2
-            values = (variance, common, noise, *self.bands(opponent(x_t.float().contiguous() / signal - estimate)))
-            return estimate + from_opponent(_Correction.apply(*values) if torch.is_grad_enabled() else _corrected(*values)[0])
+            noise, parts = (2 * log_sigma).exp(), self.bands(opponent(x_t.float().contiguous() / signal - estimate))
+            if self.training:
+                correction = _Correction.apply(log_error, direction, noise, *parts)
+            else:
+                room, s = (ROUNDING - noise).clamp(min=0), log_error.exp()
+                correction = _corrected((s.square() - room).clamp(min=0), s * direction, noise + room / 2, *parts)[0]
+            return estimate + from_opponent(correction)
 
     def bands(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return five frequency bands of x (B, 3, H, W), which sum to x: high, middle, vertical lines, horizontal lines, low.
@@ -93,10 +93,11 @@ class _Correction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, variance: Tensor, common: Tensor, noise: Tensor, *parts: Tensor) -> Tensor:
-        """Return the correction, (B, 3, H, W), given c and u (B, 3 * BANDS, H, W), sigma^2 (B, 1, 1, 1) and r of each band."""
-        out, *factors = _corrected(variance, common, noise, *parts)
-        ctx.save_for_backward(variance, common, noise, *parts, *factors)
+    def forward(ctx: Any, log_error: Tensor, direction: Tensor, noise: Tensor, *parts: Tensor) -> Tensor:
+        """Return the correction, (B, 3, H, W), given log s and v (B, 3 * BANDS, H, W), sigma^2 (B, 1, 1, 1) and r of each band."""
+        size = log_error.exp()
+        out, *factors = _corrected(size.square(), size * direction, noise, *parts)
+        ctx.save_for_backward(size, direction, noise, *parts, *factors)
         return out
 
     @staticmethod
@@ -105,20 +106,21 @@ class _Correction(torch.autograd.Function):
         """Return the gradients of the arguments, given that of the result.
 
         With G the gradient of the result and h = u . g G / (1 + u . g u): that of r is g (c G + sigma^2 h u), that of u is sigma^2 g X with
-        X = k G + h r - 2 k h u, and that of c is sigma^2 g^2 (G r - u (X + k h u)).
+        X = k G + h r - 2 k h u, and that of c is sigma^2 g^2 (G r - u (X + k h u)). With u = s v and c = s^2, those of v and log s follow.
         """
-        variance, common, noise, *rest = ctx.saved_tensors
-        out, to_variance, to_common, to_parts = out.contiguous(), torch.empty_like(variance), torch.empty_like(common), []
-        bands = (value.chunk(BANDS, 1) for value in (variance, common, to_variance, to_common))
-        for c, u, to_c, to_u, r, g, k, total in zip(*bands, *(rest[first : first + BANDS] for first in range(0, 4 * BANDS, BANDS)), strict=True):
+        size, direction, noise, *rest = ctx.saved_tensors
+        out, to_log_error, to_direction, to_parts = out.contiguous(), torch.empty_like(size), torch.empty_like(size), []
+        bands = (value.chunk(BANDS, 1) for value in (size, direction, to_log_error, to_direction))
+        for s, v, to_log_s, to_v, r, g, k, total in zip(*bands, *(rest[first : first + BANDS] for first in range(0, 4 * BANDS, BANDS)), strict=True):
+            c, u = s * s, s * v
             h = _dot(u, g * out).div_(total)
             to_parts.append((c * out).addcmul_(noise * h, u).mul_(g))
             x, both = (k * out).addcmul_(h, r), (k * h) * u
-            x.sub_(both)
-            g_noise = g * noise
-            torch.mul(out, r, out=to_c).addcmul_(u, x, value=-1).mul_(g).mul_(g_noise)
-            torch.mul(x.sub_(both), g_noise, out=to_u)
-        return to_variance, to_common, None, *to_parts
+            to_c = (out * r).addcmul_(u, x.sub_(both), value=-1).mul_(g)
+            to_u, scale = x.sub_(both), g * noise
+            torch.mul(to_u.mul_(scale), s, out=to_v)
+            torch.mul(to_u, u, out=to_log_s).addcmul_(to_c.mul_(c), scale, value=2)
+        return to_log_error, to_direction, None, *to_parts
 
 
 def _corrected(variance: Tensor, common: Tensor, noise: Tensor, *parts: Tensor) -> list[Tensor]:
