@@ -52,9 +52,8 @@ def test_the_filter_returns_the_posterior_mean_of_gaussian_errors() -> None:
     estimate = torch.rand((1, 3, 64, 64), generator=rng)
     x0 = estimate + error * torch.randn((1, 3, 64, 64), generator=rng)
     x_t, sigma = noisy(x0, torch.randn((1, 3, 64, 64), generator=rng))
-    found = WienerFilter(64)(
-        estimate.expand(len(TIMES), -1, -1, -1), torch.full((len(TIMES), 3 * BANDS, 64, 64), math.log(error)), NO_DIRECTION, x_t, TIMES / 1000
-    )
+    log_error = torch.full((len(TIMES), 3 * BANDS, 64, 64), math.log(error))
+    found = WienerFilter(64)(estimate.expand(len(TIMES), -1, -1, -1), log_error, NO_DIRECTION, x_t, TIMES / 1000)
     variance = error**2 * sigma**2 / (error**2 + sigma**2)
     torch.testing.assert_close((found - x0).square().mean((1, 2, 3)), variance, rtol=0.05, atol=0)
 
@@ -114,9 +113,8 @@ def test_each_band_has_its_own_direction_of_colour(wrong: int) -> None:
     band, u = WienerFilter(64).bands(x_t)[wrong], torch.tensor([0.6, 0.0, 0.8]).view(3, 1, 1)
     direction = torch.zeros(2, 3 * BANDS, 64, 64)
     direction[:, of_band(wrong)] = 1e6 * opponent(u[None])  # errors of 1 in this direction, and of 1e-6 in others
-    found = WienerFilter(64)(
-        estimate, torch.full((2, 3 * BANDS, 64, 64), math.log(1e-6)), direction, x_t, torch.full((2,), 1e-4)
-    )  # hardly any noise: x_t is x0
+    log_error, time = torch.full((2, 3 * BANDS, 64, 64), math.log(1e-6)), torch.full((2,), 1e-4)  # hardly any noise: x_t is x0
+    found = WienerFilter(64)(estimate, log_error, direction, x_t, time)
     torch.testing.assert_close(found, u * (u * band).sum(1, keepdim=True), rtol=1e-3, atol=1e-3)
 
 

@@ -106,7 +106,7 @@ class TrainingBatch(NamedTuple):
 # which lets noise of x_t pass there. At 64x64 that loss does not help. Measured in docs/experiments.md.
 LARGE = 64
 ESTIMATED_FROM = 0.03  # t / T; below, only x_t shows the grain of the image, and an estimate need not
-LIKELY_BELOW = 0.25  # t / T; here, the likelihood of errors also trains the estimate, whose colours are else wrong by a tenth of a grey level
+LIKELY_BELOW = 0.25  # t / T; here, the likelihood of errors also trains the estimate; without it, colours are wrong by 0.05 grey levels
 CHECKED = 4  # one of so many images is enough for the likelihood of errors; for all, a step would take 15 % longer
 BLOCKS = 16  # of --detail-weight, on each side of an image: for 64x64, a block has 4x4 pixels
 

@@ -25,7 +25,7 @@ class WienerFilter(nn.Module):
     x_t is m + C (C + sigma^2)^-1 (x_t / signal - m) (Wiener 1949). At low noise it tends to x_t, so that grain and edges need not pass through
     the layers.
 
-    Colours are taken as grey, yellow against blue, and red against green (``opponent``). There, C is S (I + v v^T) S with S = diag(s). The grain of an image
+    Colours are taken as grey, yellow minus blue, and red minus green (``opponent``). There, C is S (I + v v^T) S with S = diag(s). The grain of an image
     is nearly the same in red, green and blue: a large s for grey, and small ones across. At an edge, a pixel may have either side's colour, and S v lies
     along their difference; without v, the correction would let noise of every colour pass there.
 
@@ -86,7 +86,7 @@ class WienerFilter(nn.Module):
 
 
 class _Correction(torch.autograd.Function):
-    """The sum over the bands of C (C + sigma^2)^-1 r; r is the band of x_t / signal - m.
+    """What the filter adds to the estimate: the sum over the bands of C (C + sigma^2)^-1 r, where r is the band of x_t / signal - m.
 
     With C = diag(c) + u u^T and g = 1 / (c + sigma^2), that is g (c r + sigma^2 k u), k = u . g r / (1 + u . g u) (Sherman & Morrison 1950).
     The gradient is written out, because autograd's needs twice the time: every step of it is an operation on a whole image.
@@ -124,7 +124,7 @@ class _Correction(torch.autograd.Function):
 
 
 def _corrected(variance: Tensor, common: Tensor, noise: Tensor, *parts: Tensor) -> list[Tensor]:
-    """Return the correction, and g, k and 1 + u . g u of each band. Exporters cannot trace an autograd.Function, but this."""
+    """Return the correction, and g, k and 1 + u . g u of each band, which its gradient needs. Exporters can trace this, but not an autograd.Function."""
     out, factors = torch.zeros_like(parts[0]), []
     for c, u, r in zip(variance.chunk(BANDS, 1), common.chunk(BANDS, 1), parts, strict=True):
         g = (c + noise).reciprocal()
@@ -179,14 +179,14 @@ def noise_shares(size: int) -> tuple[float, ...]:
 
 
 def opponent(x: Tensor) -> Tensor:
-    """Map red, green and blue, (B, 3, H, W), to opponent colours: grey, yellow against blue, and red against green. The transform is orthonormal."""
+    """Map red, green and blue, (B, 3, H, W), to opponent colours: grey, yellow minus blue, and red minus green. The transform is orthonormal."""
     red, green, blue = x.chunk(3, 1)
     yellow = red + green
     return torch.cat(((yellow + blue) / math.sqrt(3), (yellow - 2 * blue) / math.sqrt(6), (red - green) / math.sqrt(2)), 1)
 
 
 def from_opponent(x: Tensor) -> Tensor:
-    """Invert ``opponent``."""
+    """Map opponent colours, (B, 3, H, W), back to red, green and blue; the inverse of ``opponent``."""
     grey, yellow, red = x.chunk(3, 1)
     grey, yellow, red = grey / math.sqrt(3), yellow / math.sqrt(6), red / math.sqrt(2)
     both = grey + yellow
