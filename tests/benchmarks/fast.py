@@ -39,11 +39,10 @@ def jobs(out: Path, *, quick: bool) -> Iterator[Job]:
     long, short, seeds = (0.2, 0.1, 1) if quick else (30.0, 5.0, 3)
     peers = PEERS[1:]
     yield Job("speed", "speed", {"seconds": 0.1 if quick else 6.0, "rounds": 1 if quick else 3, "peers": ["report", *peers[quick:]]})
-    arguments = {"name": "ours", "minutes": long, "seed": 0, "out": str(out / "quick-30.pth"), "repeats": 1 if quick else 8}
-    yield Job("quick-30", "accuracy", arguments)
-    for seed in range(seeds):
-        arguments = {"name": "ours", "minutes": short, "seed": seed, "out": str(out / f"quick-5-{seed}.pth"), "repeats": 1 if quick else 8}
-        yield Job(f"quick-5-{seed}", "accuracy", arguments)
+    thirties, fives = ([f"quick-{minutes}-{seed}" for seed in range(seeds)] for minutes in (30, 5))
+    for minutes, names in ((long, thirties), (short, fives)):
+        for seed, name in enumerate(names):
+            yield Job(name, "accuracy", {"name": "ours", "minutes": minutes, "seed": seed, "out": str(out / f"{name}.pth"), "repeats": 1 if quick else 8})
     settings = {**REPORT_SCHEDULE, **({"timesteps": 40} if quick else {})}
     yield Job("linear", "accuracy", {"name": "ours", "settings": settings, "minutes": short, "seed": 0, "out": str(out / "linear.pth"), "repeats": 1})
     amounts = {"ancestral_repeats": 1 if quick else 4, "repeats": 1 if quick else 16, "timed_steps": 1 if quick else 6, "width": 32 if quick else 128}
@@ -52,11 +51,10 @@ def jobs(out: Path, *, quick: bool) -> Iterator[Job]:
     classifier = str(out / "resnet18.pth")
     amounts = {"steps": 5, "scenes": 50, "check_scenes": 20} if quick else {"steps": 2400, "scenes": 12000, "check_scenes": 2000}
     yield Job("second-classifier", "second_classifier", {"out": classifier, **amounts})
-    yield Job("second-opinion", "second_opinion", {"classifier": classifier, "images": [str(out / "quick-30.npz"), str(out / "quick-5-0.npz")]})
-    runs = ["quick-30", *(f"quick-5-{seed}" for seed in range(seeds))]
-    yield Job("fidelity", "fidelity", {"images": [str(out / f"{run}.npz") for run in runs]})
+    yield Job("second-opinion", "second_opinion", {"classifier": classifier, "images": [str(out / "quick-30-0.npz"), str(out / "quick-5-0.npz")]})
+    yield Job("fidelity", "fidelity", {"images": [str(out / f"{run}.npz") for run in thirties + fives]})
     amounts = {"count": 50, "seconds": 1.0} if quick else {"count": 2000, "seconds": 120.0}
-    yield Job("two-samples", "two_samples", {"checkpoints": [str(out / "quick-30.pth"), str(out / "quick-5-0.pth")], **amounts})
+    yield Job("two-samples", "two_samples", {"checkpoints": [str(out / "quick-30-0.pth"), str(out / "quick-5-0.pth")], **amounts})
     yield Job("start-up", "start_up")
     if on_gpu():
         yield Job("gpu-report", "report_epochs", {"seconds": 5.0 if quick else 60.0, "epochs": 600})
@@ -103,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="everything in under five minutes, with figures that mean nothing")
     parser.add_argument("--out", type=Path, default=None, help="where the figures are kept (benchmark, or benchmark-quick)")
-    parser.add_argument("--only", nargs="*", default=None, help="names of measurements to run, such as speed or quick-30")
+    parser.add_argument("--only", nargs="*", default=None, help="names of measurements to run, such as speed or quick-30-0")
     parser.add_argument("--job", default=None, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.job:

@@ -58,14 +58,10 @@ def rows(found: dict[str, Figures], names: list[str]) -> Iterator[Row]:
         speed, peak = f["contenders"]["ours: quick"]["gflops"], f["peak_gflops"]["bfloat16"]
         return f"{speed:.0f} of {peak:.0f} GFLOP/s", f"{speed / peak:.0%}", speed / peak >= 0.4
 
-    def reach(*runs: Figures) -> tuple[str, str, bool]:
+    def reach(*runs: Figures, least: tuple[float, float]) -> tuple[str, str, bool]:
         scores = [both(f) for f in runs]
-        met = all(min(pair) >= 0.92 for pair in scores)
-        return "; ".join(f"{a:.3f} / {b:.3f}" for a, b in scores), f"{min(map(min, scores)) / 0.92:.2f}", met
-
-    def long(f: Figures) -> tuple[str, str, bool]:
-        a, b = both(f)
-        return f"{a:.3f} / {b:.3f}", f"{min(a / 0.985, b / 0.975):.2f}", a >= 0.985 and b >= 0.975
+        lowest = min(value / wanted for pair in scores for value, wanted in zip(pair, least, strict=True))
+        return "; ".join(f"{a:.3f} / {b:.3f}" for a, b in scores), f"{lowest:.2f}", lowest >= 1
 
     def by_colours(f: Figures) -> str:
         parts = (f"{name}: accuracy {part['accuracy']:.3f}, exact {part['exact_match']:.3f}" for name, part in f["by_colours"].items())
@@ -86,14 +82,15 @@ def rows(found: dict[str, Figures], names: list[str]) -> Iterator[Row]:
         values = [pooled(f, hits="exact", of="images") for f in runs]
         return "; ".join(f"{value:.3f}" for value in values), f"{min(values) / least:.2f}", min(values) >= least
 
-    def shared_colour(f: Figures) -> tuple[str, str, bool]:
-        value = f["by_colours"]["one shared"]["exact_match"]
-        return f"{value:.3f}", f"{value / 0.85:.2f}", value >= 0.85
+    def shared_colour(*runs: Figures) -> tuple[str, str, bool]:
+        values = [f["by_colours"]["one shared"]["exact_match"] for f in runs]
+        return "; ".join(f"{value:.3f}" for value in values), f"{min(values) / 0.85:.2f}", min(values) >= 0.85
 
-    def held_out(f: Figures) -> tuple[str, str, bool]:
-        seen, unseen = f["heldout"]["seen_triples"], f["heldout"]["heldout_triples"]
-        message = f"{unseen:.3f} against {seen:.3f} ({f['heldout']['seen_conditions']} seen triples)"
-        return message, f"{100 * (unseen - seen):+.1f} points", unseen >= seen - 0.03
+    def held_out(*runs: Figures) -> tuple[str, str, bool]:
+        pairs = [(f["heldout"]["heldout_triples"], f["heldout"]["seen_triples"]) for f in runs]
+        worst = min(unseen - seen for unseen, seen in pairs)
+        message = "; ".join(f"{unseen:.3f} against {seen:.3f}" for unseen, seen in pairs) + f" ({runs[0]['heldout']['seen_conditions']} seen triples)"
+        return message, f"{100 * worst:+.1f} points", worst >= -0.03
 
     def sampling(f: Figures) -> tuple[str, str, bool]:
         ratio = f["baseline_seconds"] / f["ours_seconds"]
@@ -161,24 +158,24 @@ def rows(found: dict[str, Figures], names: list[str]) -> Iterator[Row]:
         lowest = min(one["samples"] for one in nearest)
         return ", ".join(f"{one['samples']:.2f}" for one in nearest), f"floor {nearest[0]['floor']:.2f}", lowest >= nearest[0]["floor_low"]
 
-    fives = [name for name in names if name.startswith("quick-5-")]
+    fives, thirties = ([name for name in names if name.startswith(first)] for first in ("quick-5-", "quick-30-"))
     yield row("report's network, images/s against the plain float32 loop", "2.5 x", ["speed"], report_speed)
-    yield row("`quick` after 5 minutes, test / new_test, by seed", "0.92 / 0.92", fives, reach, by_seed)
+    yield row("`quick` after 5 minutes, test / new_test, by seed", "0.92 / 0.92", fives, functools.partial(reach, least=(0.92, 0.92)), by_seed)
     yield row("exact match of `quick` after 5 minutes, by seed", "0.65", fives, functools.partial(exact, least=0.65))
-    yield row("`quick` after 30 minutes, test / new_test", "0.985 / 0.975", ["quick-30"], long, by_colours)
+    yield row("`quick` after 30 minutes, test / new_test, by seed", "0.985 / 0.975", thirties, functools.partial(reach, least=(0.985, 0.975)), by_seed)
     yield row("`quick`, FLOP/s as a share of the bf16 matrix product", "40 %", ["speed"], share)
     peers = [name for name in names if name.split("-")[0] in PEERS and "-5-" in name]
     yield row("accuracy at equal minutes against every peer, all seeds", "ahead", [name for name in fives + peers if name in found] or peers, ahead)
     yield row("64 conditions, report-style checkpoint, against 400 ancestral float32 steps", "40 x", ["sampling"], sampling)
     yield row("20 report-style checkpoints of width 128 on both files", "12 min", ["folder", "speed"], folder, at_peak)
-    yield row("exact match of `quick` after 30 minutes", "0.92", ["quick-30"], functools.partial(exact, least=0.92), by_colours)
-    yield row("the same, where two objects share a colour", "0.85", ["quick-30"], shared_colour)
-    yield row("held-out triples against seen ones", "-3 points", ["quick-30"], held_out)
-    for kind, runs, around, times in (("5", fives, 0.15, 2.0), ("30", ["quick-30"], 0.05, 1.5)):
+    yield row("exact match of `quick` after 30 minutes, by seed", "0.92", thirties, functools.partial(exact, least=0.92), by_seed)
+    yield row("the same, where two objects share a colour", "0.85", thirties, shared_colour)
+    yield row("held-out triples against seen ones, after 30 minutes", "-3 points", thirties, held_out)
+    for kind, runs, around, times in (("5", fives, 0.15, 2.0), ("30", thirties, 0.05, 1.5)):
         energy, appearance = functools.partial(sharp, runs=runs, around=around), functools.partial(patches, runs=runs, times=times)
         yield row(f"`quick` after {kind} minutes, Laplacian energy over that of renders", f"1 within {around:g}", ["fidelity"], energy)
         yield row(f"`quick` after {kind} minutes, patch distances at 64, 32, 16", f"below {times:g} x floor", ["fidelity"], appearance)
-    yield row("`quick`, kernel distance of all runs", "floor's interval", ["fidelity"], functools.partial(kernel, runs=["quick-30", *fives]))
+    yield row("`quick`, kernel distance of all runs", "floor's interval", ["fidelity"], functools.partial(kernel, runs=[*thirties, *fives]))
     yield row("two-sample classifier, 2 minutes of training on 2,000 samples and renders", "75 % at most", ["two-samples"], told_apart)
     yield row("nearest training image, against held-out renders", "not nearer", ["fidelity"], copies)
     yield row("images with more coloured regions than requested objects", "as renders", ["fidelity"], too_many)
