@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ddpmctl.config import DiffusionConfig, TrainingConfig
 from ddpmctl.diffusion.objectives import Objective, Prediction
 from ddpmctl.diffusion.schedules import Schedule, make_schedule
+from ddpmctl.nets.expert import LOW_NOISE, OCTAVES
 from ddpmctl.nets.wiener import negative_log_likelihood
 from ddpmctl.registry import LOSS_WEIGHTS, OBJECTIVES, TIME_SAMPLINGS
 
@@ -84,6 +85,7 @@ class TrainingBatch(NamedTuple):
         time: t / T, (B,).
         weight: of the squared error, (B, 1, 1, 1).
         checked: whether the likelihood of the errors is part of the loss, (B,), on the CPU; of every fourth image.
+        expert_weight: of the squared error of a network's expert for low noise, (B, 1, 1, 1): 1 / sigma there, else 0.
     """
 
     x_t: Tensor
@@ -93,6 +95,7 @@ class TrainingBatch(NamedTuple):
     time: Tensor
     weight: Tensor
     checked: Tensor
+    expert_weight: Tensor
 
     def parts(self, count: int) -> Iterator[TrainingBatch]:
         """Split the batch into ``count`` parts of almost equal size, the largest first."""
@@ -143,7 +146,9 @@ class TrainingLoss:
         signal, noise = self.signal[t].view(-1, 1, 1, 1), self.noise[t].view(-1, 1, 1, 1)
         target = self.objective.target(x0, eps, signal, noise)
         checked = torch.arange(count)[share] % CHECKED == 0  # on the CPU: a mask on a GPU would synchronise with it
-        return TrainingBatch(signal * x0 + noise * eps, target, labels * keep, labels, t / self.timesteps, self.weigh(noise, self.config), checked)
+        time = t / self.timesteps
+        expert_weight = signal / noise * (time < LOW_NOISE).view(-1, 1, 1, 1)
+        return TrainingBatch(signal * x0 + noise * eps, target, labels * keep, labels, time, self.weigh(noise, self.config), checked, expert_weight)
 
     def __call__(self, net: Callable[[Tensor, Tensor, Tensor], Tensor | tuple[Tensor, ...]], batch: TrainingBatch) -> Tensor:
         """Return the mean weighted loss of a batch; for an empty batch, 0 with zero gradients.
@@ -151,7 +156,7 @@ class TrainingLoss:
         ``net`` returns its output or, if it recognises objects, its output and logits of the labels (B, 24), whose cross-entropy is added. If it also
         estimates errors, it returns an estimate of the target before x_t corrects it, and log s and v of the estimate's errors. Their negative
         log-likelihood is added, which trains the estimate only where t / T is below ``LIKELY_BELOW``; and for images larger than ``LARGE`` and t / T from
-        ``ESTIMATED_FROM``, the weighted error of the estimate.
+        ``ESTIMATED_FROM``, the weighted error of the estimate. Last comes the output of an expert for low noise, whose error is added too.
         """
         found = net(batch.x_t, batch.labels, batch.time)
         out, *also = found if isinstance(found, tuple) else (found,)
@@ -160,12 +165,14 @@ class TrainingLoss:
             loss = loss + self.config.label_loss * _mean(F.binary_cross_entropy_with_logits(also[0], batch.shown, reduction="none"))
         if self.config.error_loss:
             chosen = batch.checked.nonzero()[:, 0].to(out.device, non_blocking=True)
-            estimate, log_error, direction, target, time = (values.index_select(0, chosen) for values in (*also[1:], batch.target, batch.time))
+            estimate, log_error, direction, target, time = (values.index_select(0, chosen) for values in (*also[1:4], batch.target, batch.time))
             estimate = torch.where((time < LIKELY_BELOW).view(-1, 1, 1, 1), estimate, estimate.detach())
             loss = loss + self.config.error_loss * CHECKED * negative_log_likelihood(estimate, log_error, direction, target).sum() / max(1, len(out))
         if len(also) > 1 and out.shape[-1] > LARGE:
             weight = batch.weight * (batch.time >= ESTIMATED_FROM).view(-1, 1, 1, 1)
             loss = loss + self._squared_error(also[1], batch.target, weight)
+        if len(also) > 4:
+            loss = loss + _mean(batch.expert_weight * F.mse_loss(also[4], batch.target, reduction="none"))
         return loss
 
     def _squared_error(self, out: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -220,3 +227,11 @@ def logit_normal(count: int, timesteps: int, config: TrainingConfig, rng: torch.
     """logit(t / T) normal with --time-mean and --time-std; Esser et al. 2024, eq. 19."""
     z = torch.randn((count,), generator=rng, device=rng.device) * config.time_std + config.time_mean
     return (torch.sigmoid(z) * timesteps).ceil().long().clamp_(1, timesteps)
+
+
+@TIME_SAMPLINGS.register("logit-normal-low")
+def logit_normal_low(count: int, timesteps: int, config: TrainingConfig, rng: torch.Generator) -> Tensor:
+    """logit-normal, but what is below 0.05 is even in log t there, over seven octaves."""
+    t = logit_normal(count, timesteps, config, rng)
+    below = LOW_NOISE * timesteps * 2.0 ** (-OCTAVES * torch.rand((count,), generator=rng, device=rng.device))
+    return torch.where(t < LOW_NOISE * timesteps, below.long().clamp_(min=1), t)

@@ -6,7 +6,7 @@ shows, and attention compares them with the requested ones.
 
 The layers need not reproduce what x_t shows. They give each pixel an estimate of x0 and, in five frequency bands, how far off and in which
 direction of colour it may be; ``WienerFilter`` corrects the estimate by x_t. The correction is linear, so noise of x_t remains along edges; a last block,
-which sees the corrected estimate and what is left of x_t, takes it out.
+which sees the corrected estimate and what is left of x_t, takes it out. At low noise, a ``LowNoiseExpert`` does so once more, pixel by pixel.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ddpmctl.config import ModelConfig
 from ddpmctl.iclevr import ICLEVR
+from ddpmctl.nets.expert import LowNoiseExpert, only_at_low_noise
 from ddpmctl.nets.recognition import seen_anywhere
 from ddpmctl.nets.unet import HEAD, ChannelNorm, TimeEmbedding
 from ddpmctl.nets.wiener import BANDS, WienerFilter, cosine_levels
@@ -125,6 +126,7 @@ class FineUNet(nn.Module):
         self.corrected_in = nn.Conv2d(2 * 3 * self.patch**2, finest, 1)
         self.refine = FineBlock(finest, finest, top, act)
         self.change_out = nn.Sequential(act(), nn.Conv2d(finest, 3 * self.patch**2, 3, padding=1))
+        self.expert = LowNoiseExpert(task.size, act)
         for parameter in (*self.out[-1].parameters(), *self.change_out[-1].parameters()):
             nn.init.zeros_(parameter)
 
@@ -136,8 +138,9 @@ class FineUNet(nn.Module):
     def forward(self, x_t: Tensor, labels: Tensor, time: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Map x_t (B, 3, H, W), labels (B, C) and t / T (B,) to x0_hat (B, 3, H, W).
 
-        In training mode, return with it the logits of the objects that the encoder sees, (B, C), the estimate of x0 before the correction, and its
-        expected errors as ``WienerFilter`` takes them: log s and v, (B, 3 * BANDS, H, W) each.
+        In training mode, return x0_hat before the expert, the logits of the objects that the encoder sees, (B, C), the estimate of x0 before the correction,
+        its expected errors as ``WienerFilter`` takes them, log s and v, (B, 3 * BANDS, H, W) each, and x0_hat after the expert, whose gradient goes
+        to the expert only.
         """
         when = self.time(time)
         condition = self.act(when + self.label_set(labels))
@@ -154,8 +157,9 @@ class FineUNet(nn.Module):
         estimate, log_error, direction = self.mean + estimate, FIRST_LOG_ERROR + log_error, self.first_direction + direction
         x0_hat = self._refine(self.filter(estimate, log_error, direction, x_t, time), x, x_t, time, condition)
         if not self.training:
-            return x0_hat
-        return x0_hat, seen_anywhere(self.recognise(coarsest).float()), estimate, log_error, direction
+            return only_at_low_noise(self.expert, x0_hat, x_t, time)
+        by_expert = only_at_low_noise(self.expert, x0_hat.detach(), x_t, time)
+        return x0_hat, seen_anywhere(self.recognise(coarsest).float()), estimate, log_error, direction, by_expert
 
     def _refine(self, corrected: Tensor, x: Tensor, x_t: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """Return the corrected estimate plus a change, which is small where x_t has little noise; x are the features of the finest level.
