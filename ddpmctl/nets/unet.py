@@ -20,7 +20,7 @@ from ddpmctl.registry import ACTIVATIONS, NETWORKS
 from ddpmctl.task import Task
 
 GRID = 16  # patches on a side, at every size of the images: what decides the objects costs the same
-BANDS = 3  # frequency bands of the input, each with one gate per pixel
+GATES = 3  # frequency bands of the input, each with one gate per pixel
 HEAD = 32  # channels per attention head, at most
 
 
@@ -164,9 +164,9 @@ class Detail(nn.Module):
         return x - once, once - twice, twice
 
     def add_to(self, out: Tensor, x: Tensor) -> Tensor:
-        """Return an image (B, 3, H, W) plus the bands of ``x``, each times its gate: ``out`` (B, 3 + BANDS, H, W) holds the image and the gates."""
+        """Return an image (B, 3, H, W) plus the bands of ``x``, each times its gate: ``out`` (B, 3 + GATES, H, W) holds the image and the gates."""
         image = out[:, :3]
-        for gate, band in zip(out[:, 3:].chunk(BANDS, 1), self(x), strict=True):
+        for gate, band in zip(out[:, 3:].chunk(GATES, 1), self(x), strict=True):
             image = torch.addcmul(image, gate, band)
         return image
 
@@ -206,7 +206,7 @@ class UNet(nn.Module):
             }
         )
         self.detail = Detail()
-        self.out = nn.Sequential(ChannelNorm(w1), act(), nn.Conv2d(w1, (3 + BANDS) * self.patch**2, 3, padding=1))
+        self.out = nn.Sequential(ChannelNorm(w1), act(), nn.Conv2d(w1, (3 + GATES) * self.patch**2, 3, padding=1))
         for parameter in self.out[-1].parameters():
             nn.init.zeros_(parameter)
 
@@ -223,7 +223,7 @@ class UNet(nn.Module):
         x = look(self.block(look(x8, "down 8"), condition), "middle 8")
         x = look(self.up[0](torch.cat((x, x8), 1), condition), "up 8")
         x = look(self.up[1](torch.cat((self.grow(x), x16), 1), condition), "up 16")  # (B, w1, 16, 16)
-        out = pixels(self.out(x).float(), self.patch)  # (B, 3 + BANDS, H, W)
+        out = pixels(self.out(x).float(), self.patch)  # (B, 3 + GATES, H, W)
         return self.detail.add_to(out, x_t)
 
 
