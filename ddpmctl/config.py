@@ -317,7 +317,7 @@ MODERN: dict[str, Value] = {
     "epochs": None,
     "optimizer": "muon",
     "lr_decay": "linear",
-    "time_sampling": "logit-normal-low",  # what is at low noise is even there, for the expert
+    "time_sampling": "logit-normal-low",  # so that the expert for low noise sees all of its levels
     "time_mean": 0.5,
     "time_mean_end": -1.6,
     "time_std": 1.2,

@@ -231,7 +231,7 @@ def logit_normal(count: int, timesteps: int, config: TrainingConfig, rng: torch.
 
 @TIME_SAMPLINGS.register("logit-normal-low")
 def logit_normal_low(count: int, timesteps: int, config: TrainingConfig, rng: torch.Generator) -> Tensor:
-    """logit-normal, but what is below 0.05 is even in log t there, over seven octaves."""
+    """as logit-normal, but each t / T below 0.05 is drawn again, uniform in log t from 0.05 / 128 to 0.05."""
     t = logit_normal(count, timesteps, config, rng)
     below = LOW_NOISE * timesteps * 2.0 ** (-OCTAVES * torch.rand((count,), generator=rng, device=rng.device))
     return torch.where(t < LOW_NOISE * timesteps, below.long().clamp_(min=1), t)

@@ -1,4 +1,4 @@
-"""A small denoiser for low noise, pixel by pixel, after a network in patches."""
+"""A small denoiser at full resolution, which corrects the output of a larger network where there is little noise."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ LAYERS = 4
 
 
 class LowNoiseExpert(nn.Module):
-    """Correct x0_hat at low noise by a few convolutions of single pixels (experts by noise level; Balaji et al. 2022).
+    """Correct x0_hat at low noise by a few convolutions at full resolution (an expert denoiser for some noise levels; Balaji et al. 2022).
 
-    In patches of 2x2 pixels, a kernel is learned for each of four offsets. Here it is learned once, so that few images teach where a surface is smooth, and
-    how strong the grain is at each brightness. It sees the noise that x_t would contain if x0_hat were right, what x0_hat has within 7 pixels, both over
-    sigma, and the colours.
+    A network in patches of 2x2 pixels has other weights for each pixel of a patch. Here all pixels share them, so that few training images are enough to
+    learn where a surface is smooth, and how strong the grain is at each brightness. The input is the noise in x_t if x0_hat is right, and x0_hat less its
+    average over 7 pixels, both divided by sigma; the colours; and log sigma.
     """
 
     long: Tensor
@@ -37,7 +37,7 @@ class LowNoiseExpert(nn.Module):
         self.register_buffer("long", blur_matrices(size)[1], persistent=False)
 
     def forward(self, x0_hat: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
-        """Map x0_hat and x_t, (B, 3, H, W), at t / T (B,) to a better x0_hat, (B, 3, H, W), in float32."""
+        """Return the corrected x0_hat, (B, 3, H, W) in float32, given x0_hat and x_t, (B, 3, H, W), and t / T, (B,)."""
         with torch.autocast(x_t.device.type, enabled=False):
             signal, log_sigma = (level[:, None, None, None] for level in cosine_levels(time.float()))
             sigma = log_sigma.exp()
@@ -53,7 +53,7 @@ class LowNoiseExpert(nn.Module):
 
 
 def only_at_low_noise(expert: LowNoiseExpert, x0_hat: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
-    """Return ``expert``'s x0_hat for the images with t / T below ``LOW_NOISE``, and the given one for the others.
+    """Return x0_hat, (B, 3, H, W), corrected by ``expert`` for the images with t / T below ``LOW_NOISE``, and unchanged for the others.
 
     On a CPU, the expert is called for these images only. On a GPU, choosing them would wait for it, and a recorded or exported graph cannot choose.
     """

@@ -6,7 +6,7 @@ shows, and attention compares them with the requested ones.
 
 The layers need not reproduce what x_t shows. They give each pixel an estimate of x0 and, in five frequency bands, how far off and in which
 direction of colour it may be; ``WienerFilter`` corrects the estimate by x_t. The correction is linear, so noise of x_t remains along edges; a last block,
-which sees the corrected estimate and what is left of x_t, takes it out. At low noise, a ``LowNoiseExpert`` does so once more, pixel by pixel.
+which sees the corrected estimate and what is left of x_t, takes it out. At low noise, a ``LowNoiseExpert`` corrects the result at full resolution.
 """
 
 from __future__ import annotations
