@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddpmctl.config import DiffusionConfig
 from ddpmctl.diffusion.schedules import make_schedule
-from ddpmctl.nets.wiener import BANDS, ROUNDING, WienerFilter, cosine_levels, from_opponent, negative_log_likelihood, noise_shares, opponent
+from ddpmctl.nets.wiener import BANDS, OWN_ERRORS, ROUNDING, WienerFilter, cosine_levels, from_opponent, negative_log_likelihood, noise_shares, opponent
 
 from .conftest import batch
 
@@ -211,3 +211,13 @@ def test_when_sampling_the_last_estimate_leaves_room_for_the_rounding_of_the_ima
         torch.testing.assert_close(kept(variance, sampling), torch.full((3,), left / (left + noise + room / 2)), rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(kept(variance, training), torch.full((3,), variance / (variance + noise)), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(kept(0.5 * ROUNDING, sampling, along=0.1), torch.tensor([0.01 / (0.01 + noise + room / 2), 0.0, 0.0]), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("time", "factor"), [(0.049, 1.0), (0.051, OWN_ERRORS), (0.499, OWN_ERRORS), (0.501, 1.0)])
+def test_when_sampling_errors_have_a_larger_variance_than_expected_where_edges_are_decided(time: float, factor: float) -> None:
+    rng, when = torch.Generator().manual_seed(0), torch.tensor([time])
+    estimate, x_t = torch.rand((2, 1, 3, 32, 32), generator=rng)
+    log_error, direction = torch.rand((2, 1, 3 * BANDS, 32, 32), generator=rng) - torch.tensor([3.0, 0.5]).view(2, 1, 1, 1, 1)
+    sampling, training = WienerFilter(32).eval(), WienerFilter(32).train()
+    expected = training(estimate, log_error + math.log(factor) / 2, direction, x_t, when)
+    torch.testing.assert_close(sampling(estimate, log_error, direction, x_t, when), expected, rtol=1e-5, atol=1e-6)

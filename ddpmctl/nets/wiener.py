@@ -16,6 +16,10 @@ LEAST_SIGNAL = 0.05
 # 1.5 times the variance that rounding [-1, 1] to 256 levels adds. The data were rounded, and samples will be: the last estimate of a sampler must leave
 # room for it. The factor is measured in docs/experiments.md.
 ROUNDING = 1.5 * (2 / 255) ** 2 / 12
+# In sampling, at t / T in OWN_TIMES, errors have OWN_ERRORS times the variance that the network expects: it learned them on noised images, and its own
+# samples differ from these. Above, the labels decide; below, grain would become too strong. Measured in docs/experiments.md.
+OWN_ERRORS = 1.4
+OWN_TIMES = (0.05, 0.5)
 
 
 class WienerFilter(nn.Module):
@@ -38,6 +42,7 @@ class WienerFilter(nn.Module):
     In evaluation mode, the result leaves room for the rounding of the image, of variance q = ``ROUNDING``: where sigma^2 < q, s^2 is less by q - sigma^2
     (u = s v stays), and half of that is added to the noise. The last step of a sampler thus scales deviations from m by (C - q) / (C - q / 2), nearly
     sqrt((C - q) / C), which takes the variance q out of C. What an image has in a colour by rounding only is left out, and comes back by rounding.
+    At ``OWN_TIMES``, C is ``OWN_ERRORS`` times what the network expects. Otherwise edges become softer from step to step.
 
     Signal and sigma are those of the cosine schedule (Nichol & Dhariwal 2021, eq. 17); with another one, the network learns the difference.
     """
@@ -68,7 +73,8 @@ class WienerFilter(nn.Module):
             if self.training:
                 correction = _Correction.apply(log_error, direction, noise, *parts)
             else:
-                room, s = (ROUNDING - noise).clamp(min=0), log_error.exp()
+                own = torch.where((time >= OWN_TIMES[0]) & (time <= OWN_TIMES[1]), OWN_ERRORS, 1.0).sqrt()[:, None, None, None]
+                room, s = (ROUNDING - noise).clamp(min=0), own * log_error.exp()
                 correction = _corrected((s.square() - room).clamp(min=0), s * direction, noise + room / 2, *parts)[0]
             return estimate + from_opponent(correction)
 
