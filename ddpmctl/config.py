@@ -73,7 +73,7 @@ class TrainingConfig:
     loss_weight: str = setting("flat", "Weight of the squared error by noise level.", choices=LOSS_WEIGHTS)
     weight_limit: float = setting(20.0, "Largest weight (snr+1).", low=1, high=1e6)
     detail_weight: float = setting(0.0, "Extra weight of the error within blocks of a sixteenth of the side (4x4 pixels of 64x64).", low=0, high=100)
-    label_loss: float = setting(0.0, "Weight of the cross-entropy with which the network learns to name the objects in x_t (fine-unet).", low=0, high=100)
+    label_loss: float = setting(0.0, "Weight of the loss by which the network learns to name and count the objects in x_t (fine-unet).", low=0, high=100)
     error_loss: float = setting(0.0, "Weight of the likelihood by which the network learns how far off its estimate is (fine-unet).", low=0, high=100)
     label_dropout: float = setting(0.0, "Share of training images shown without labels; guidance needs some.", low=0, high=1)
     mirror: float = setting(0.0, "Share of training images shown mirrored, left to right; labels stay true.", low=0, high=1)
@@ -331,7 +331,7 @@ MODERN: dict[str, Value] = {
     "guidance_from": 0.1,  # below, guidance makes edges jagged
     "guidance_to": 0.5,  # above, it makes objects larger
     "particles": 16,
-    "accept": 0.5,
+    "accept": 0.3,
     "retry_from": 0.7,
 }
 

@@ -46,7 +46,7 @@ def test_its_error_trains_the_expert_and_nothing_else() -> None:
     net = make_network(Config().replace(net="fine-unet", width=8)).train()
     x0, _ = pair((16, 3, 64, 64), torch.float32)
     batch = loss.draw(x0, torch.ones(16, 24), torch.Generator().manual_seed(0), fraction=1.0)
-    *_, by_expert = net(batch.x_t, batch.labels, batch.time)
+    *_, by_expert, _ = net(batch.x_t, batch.labels, batch.time)
     (batch.expert_weight * F.mse_loss(by_expert, x0, reduction="none")).mean().backward()
     trained = {name for name, weight in net.named_parameters() if weight.grad is not None and weight.grad.abs().max() > 0}
     assert trained == {f"expert.layers.3.{kind}" for kind in ("weight", "bias")}, "the last layer is zero at first, so those before it wait for it"

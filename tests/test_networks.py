@@ -65,6 +65,16 @@ def test_objects_are_found_from_the_image_and_the_time_alone(name: str) -> None:
     assert not torch.allclose(found, net.find_objects(x_t, time / 2))
 
 
+def test_objects_are_counted_from_the_image_and_the_time_alone_and_the_count_trains_nothing_else() -> None:
+    net, (x_t, labels, time) = network("fine-unet", "gelu"), batch()
+    found = net.count_objects(x_t, time)
+    assert found.shape == time.shape
+    assert torch.equal(found, net.train()(x_t, labels.flip(1), time)[-1])
+    assert not torch.allclose(found, net.count_objects(x_t.flip(3), time))
+    net(x_t, labels, time)[-1].sum().backward()
+    assert {name.split(".")[0] for name, weight in net.named_parameters() if weight.grad is not None and weight.grad.abs().max() > 0} == {"count"}
+
+
 @every_network
 @every_act
 def test_image_labels_time_and_activation_matter(name: str, act: str) -> None:
@@ -198,7 +208,7 @@ def test_fine_unet_also_gives_its_estimate_before_x_t_corrects_it_and_the_errors
     given: list[tuple[Tensor, ...]] = []
     net.filter.register_forward_hook(lambda _, inputs, out: given.append(inputs))
     with torch.no_grad():
-        out, _, *expected, by_expert = net(torch.randn(2, 3, size, size), torch.ones(2, 24), torch.full((2,), 0.1))
+        out, _, *expected, by_expert, _ = net(torch.randn(2, 3, size, size), torch.ones(2, 24), torch.full((2,), 0.1))
     assert [tuple(value.shape) for value in expected] == [(2, channels, size, size) for channels in (3, 3 * BANDS, 3 * BANDS)]
     assert all(torch.equal(value, input_) for value, input_ in zip(expected, given[0], strict=False))
     assert (out - expected[0]).abs().max() > 1e-3

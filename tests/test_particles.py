@@ -160,6 +160,26 @@ def test_an_object_that_is_there_twice_is_wrong_unless_the_labels_are_just_names
     assert bright[1] > 0.3, "nothing to choose by"
 
 
+class Counting(TwoImages):
+    """Sees nothing it could name, but counts one object in the dark images and two in the bright ones."""
+
+    def find_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
+        return torch.zeros((len(x_t), len(CLASSES), 1, 1))
+
+    def count_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
+        return 1 + self.logit(x_t, time).sigmoid().float()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_image_with_more_or_fewer_objects_than_requested_is_wrong_unless_the_labels_are_just_names(number: int) -> None:
+    made, bright = pipeline(4), []
+    for task in (ICLEVR, replace(ICLEVR, aspects=())):
+        images, _, _ = finished(sample_images(replace(made, net=Counting(made.diffusion), task=task), asked_for(128, CLASSES[:number])))
+        bright.append((images.float().mean((1, 2, 3)) > 127.5).float().mean().item())
+    assert bright[0] < 0.15 if number == 1 else bright[0] > 0.85, "of four particles, one has the requested number in 15 images of 16"
+    assert 0.3 < bright[1] < 0.7, "nothing to choose by"
+
+
 @pytest.mark.parametrize(("accept", "retry_from"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.7), (0.5, 0.7)])
 @pytest.mark.parametrize("sampler", SAMPLERS.names())
 def test_the_choice_does_not_depend_on_the_batch_and_the_image_is_that_of_its_noise(sampler: str, accept: float, retry_from: float) -> None:

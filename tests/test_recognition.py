@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ddpmctl.nets.recognition import AN_OBJECT, none_or_one, none_or_some, seen_anywhere
+from ddpmctl.nets.recognition import AN_OBJECT, COUNT_ERROR, ObjectCount, log_probability_of_number, none_or_one, none_or_some, seen_anywhere
 
 
 def test_objects_are_peaks_and_each_is_there_or_not() -> None:
@@ -30,3 +30,21 @@ def test_a_class_is_seen_if_it_is_seen_anywhere() -> None:
     absent, present = none_or_some(maps)[0].exp()
     assert present.tolist() == pytest.approx([0, 1 / (1 + math.exp(-expected))], abs=1e-4)
     assert (absent + present).tolist() == pytest.approx([1, 1])
+
+
+def test_the_probability_of_a_number_of_objects_is_that_of_a_normal_error() -> None:
+    counted, number = torch.tensor([2.0, 2.5, 2.9, 0.1, 1.2]), torch.tensor([2.0, 2.0, 2.0, 0.0, 2.0])
+    found = log_probability_of_number(counted, number).exp()
+    for value, whole, probability in zip(counted.tolist(), number.tolist(), found.tolist(), strict=True):
+        density = [math.exp(-((value - k) ** 2) / (2 * COUNT_ERROR**2)) for k in range(9)]
+        assert probability == pytest.approx(density[int(whole)] / sum(density), rel=1e-3)
+    assert found[1].item() == pytest.approx(0.5, abs=1e-3)
+    together = sum(log_probability_of_number(counted[:1], torch.tensor([float(k)])).exp() for k in range(6))
+    torch.testing.assert_close(together, torch.ones(1), rtol=1e-3, atol=0)
+
+
+def test_a_count_is_a_sum_over_places_so_that_two_images_side_by_side_show_the_objects_of_both() -> None:
+    count = ObjectCount(32, torch.nn.SiLU)
+    left, right = torch.randn((2, 3, 32, 8, 8), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(count(left) > 0, torch.ones(3, dtype=torch.bool))
+    torch.testing.assert_close(count(torch.cat((left, right), 3)), count(left) + count(right))

@@ -250,6 +250,19 @@ def test_the_likelihood_of_the_errors_of_every_fourth_image_is_added(count: int)
     assert trained[torch.arange(count) % 4 > 0].max() == 0
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_the_squared_error_of_the_number_of_objects_is_added_where_they_can_be_counted(weight: float) -> None:
+    """Objects in the image count, whether or not their labels were dropped from the network's input."""
+    loss, _ = loss_of(label_loss=weight, label_dropout=1.0, objective="x0")
+    rng = torch.Generator().manual_seed(0)
+    labels = (torch.rand((6, 24), generator=rng) < 0.1).float()
+    batch = loss.draw(torch.rand((6, 3, 16, 16), generator=rng), labels, rng)._replace(time=torch.tensor([0.01, 0.1, 0.19, 0.21, 0.5, 1.0]))
+    counted, zero = 3 * torch.rand(6, generator=rng), torch.zeros(6, 3, 16, 16)
+    of_others = (torch.zeros(6, 24), zero, zero, zero, zero)
+    right, found = (loss(lambda x_t, labels, time, number=number: (x_t, *of_others, number), batch).item() for number in (labels.sum(1), counted))
+    assert found - right == pytest.approx(weight * (counted - labels.sum(1))[:3].square().sum().item() / 6, rel=1e-4, abs=1e-6)
+
+
 # Dropped labels
 
 

@@ -111,6 +111,7 @@ LARGE = 64
 ESTIMATED_FROM = 0.03  # t / T; below, only x_t shows the grain of the image, and an estimate need not
 LIKELY_BELOW = 0.25  # t / T; here, the likelihood of errors also trains the estimate; without it, colours are wrong by 0.05 grey levels
 CHECKED = 4  # one of so many images is enough for the likelihood of errors; for all, a step would take 15 % longer
+COUNTED_BELOW = 0.2  # t / T; here, x_t shows all objects, and they can be counted
 BLOCKS = 16  # of --detail-weight, on each side of an image: for 64x64, a block has 4x4 pixels
 
 
@@ -156,7 +157,8 @@ class TrainingLoss:
         ``net`` returns its output or, if it recognises objects, its output and logits of the labels (B, 24), whose cross-entropy is added. If it also
         estimates errors, it returns an estimate of the target before x_t corrects it, and log s and v of the estimate's errors. Their negative
         log-likelihood is added, which trains the estimate only where t / T is below ``LIKELY_BELOW``; and for images larger than ``LARGE`` and t / T from
-        ``ESTIMATED_FROM``, the weighted error of the estimate. Last comes the output of an expert for low noise, whose error is added too.
+        ``ESTIMATED_FROM``, the weighted error of the estimate. Last come the output of an expert for low noise, whose error is added too, and a number of
+        objects, (B,), whose squared error counts as much as the cross-entropy, for t / T below ``COUNTED_BELOW``.
         """
         found = net(batch.x_t, batch.labels, batch.time)
         out, *also = found if isinstance(found, tuple) else (found,)
@@ -173,6 +175,8 @@ class TrainingLoss:
             loss = loss + self._squared_error(also[1], batch.target, weight)
         if len(also) > 4:
             loss = loss + _mean(batch.expert_weight * F.mse_loss(also[4], batch.target, reduction="none"))
+            wrong = (also[5] - batch.shown.sum(1)).square() * (batch.time < COUNTED_BELOW)
+            loss = loss + self.config.label_loss * _mean(wrong)
         return loss
 
     def _squared_error(self, out: Tensor, target: Tensor, weight: Tensor) -> Tensor:

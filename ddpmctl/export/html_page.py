@@ -160,7 +160,7 @@ class _Recognising(nn.Module):
 
     def forward(self, x_t: Tensor, labels: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         assert isinstance(self.net, Recogniser)
-        return self.net(x_t, labels, time), label_log_probabilities(self.net, x_t, time, self.task)
+        return self.net(x_t, labels, time), label_log_probabilities(self.net, x_t, labels, time, self.task)
 
 
 def _network(original: Original) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ddpmctl.config import ModelConfig
 from ddpmctl.iclevr import ICLEVR
 from ddpmctl.nets.expert import LowNoiseExpert, only_at_low_noise
-from ddpmctl.nets.recognition import seen_anywhere
+from ddpmctl.nets.recognition import ObjectCount, seen_anywhere
 from ddpmctl.nets.unet import HEAD, ChannelNorm, TimeEmbedding
 from ddpmctl.nets.wiener import BANDS, WienerFilter, cosine_levels
 from ddpmctl.registry import ACTIVATIONS, NETWORKS
@@ -114,6 +114,7 @@ class FineUNet(nn.Module):
         self.down = nn.ModuleList(FineBlock(w, w, top, act) for w in widths)
         self.shrink = nn.ModuleList(nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairs)
         self.recognise = nn.Conv2d(top, task.columns, 1)
+        self.count = ObjectCount(top, act)
         self.look = nn.ModuleList(Look(top) for _ in range(3))
         self.block = FineBlock(top, top, top, act)
         self.up = nn.ModuleList(FineBlock(2 * w if step else w, w, top, act) for step, w in reversed(list(enumerate(widths))))
@@ -139,8 +140,8 @@ class FineUNet(nn.Module):
         """Map x_t (B, 3, H, W), labels (B, C) and t / T (B,) to x0_hat (B, 3, H, W).
 
         In training mode, return x0_hat before the expert, the logits of the objects that the encoder sees, (B, C), the estimate of x0 before the correction,
-        its expected errors as ``WienerFilter`` takes them, log s and v, (B, 3 * BANDS, H, W) each, and x0_hat after the expert, whose gradient goes
-        to the expert only.
+        its expected errors as ``WienerFilter`` takes them, log s and v, (B, 3 * BANDS, H, W) each, x0_hat after the expert, whose gradient goes
+        to the expert only, and the number of objects that x_t shows, (B,), whose gradient goes to ``ObjectCount`` only.
         """
         when = self.time(time)
         condition = self.act(when + self.label_set(labels))
@@ -159,7 +160,8 @@ class FineUNet(nn.Module):
         if not self.training:
             return only_at_low_noise(self.expert, x0_hat, x_t, time)
         by_expert = only_at_low_noise(self.expert, x0_hat.detach(), x_t, time)
-        return x0_hat, seen_anywhere(self.recognise(coarsest).float()), estimate, log_error, direction, by_expert
+        seen, number = seen_anywhere(self.recognise(coarsest).float()), self.count(coarsest.detach())
+        return x0_hat, seen, estimate, log_error, direction, by_expert, number
 
     def _refine(self, corrected: Tensor, x: Tensor, x_t: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """Return the corrected estimate plus a change, which is small where x_t has little noise; x are the features of the finest level.
@@ -184,6 +186,11 @@ class FineUNet(nn.Module):
         """
         logits: Tensor = self.recognise(self._encode(x_t, self.act(self.time(time)))[-1]).float()
         return logits
+
+    def count_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
+        """Return the number of objects that x_t (B, 3, H, W) at t / T (B,) shows, (B,), not rounded; it is trained at low noise only."""
+        number: Tensor = self.count(self._encode(x_t, self.act(self.time(time)))[-1])
+        return number
 
     def _encode(self, x_t: Tensor, unlabelled: Tensor) -> list[Tensor]:
         """Return the features of every level, the finest first."""

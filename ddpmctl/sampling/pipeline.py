@@ -21,7 +21,7 @@ from ddpmctl.diffusion.samplers import Frame, own_options, sampler_times
 from ddpmctl.distributed.job import SINGLE, Job
 from ddpmctl.errors import DataError, UsageError, out_of_memory
 from ddpmctl.iclevr import ICLEVR
-from ddpmctl.nets.recognition import none_or_one, none_or_some
+from ddpmctl.nets.recognition import log_probability_of_number, none_or_one, none_or_some
 from ddpmctl.progress import Progress
 from ddpmctl.registry import NETWORKS, SAMPLERS
 from ddpmctl.sampling.requests import BATCH, Batch, ImageRequest, describe_sampling, in_batches, with_actual_steps
@@ -43,6 +43,14 @@ class Recogniser(Protocol):
 
     def find_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
         """Return for each cell of x_t (B, 3, H, W) at t / T (B,) the logits of the objects that it shows, (B, C, h, w)."""
+
+
+@runtime_checkable
+class Counter(Protocol):
+    """A network that counts the objects in x_t."""
+
+    def count_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
+        """Return the number of objects in x_t (B, 3, H, W) at t / T (B,), of whatever class, (B,)."""
 
 
 class _Found(NamedTuple):
@@ -179,7 +187,7 @@ class SamplingPipeline:
         labels = label_tensor(requests, self.task).to(x_t.device)
         time = torch.full((len(x_t),), t / self.diffusion.schedule.timesteps, device=x_t.device)
         with torch.inference_mode(), self.compute.autocast():
-            absent, present = label_log_probabilities(self.net, x_t, time, self.task).unbind(1)
+            absent, present = label_log_probabilities(self.net, x_t, labels, time, self.task).unbind(1)
         found: list[float] = torch.where(labels > 0, present, absent).sum(1).tolist()
         return found
 
@@ -273,13 +281,20 @@ def require_recogniser(config: Config) -> None:
         raise UsageError("--particles: a network trained with --label-loss 0 does not recognise objects; give --particles 1")
 
 
-def label_log_probabilities(net: Recogniser, x_t: Tensor, time: Tensor, task: Task) -> Tensor:
+def label_log_probabilities(net: Recogniser, x_t: Tensor, labels: Tensor, time: Tensor, task: Task) -> Tensor:
     """Return two log-probabilities for each class, (B, 2, C): if it is not requested, x_t (B, 3, H, W) at t / T (B,) is right; if it is, x_t is right.
 
     An object that is not requested must be absent, and a requested one must be there exactly once. Other labels may be seen any number of times.
+    Where the network counts objects, their number must be that of ``labels`` (B, C); the log-probability of this is divided evenly among the classes, so
+    that a sum over the classes holds it once.
     """
     logits = net.find_objects(x_t, time).float()
-    return none_or_one(logits) if task.names_objects else none_or_some(logits)
+    if not task.names_objects:
+        return none_or_some(logits)
+    found = none_or_one(logits)
+    if isinstance(net, Counter):
+        found = found + log_probability_of_number(net.count_objects(x_t, time), labels.sum(1))[:, None, None] / task.columns
+    return found
 
 
 def recognises_objects(net: str) -> bool:
