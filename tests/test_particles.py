@@ -19,9 +19,10 @@ from ddpmctl.diffusion.randomness import ImageNoise
 from ddpmctl.errors import UsageError
 from ddpmctl.evaluation.evaluate import pipeline_for
 from ddpmctl.iclevr import CLASSES, ICLEVR
-from ddpmctl.nets.recognition import AN_OBJECT
+from ddpmctl.nets.recognition import AN_OBJECT, FoundObjects
 from ddpmctl.registry import NETWORKS, SAMPLERS
-from ddpmctl.sampling.pipeline import CHOICE_TIME, TRIES, Progressing, SamplingPipeline, recognises_objects, require_recogniser, sample_images, to_uint8
+from ddpmctl.sampling.pipeline import CHOICE_TIME, TRIES, Progressing, SamplingPipeline, sample_images, to_uint8
+from ddpmctl.sampling.recognition import recognises_objects, require_recogniser
 from ddpmctl.sampling.requests import ImageRequest, requests_for
 from ddpmctl.sampling.trajectory import record
 from tests.conftest import ddpmctl, train
@@ -51,11 +52,11 @@ class TwoImages(nn.Module):
         x0 = CONTRAST * torch.tanh(self.logit(x_t, time) / 2)
         return x0[:, None, None, None].expand(x_t.shape).float()
 
-    def find_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
+    def find_objects(self, x_t: Tensor, time: Tensor) -> FoundObjects:
         self.images += len(x_t)
         logits = torch.full((len(x_t), len(CLASSES), 1, 1), -30.0)
         logits[:, 0, 0, 0] = self.logit(x_t, time).float()
-        return logits
+        return FoundObjects(logits)
 
 
 def pipeline(particles: int, **settings: object) -> SamplingPipeline:
@@ -144,11 +145,11 @@ def test_a_further_particle_is_the_first_one_noised_again() -> None:
 class TwoPlaces(TwoImages):
     """As above, but sees two red cubes in the bright images and one in the dark ones."""
 
-    def find_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
+    def find_objects(self, x_t: Tensor, time: Tensor) -> FoundObjects:
         logits = torch.full((len(x_t), len(CLASSES), 1, 5), -30.0)
         logits[:, 0, 0, 0] = 30.0
         logits[:, 0, 0, 4] = self.logit(x_t, time).float()
-        return logits
+        return FoundObjects(logits)
 
 
 def test_an_object_that_is_there_twice_is_wrong_unless_the_labels_are_just_names() -> None:
@@ -163,11 +164,8 @@ def test_an_object_that_is_there_twice_is_wrong_unless_the_labels_are_just_names
 class Counting(TwoImages):
     """Sees nothing it could name, but counts one object in the dark images and two in the bright ones."""
 
-    def find_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
-        return torch.zeros((len(x_t), len(CLASSES), 1, 1))
-
-    def count_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
-        return 1 + self.logit(x_t, time).sigmoid().float()
+    def find_objects(self, x_t: Tensor, time: Tensor) -> FoundObjects:
+        return FoundObjects(torch.zeros((len(x_t), len(CLASSES), 1, 1)), 1 + self.logit(x_t, time).sigmoid().float())
 
 
 @pytest.mark.parametrize("number", [1, 2])

@@ -157,8 +157,8 @@ class TrainingLoss:
         ``net`` returns its output or, if it recognises objects, its output and logits of the labels (B, 24), whose cross-entropy is added. If it also
         estimates errors, it returns an estimate of the target before x_t corrects it, and log s and v of the estimate's errors. Their negative
         log-likelihood is added, which trains the estimate only where t / T is below ``LIKELY_BELOW``; and for images larger than ``LARGE`` and t / T from
-        ``ESTIMATED_FROM``, the weighted error of the estimate. Last come the output of an expert for low noise, whose error is added too, and a number of
-        objects, (B,), whose squared error counts as much as the cross-entropy, for t / T below ``COUNTED_BELOW``.
+        ``ESTIMATED_FROM``, the weighted error of the estimate. Last come the output of an expert for low noise, whose error is added too, and how many
+        objects each image shows, (B,), whose squared error is added with the weight of the cross-entropy where t / T is below ``COUNTED_BELOW``.
         """
         found = net(batch.x_t, batch.labels, batch.time)
         out, *also = found if isinstance(found, tuple) else (found,)

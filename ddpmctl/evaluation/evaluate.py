@@ -136,7 +136,8 @@ def pipeline_for(checkpoint: Checkpoint, sampling: Mapping[str, Value], compute:
     import torch
 
     from ddpmctl.diffusion.denoiser import Diffusion
-    from ddpmctl.sampling.pipeline import SamplingPipeline, require_recogniser
+    from ddpmctl.sampling.pipeline import SamplingPipeline
+    from ddpmctl.sampling.recognition import require_recogniser
 
     config = checkpoint.config.replace(**sampling)
     require_recogniser(config)
@@ -152,7 +153,7 @@ def used_config(checkpoint: CheckpointOutline, spec: EvaluationSpec) -> Config:
     """
     config = checkpoint.config.replace(**spec.sampling)
     if config.sampling.particles > 1 and (spec.sampling or spec.assume):  # a checkpoint's own settings were checked when it was trained
-        from ddpmctl.sampling.pipeline import require_recogniser
+        from ddpmctl.sampling.recognition import require_recogniser
 
         require_recogniser(config)
     return replace(config, sampling=with_actual_steps(config.sampling, make_schedule(config.diffusion)))

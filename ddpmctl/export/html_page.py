@@ -31,7 +31,8 @@ from ddpmctl.export.plan import plan_as_dict
 from ddpmctl.files import write_text
 from ddpmctl.progress import Progress
 from ddpmctl.registry import EXPORTS
-from ddpmctl.sampling.pipeline import TRIES, Recogniser, SamplingPipeline, label_log_probabilities, recognises_objects
+from ddpmctl.sampling.pipeline import TRIES, SamplingPipeline
+from ddpmctl.sampling.recognition import Recogniser, log_probability_of_labels, recognises_objects
 from ddpmctl.sampling.requests import ImageRequest
 from ddpmctl.sampling.trajectory import APPEARING
 from ddpmctl.task import Task
@@ -152,7 +153,7 @@ def _plan(pipeline: SamplingPipeline, count: int) -> dict[str, Any]:
 
 
 class _Recognising(nn.Module):
-    """A network with a second output: the log-probabilities by which a particle is chosen; see ``label_log_probabilities``."""
+    """A network with a second output: the log-probability by which a particle is chosen, (B,); see ``log_probability_of_labels``."""
 
     def __init__(self, net: nn.Module, task: Task) -> None:
         super().__init__()
@@ -160,7 +161,7 @@ class _Recognising(nn.Module):
 
     def forward(self, x_t: Tensor, labels: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         assert isinstance(self.net, Recogniser)
-        return self.net(x_t, labels, time), label_log_probabilities(self.net, x_t, labels, time, self.task)
+        return self.net(x_t, labels, time), log_probability_of_labels(self.net, x_t, labels, time, self.task)
 
 
 def _network(original: Original) -> dict[str, Any]:

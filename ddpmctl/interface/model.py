@@ -26,7 +26,8 @@ from ddpmctl.interface.tasks import Listener, checked, finish
 from ddpmctl.label_lists import label_set, parse_labels
 from ddpmctl.runs.folder import Run
 from ddpmctl.runs.sources import RunSources
-from ddpmctl.sampling.pipeline import SamplingPipeline, require_recogniser, sample_images
+from ddpmctl.sampling.pipeline import SamplingPipeline, sample_images
+from ddpmctl.sampling.recognition import require_recogniser
 from ddpmctl.sampling.requests import requests_for
 from ddpmctl.sampling.trajectory import as_recorded
 from ddpmctl.statistics.intervals import Interval, accuracy_interval

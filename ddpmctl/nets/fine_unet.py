@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ddpmctl.config import ModelConfig
 from ddpmctl.iclevr import ICLEVR
 from ddpmctl.nets.expert import LowNoiseExpert, only_at_low_noise
-from ddpmctl.nets.recognition import ObjectCount, seen_anywhere
+from ddpmctl.nets.recognition import FoundObjects, ObjectCount, seen_anywhere
 from ddpmctl.nets.unet import HEAD, ChannelNorm, TimeEmbedding
 from ddpmctl.nets.wiener import BANDS, WienerFilter, cosine_levels
 from ddpmctl.registry import ACTIVATIONS, NETWORKS
@@ -179,18 +179,13 @@ class FineUNet(nn.Module):
             change = change - self.filter.low(change)
         return torch.addcmul(corrected, sigma / (1 + sigma.square()), change)
 
-    def find_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
-        """Return one logit for each class and each cell of the coarsest level, (B, C, h, w): whether x_t (B, 3, H, W) at t / T (B,) shows an object there.
+    def find_objects(self, x_t: Tensor, time: Tensor) -> FoundObjects:
+        """Return which objects x_t (B, 3, H, W) at t / T (B,) shows in each cell of the coarsest level, and how many. The encoder does not know the labels.
 
-        The encoder does not know the labels.
+        The number is trained at low noise only, t / T below ``COUNTED_BELOW`` of ``ddpmctl/diffusion/denoiser.py``.
         """
-        logits: Tensor = self.recognise(self._encode(x_t, self.act(self.time(time)))[-1]).float()
-        return logits
-
-    def count_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
-        """Return the number of objects that x_t (B, 3, H, W) at t / T (B,) shows, (B,), not rounded; it is trained at low noise only."""
-        number: Tensor = self.count(self._encode(x_t, self.act(self.time(time)))[-1])
-        return number
+        coarsest = self._encode(x_t, self.act(self.time(time)))[-1]
+        return FoundObjects(self.recognise(coarsest).float(), self.count(coarsest))
 
     def _encode(self, x_t: Tensor, unlabelled: Tensor) -> list[Tensor]:
         """Return the features of every level, the finest first."""

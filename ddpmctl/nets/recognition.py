@@ -1,8 +1,9 @@
-"""Which objects an image shows, from maps of logits (B, C, H, W), one for each class and each cell of a coarse grid; and how many, from features."""
+"""Which objects an image shows, from a logit for each class and each cell of a coarse grid, and how many objects, from the features of these cells."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,30 +16,42 @@ TIE = 1e-4  # added over all cells; far less than logits differ by
 COUNT_CHANNELS = 64
 FIRST_DENSITY = -3.0  # softplus of it is 0.05 objects in each cell, a few in 8x8
 COUNT_ERROR = 0.3  # standard deviation of ``ObjectCount``, in objects; measured in docs/experiments.md
-OTHER_NUMBERS = 3  # so many whole numbers to each side are compared with the one that is asked for
+OTHER_NUMBERS = 3  # fewer and more than the requested number that are compared with it; others change nothing that matters
+
+
+class FoundObjects(NamedTuple):
+    """What a network recognises in noisy images.
+
+    Attributes:
+        logits: one for each class and cell, (B, C, h, w).
+        number: how many objects each image shows, of all classes together, not rounded, (B,); None for a network that does not count.
+    """
+
+    logits: Tensor
+    number: Tensor | None = None
 
 
 class ObjectCount(nn.Module):
-    """How many objects an image shows, of whatever class: the sum of a density over the cells of a coarse grid (Lempitsky & Zisserman 2010).
+    """Count the objects in an image, of all classes together: a density in each cell of a coarse grid, summed over the cells (Lempitsky & Zisserman 2010).
 
-    Peaks of one class cannot tell two objects in neighbouring cells from one, nor an extra object that is taken for no class with certainty. A sum also
-    counts one object more than any training image shows.
+    ``none_or_one`` looks for the peaks of one class. It takes two objects in neighbouring cells for one, and misses an extra object whose class is
+    uncertain. A sum sees both, also in an image with more objects than any training image has.
     """
 
     def __init__(self, channels: int, act: type[nn.Module]) -> None:
-        """Create the layers, for features of so many channels."""
+        """Create the layers; ``channels`` is the number of channels of the features."""
         super().__init__()
         self.density = nn.Sequential(ChannelNorm(channels), nn.Conv2d(channels, COUNT_CHANNELS, 1), act(), nn.Conv2d(COUNT_CHANNELS, 1, 1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map features (B, C, H, W) to the number of objects, (B,), in float32."""
+        """Map features (B, channels, h, w) to the number of objects in each image, (B,), not rounded, in float32."""
         return F.softplus(self.density(features).float() + FIRST_DENSITY).sum((1, 2, 3))
 
 
 def log_probability_of_number(counted: Tensor, number: Tensor) -> Tensor:
-    """Return the log-probability that an image shows ``number`` objects, (B,), if ``ObjectCount`` finds ``counted``, (B,).
+    """Return the log-probability that an image shows ``number`` objects, (B,), given the count ``counted`` of ``ObjectCount``, (B,).
 
-    Every whole number from 0 on is equally likely before, and the error of the count is normal with ``COUNT_ERROR``.
+    The posterior for a uniform prior over the whole numbers from 0 on, and a normal error of the count with the standard deviation ``COUNT_ERROR``.
     """
     away = torch.arange(-OTHER_NUMBERS, OTHER_NUMBERS + 1, device=counted.device)
     logits = -((counted - number)[:, None] - away).square() / (2 * COUNT_ERROR**2)

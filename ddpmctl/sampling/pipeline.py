@@ -8,22 +8,22 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ddpmctl.config import Config, SamplingConfig
+from ddpmctl.config import SamplingConfig
 from ddpmctl.device import ComputeDevice, release_memory
 from ddpmctl.diffusion.denoiser import Diffusion, Guidance
 from ddpmctl.diffusion.randomness import ImageNoise, Key
 from ddpmctl.diffusion.samplers import Frame, own_options, sampler_times
 from ddpmctl.distributed.job import SINGLE, Job
-from ddpmctl.errors import DataError, UsageError, out_of_memory
+from ddpmctl.errors import DataError, out_of_memory
 from ddpmctl.iclevr import ICLEVR
-from ddpmctl.nets.recognition import log_probability_of_number, none_or_one, none_or_some
 from ddpmctl.progress import Progress
-from ddpmctl.registry import NETWORKS, SAMPLERS
+from ddpmctl.registry import SAMPLERS
+from ddpmctl.sampling.recognition import Recogniser, log_probability_of_labels
 from ddpmctl.sampling.requests import BATCH, Batch, ImageRequest, describe_sampling, in_batches, with_actual_steps
 from ddpmctl.task import Task
 
@@ -35,22 +35,6 @@ TRIES = 4  # particles for each new noise: one from the noise itself, and three 
 
 class NotFiniteError(DataError):
     """A network's images have values that are infinite or not a number."""
-
-
-@runtime_checkable
-class Recogniser(Protocol):
-    """A network that recognises the objects in x_t."""
-
-    def find_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
-        """Return for each cell of x_t (B, 3, H, W) at t / T (B,) the logits of the objects that it shows, (B, C, h, w)."""
-
-
-@runtime_checkable
-class Counter(Protocol):
-    """A network that counts the objects in x_t."""
-
-    def count_objects(self, x_t: Tensor, time: Tensor) -> Tensor:
-        """Return the number of objects in x_t (B, 3, H, W) at t / T (B,), of whatever class, (B,)."""
 
 
 class _Found(NamedTuple):
@@ -133,7 +117,7 @@ class SamplingPipeline:
         ``retry_from``: where objects are is mostly kept, and what they are is decided anew (search over paths; Ma et al. 2025). Then comes a new noise,
         and so on. If all were from new noise, images whose objects are easy to draw, such as large ones, would be kept more often than others. The
         first particle is kept for which the network finds that x_t shows what was requested and nothing else, with a probability of at least
-        ``accept``, or else the likeliest of all; see ``label_log_probabilities``.
+        ``accept``, or else the likeliest of all; see ``log_probability_of_labels``.
         """
         if self.sampling.particles == 1:
             return requests
@@ -187,8 +171,7 @@ class SamplingPipeline:
         labels = label_tensor(requests, self.task).to(x_t.device)
         time = torch.full((len(x_t),), t / self.diffusion.schedule.timesteps, device=x_t.device)
         with torch.inference_mode(), self.compute.autocast():
-            absent, present = label_log_probabilities(self.net, x_t, labels, time, self.task).unbind(1)
-        found: list[float] = torch.where(labels > 0, present, absent).sum(1).tolist()
+            found: list[float] = log_probability_of_labels(self.net, x_t, labels, time, self.task).tolist()
         return found
 
     def frames(self, requests: Sequence[ImageRequest]) -> Iterator[Frame]:
@@ -265,41 +248,6 @@ class SamplingPipeline:
             else:
                 size = len(part) // 2
                 release_memory(self.compute)
-
-
-def require_recogniser(config: Config) -> None:
-    """Check that settings with several particles have a network that learns to recognise objects.
-
-    Raises:
-        UsageError: they have not.
-    """
-    if config.sampling.particles == 1:
-        return
-    if not recognises_objects(config.model.net):
-        raise UsageError(f"--particles: the network {config.model.net} does not recognise objects; give --particles 1")
-    if config.training.label_loss == 0:
-        raise UsageError("--particles: a network trained with --label-loss 0 does not recognise objects; give --particles 1")
-
-
-def label_log_probabilities(net: Recogniser, x_t: Tensor, labels: Tensor, time: Tensor, task: Task) -> Tensor:
-    """Return two log-probabilities for each class, (B, 2, C): if it is not requested, x_t (B, 3, H, W) at t / T (B,) is right; if it is, x_t is right.
-
-    An object that is not requested must be absent, and a requested one must be there exactly once. Other labels may be seen any number of times.
-    Where the network counts objects, their number must be that of ``labels`` (B, C); the log-probability of this is divided evenly among the classes, so
-    that a sum over the classes holds it once.
-    """
-    logits = net.find_objects(x_t, time).float()
-    if not task.names_objects:
-        return none_or_some(logits)
-    found = none_or_one(logits)
-    if isinstance(net, Counter):
-        found = found + log_probability_of_number(net.count_objects(x_t, time), labels.sum(1))[:, None, None] / task.columns
-    return found
-
-
-def recognises_objects(net: str) -> bool:
-    """Return whether a registered network recognises the objects in x_t; see ``Recogniser``."""
-    return hasattr(NETWORKS.get(net), "find_objects")
 
 
 def _own_key(request: ImageRequest) -> Key:

@@ -22,7 +22,7 @@ from ddpmctl.distributed.replicas import Replicas
 from ddpmctl.errors import UsageError
 from ddpmctl.iclevr import ICLEVR
 from ddpmctl.registry import NETWORKS
-from ddpmctl.sampling.pipeline import recognises_objects, require_recogniser
+from ddpmctl.sampling.recognition import recognises_objects, require_recogniser
 from ddpmctl.task import Task
 from ddpmctl.training.gradients import Gradients, require_finite
 from ddpmctl.training.optimizers import MatrixMuon, make_optimizers, set_lr

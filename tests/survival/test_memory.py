@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ddpmctl.config import Config
 from ddpmctl.device import make_compute_device
 from ddpmctl.errors import UsageError, out_of_memory
+from ddpmctl.nets.recognition import FoundObjects
 from ddpmctl.sampling.pipeline import SamplingPipeline, sample_images
 from ddpmctl.sampling.requests import requests_for
 from ddpmctl.training.trainer import Trainer
@@ -37,8 +38,8 @@ class LimitedMemory(nn.Module):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return self.scale * x + labels.sum(1).view(-1, 1, 1, 1) * time.view(-1, 1, 1, 1)
 
-    def find_objects(self, x: Tensor, time: Tensor) -> Tensor:
-        return x.flatten(1)[:, : 24 * 9].view(-1, 24, 3, 3)
+    def find_objects(self, x: Tensor, time: Tensor) -> FoundObjects:
+        return FoundObjects(x.flatten(1)[:, : 24 * 9].view(-1, 24, 3, 3))
 
 
 @pytest.mark.parametrize("particles", [1, 3])

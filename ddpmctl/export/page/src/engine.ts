@@ -157,9 +157,7 @@ class Trajectory {
 
   /** Return how likely the network finds it that the image shows what was requested, and nothing else. */
   async logLikelihood(id: number, time: number): Promise<number> {
-    const seen = (await this.run(id, this.x, this.labels, time, 1))[1];
-    const [absent, present] = [seen.subarray(0, this.labels.length), seen.subarray(this.labels.length)];
-    return this.labels.reduce((sum, label, i) => sum + (label ? present : absent)[i], 0);
+    return (await this.run(id, this.x, this.labels, time, 1))[1][0];
   }
 
   private async run(id: number, x: Float32Array, labels: Float32Array, time: number, batch: number): Promise<Float32Array[]> {

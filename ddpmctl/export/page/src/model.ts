@@ -37,7 +37,7 @@ export interface Model {
   accept: number;
   /** Trials from one noise. */
   tries: number;
-  /** Whether it has a second output, which says how likely x_t shows each label. */
+  /** Whether it has a second output: the log-probability that x_t shows the requested objects and nothing else. */
   recognises: boolean;
 }
 
