@@ -327,11 +327,11 @@ MODERN: dict[str, Value] = {
     "sampler": "dpm++2m",
     "spacing": "karras",
     "steps": 28,
-    "guidance": 1.5,
+    "guidance": 1.0,
     "guidance_from": 0.1,  # below, guidance makes edges jagged
     "guidance_to": 0.5,  # above, it makes objects larger
     "particles": 16,
-    "accept": 0.3,
+    "accept": 0.4,
     "retry_from": 0.7,
 }
 

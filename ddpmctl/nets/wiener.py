@@ -18,7 +18,7 @@ LEAST_SIGNAL = 0.05
 ROUNDING = 1.5 * (2 / 255) ** 2 / 12
 # In sampling, at t / T in OWN_TIMES, errors have OWN_ERRORS times the variance that the network expects: it learned them on noised images, and its own
 # samples differ from these. Above, the labels decide; below, grain would become too strong. Measured in docs/experiments.md.
-OWN_ERRORS = 1.4
+OWN_ERRORS = 1.5
 OWN_TIMES = (0.05, 0.5)
 
 
