@@ -1,4 +1,4 @@
-"""Networks that recognise objects, and how probable they find it that a noisy image shows what was requested."""
+"""The probability that a noisy image shows the requested objects, by a network that recognises objects."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def recognises_objects(net: str) -> bool:
 
 
 def require_recogniser(config: Config) -> None:
-    """Check that settings with several particles have a network that learns to recognise objects.
+    """Check that the network learns to recognise objects, if ``particles`` is more than 1.
 
     Raises:
-        UsageError: they have not.
+        UsageError: it does not.
     """
     if config.sampling.particles == 1:
         return
