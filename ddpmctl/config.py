@@ -95,7 +95,7 @@ class SamplingConfig:
     eta: float = setting(0.0, "Share of ancestral noise (ddim).", low=0, high=1)
     particles: int = setting(1, "Noises tried per image, at most; one in which the network recognises the labels is kept (fine-unet).", low=1, high=64)
     accept: float = setting(1.0, "Probability of the right objects with which a particle is kept at once (1: try all, keep the likeliest).", above=0, high=1)
-    retry_from: float = setting(1.0, "t / T to which a rejected particle is noised again, three times before new noise (1: always new noise).", above=0, high=1)
+    retry_from: float = setting(1.0, "t / T to which a rejected particle is noised again (1: new noise for each).", above=0, high=1)
 
 
 COMPILE_MODES = ("none", "cuda-graph", "default", "reduce-overhead", "max-autotune")

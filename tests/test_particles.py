@@ -21,7 +21,7 @@ from ddpmctl.evaluation.evaluate import pipeline_for
 from ddpmctl.iclevr import CLASSES, ICLEVR
 from ddpmctl.nets.recognition import AN_OBJECT, FoundObjects
 from ddpmctl.registry import NETWORKS, SAMPLERS
-from ddpmctl.sampling.pipeline import CHOICE_TIME, TRIES, Progressing, SamplingPipeline, sample_images, to_uint8
+from ddpmctl.sampling.pipeline import CHOICE_TIME, Progressing, SamplingPipeline, sample_images, to_uint8
 from ddpmctl.sampling.recognition import recognises_objects, require_recogniser
 from ddpmctl.sampling.requests import ImageRequest, requests_for
 from ddpmctl.sampling.trajectory import record
@@ -80,15 +80,27 @@ def finished(task: Progressing) -> tuple[object, list[int], set[int]]:
         totals.add(progress.total)
 
 
-@pytest.mark.parametrize(("particles", "retry_from", "independent"), [(1, 1.0, 1), (2, 1.0, 2), (4, 1.0, 4), (4, 0.9, 4), (4, 0.15, 1), (5, 0.15, 2)])
-def test_an_image_is_wrong_only_if_all_its_particles_are(particles: int, retry_from: float, independent: int) -> None:
+@pytest.mark.parametrize(
+    ("particles", "retry_from", "names", "independent"),
+    [
+        (1, 1.0, False, 1),
+        (2, 1.0, False, 2),
+        (4, 1.0, False, 4),
+        (4, 0.9, False, 4),
+        (16, 0.15, False, 1),
+        (17, 0.15, False, 2),
+        (4, 0.15, True, 1),
+        (5, 0.15, True, 2),
+    ],
+)
+def test_an_image_is_wrong_only_if_all_its_particles_are(particles: int, retry_from: float, names: bool, independent: int) -> None:
     """The two images are told apart without error at the time of the choice, so of n independent particles all are dark with probability 2^-n.
 
     At t / T = 0.9, x_t hardly shows which image it is (SNR 0.02, z = 0.06), so a particle that is noised again to there is independent of the first.
-    At 0.15, it is decided (SNR 17, z = 42): all particles from one noise show the same image. The fifth has new noise.
+    At 0.15, it is decided (SNR 17, z = 42): all particles from one noise show the same image. The 17th has new noise, the 5th where labels are just names.
     """
-    count = 256
-    images, _, _ = finished(sample_images(pipeline(particles, retry_from=retry_from), asked_for(count)))
+    count, task = 256, replace(ICLEVR, aspects=()) if names else ICLEVR
+    images, _, _ = finished(sample_images(replace(pipeline(particles, retry_from=retry_from), task=task), asked_for(count)))
     bright = (images.float().mean((1, 2, 3)) > 127.5).float().mean().item()
     expected = 1 - 0.5**independent
     assert abs(bright - expected) < 4 * (expected * (1 - expected) / count) ** 0.5
@@ -114,7 +126,7 @@ def test_the_first_accepted_particle_is_kept_or_else_the_likeliest(accept: float
     enough = (found >= accept) & (accept < 1)
     first = torch.where(enough.any(0), enough.int().argmax(0), found.argmax(0))
     count = torch.where(enough.any(0), first + 1, 6)
-    again = torch.tensor([number % TRIES != 0 for number in range(6)])
+    again = torch.tensor([number % made.tries != 0 for number in range(6)])
     steps = made.choice - made.retry * again  # of each particle
     assert calls == sum(int((steps[:tried] + 1).sum()) for tried in count), "one call a step, and one for each particle to look for objects"
     assert torch.allclose(found[numbers, range(64)], found[first, range(64)], atol=1e-5), "large logits have equal probabilities"
@@ -126,14 +138,14 @@ def test_the_first_accepted_particle_is_kept_or_else_the_likeliest(accept: float
 
 
 def test_a_further_particle_is_the_first_one_noised_again() -> None:
-    made, request = pipeline(8, retry_from=0.7), asked_for(1)[0]
+    made, request = pipeline(20, retry_from=0.7), asked_for(1)[0]
     schedule, t = made.diffusion.schedule, made.times()[made.retry]
     assert t == 70
-    together = [replace(request, particle=number) for number in range(8)]
+    together = [replace(request, particle=number) for number in (0, 1, 2, 15, 16, 17, 19)]
     for row, frame in enumerate(torch.stack([frame.x_t for frame in made.frames(together)], 1)):
         torch.testing.assert_close(frame, torch.cat([frame.x_t for frame in made.frames(together[row : row + 1])]))
-    for number in (1, 3, 6):
-        first, frames = (list(made.frames([replace(request, particle=each)])) for each in (number - number % TRIES, number))
+    for number in (1, 3, 18):
+        first, frames = (list(made.frames([replace(request, particle=each)])) for each in (number - number % made.tries, number))
         for before, frame in zip(first[: made.retry], frames, strict=False):
             assert torch.equal(before.x_t, frame.x_t)
         noise = ImageNoise([(*request.key, "particle", number)], (3, 64, 64), torch.device("cpu"))()

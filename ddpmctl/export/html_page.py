@@ -31,7 +31,7 @@ from ddpmctl.export.plan import plan_as_dict
 from ddpmctl.files import write_text
 from ddpmctl.progress import Progress
 from ddpmctl.registry import EXPORTS
-from ddpmctl.sampling.pipeline import TRIES, SamplingPipeline
+from ddpmctl.sampling.pipeline import SamplingPipeline
 from ddpmctl.sampling.recognition import Recogniser, log_probability_of_labels, recognises_objects
 from ddpmctl.sampling.requests import ImageRequest
 from ddpmctl.sampling.trajectory import APPEARING
@@ -116,7 +116,7 @@ def _model(original: Original) -> dict[str, Any]:
     return {
         "name": visible(original.card.name), "about": _about(original), "plans": {str(count): _plan(pipeline, count) for count in counts},
         "steps": own, "guidance": sampling.guidance, "guidance_from": sampling.guidance_from, "guidance_to": sampling.guidance_to,
-        "particles": checkpoint.config.sampling.particles, "accept": sampling.accept, "tries": TRIES, "recognises": _recognises(checkpoint),
+        "particles": checkpoint.config.sampling.particles, "accept": sampling.accept, "tries": pipeline.tries, "recognises": _recognises(checkpoint),
     }  # fmt: skip
 
 

@@ -30,7 +30,10 @@ from ddpmctl.task import Task
 R = TypeVar("R")
 Progressing: TypeAlias = collections.abc.Generator[Progress, None, R]
 CHOICE_TIME = 0.1  # t / T at which a particle is chosen: shapes are decided, and the recogniser was trained at this noise
-TRIES = 4  # particles for each new noise: one from the noise itself, and three from its x0_hat, noised again
+# Particles for each new noise: one from the noise itself, and the others from its x0_hat, noised again. With new noise more often, samples are further
+# from the data (docs/experiments.md). But where labels do not name objects, as with one label an image, the noise may decide all there is.
+TRIES_OF_OBJECTS = 16
+TRIES_OF_NAMES = 4
 
 
 class NotFiniteError(DataError):
@@ -72,9 +75,14 @@ class SamplingPipeline:
         further = sum(self._calls(times[self._skipped(number) : self.choice]) for number in range(1, count))
         return self._calls(times[:-1]) + further + (count if count > 1 else 0)
 
+    @property
+    def tries(self) -> int:
+        """Particles for each new noise."""
+        return TRIES_OF_OBJECTS if self.task.names_objects else TRIES_OF_NAMES
+
     def _skipped(self, number: int) -> int:
         """Return the number of sampler steps that particle ``number`` skips; one from new noise skips none."""
-        return self.retry if number % TRIES else 0
+        return self.retry if number % self.tries else 0
 
     def _steps_after(self, number: int) -> int:
         """Return the number of sampler steps of all particles after particle ``number``."""
@@ -113,10 +121,10 @@ class SamplingPipeline:
     def choose(self, requests: Sequence[ImageRequest]) -> Progressing[Sequence[ImageRequest]]:
         """Yield progress, counted in sampler steps of all images, and return the requests, each with the particle that is kept.
 
-        The first particle is sampled from the noise of the request down to ``CHOICE_TIME``. For the next ``TRIES`` - 1, its x0_hat is noised again to
+        The first particle is sampled from the noise of the request down to ``CHOICE_TIME``. For the next ``tries`` - 1, its x0_hat is noised again to
         ``retry_from``: where objects are is mostly kept, and what they are is decided anew (search over paths; Ma et al. 2025). Then comes a new noise,
-        and so on. If all were from new noise, images whose objects are easy to draw, such as large ones, would be kept more often than others. The
-        first particle is kept for which the network finds that x_t shows what was requested and nothing else, with a probability of at least
+        and so on. With a new noise more often, images whose objects are easy to draw, such as large ones that hide no other, would be kept more often
+        than others. The first particle is kept for which the network finds that x_t shows what was requested and nothing else, with a probability of at least
         ``accept``, or else the likeliest of all; see ``log_probability_of_labels``.
         """
         if self.sampling.particles == 1:
@@ -130,12 +138,12 @@ class SamplingPipeline:
         x_t, x0_hat = (torch.empty((len(requests), *self.task.image_shape), device=self.compute.device) for _ in range(2))
         for number in range(self.sampling.particles):
             tried = [replace(requests[index], particle=number) for index in undecided]
-            frames = self._particle(tried, x0_hat[undecided] if number % TRIES else None)
+            frames = self._particle(tried, x0_hat[undecided] if number % self.tries else None)
             last = next(frames)
             for frame in frames:
                 last, done = frame, done + len(tried)
                 yield Progress("sampling", done, total)
-            if number % TRIES == 0:
+            if number % self.tries == 0:
                 x0_hat[undecided] = last.x0_hat
             for row, (index, likelihood) in enumerate(zip(undecided, self._log_likelihoods(tried, last.x_t, last.t), strict=True)):
                 if not number or likelihood > likelihoods[index]:  # NaN, of images that are not finite, is never larger
@@ -183,7 +191,7 @@ class SamplingPipeline:
         Raises:
             NotFiniteError: the images are not finite.
         """
-        firsts = [replace(request, particle=request.particle - request.particle % TRIES) for request in requests]
+        firsts = [replace(request, particle=request.particle - request.particle % self.tries) for request in requests]
         if self.sampling.particles == 1:
             noise = self._noise(map(_own_key, firsts))
             x = noise().contiguous(memory_format=torch.channels_last)
@@ -191,7 +199,7 @@ class SamplingPipeline:
             yield from self._run(requests, x, self.times(), noise)
             return
         frames = list(self._particle(firsts))
-        if again := [row for row, request in enumerate(requests) if request.particle % TRIES]:
+        if again := [row for row, request in enumerate(requests) if request.particle % self.tries]:
             rows = torch.tensor(again, device=self.compute.device)
             for index, frame in enumerate(self._particle([requests[row] for row in again], frames[-1].x0_hat[rows]), start=self.retry):
                 before = frames[index]
