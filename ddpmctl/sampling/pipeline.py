@@ -30,8 +30,8 @@ from ddpmctl.task import Task
 R = TypeVar("R")
 Progressing: TypeAlias = collections.abc.Generator[Progress, None, R]
 CHOICE_TIME = 0.1  # t / T at which a particle is chosen: shapes are decided, and the recogniser was trained at this noise
-# Particles for each new noise: one from the noise itself, and the others from its x0_hat, noised again. With new noise more often, samples are further
-# from the data (docs/experiments.md). But where labels do not name objects, as with one label an image, the noise may decide all there is.
+# Values of ``tries``. If fewer particles share a noise, samples are further from the data (docs/experiments.md). But where labels do not name objects,
+# as with one label an image, the noise may decide the whole image, and other noise is needed earlier.
 TRIES_OF_OBJECTS = 16
 TRIES_OF_NAMES = 4
 
@@ -77,7 +77,7 @@ class SamplingPipeline:
 
     @property
     def tries(self) -> int:
-        """Particles for each new noise."""
+        """How many particles share one noise: the first starts from the noise itself, the others from the first one's x0_hat, noised again."""
         return TRIES_OF_OBJECTS if self.task.names_objects else TRIES_OF_NAMES
 
     def _skipped(self, number: int) -> int:
@@ -123,8 +123,8 @@ class SamplingPipeline:
 
         The first particle is sampled from the noise of the request down to ``CHOICE_TIME``. For the next ``tries`` - 1, its x0_hat is noised again to
         ``retry_from``: where objects are is mostly kept, and what they are is decided anew (search over paths; Ma et al. 2025). Then comes a new noise,
-        and so on. With a new noise more often, images whose objects are easy to draw, such as large ones that hide no other, would be kept more often
-        than others. The first particle is kept for which the network finds that x_t shows what was requested and nothing else, with a probability of at least
+        and so on. With new noise more often, images whose objects are easy to draw, such as large ones, would be kept more often than
+        others. The first particle is kept for which the network finds that x_t shows what was requested and nothing else, with a probability of at least
         ``accept``, or else the likeliest of all; see ``log_probability_of_labels``.
         """
         if self.sampling.particles == 1:

@@ -1,4 +1,4 @@
-"""The probability that a noisy image shows the requested objects, by a network that recognises objects."""
+"""The probability that a noisy image shows the requested objects, as estimated by the denoising network itself."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def recognises_objects(net: str) -> bool:
 
 
 def require_recogniser(config: Config) -> None:
-    """Check that the network learns to recognise objects, if ``particles`` is more than 1.
+    """Check that the network learns to recognise objects if ``particles`` is more than 1: the choice between particles needs it.
 
     Raises:
         UsageError: it does not.
