@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddpmctl.config import PRESETS, RECIPE, Config, Value, settings
+from ddpmctl.config import PRESETS, RECIPE, Config, Value, preset_settings, settings
 from ddpmctl.config_toml import load_toml
 from ddpmctl.errors import UsageError
 
@@ -33,9 +33,16 @@ def resolve(given: Mapping[str, Value], config_file: Path | None, preset: str, e
     preset = preset.lower()
     if preset not in PRESETS:
         raise UsageError(f"--preset: {preset!r} is none of {', '.join(PRESETS)}")
+    explicit = _explicit(given, config_file, environ)
+    resolved = _merged((f"preset {preset}", PRESETS[preset]), *explicit)
+    return _merged((f"preset {preset}", preset_settings(preset, resolved.config.training.minutes)), *explicit)
+
+
+def _merged(*sources: tuple[str, Mapping[str, Any]]) -> Resolved:
+    """Return every setting from the last source that names it; sources are pairs of a name and settings, the weakest first."""
     values: dict[str, Any] = Config().flat()
     origins = dict.fromkeys(values, "default")
-    for origin, source in ((f"preset {preset}", PRESETS[preset]), *_explicit(given, config_file, environ)):
+    for origin, source in sources:
         _let_one_budget_win(origin, source, values, origins)
         values |= source
         origins |= dict.fromkeys(source, origin)
@@ -45,7 +52,7 @@ def resolve(given: Mapping[str, Value], config_file: Path | None, preset: str, e
 def nearest_preset(config: Config) -> tuple[str, dict[str, Value]]:
     """Return the preset from which the fewest settings of a recipe differ, and these settings."""
     flat, recipe = config.flat(), [setting.name for section in RECIPE for setting in settings(section)]
-    bases = {name: {**Config().flat(), **preset} for name, preset in PRESETS.items()}
+    bases = {name: Config().flat() | preset_settings(name, config.training.minutes) for name in PRESETS}
     found = {name: {key: flat[key] for key in recipe if flat[key] != base[key]} for name, base in bases.items()}
     nearest = min(found, key=lambda name: len(found[name]))
     budget = "epochs" if config.training.epochs is None else "minutes"  # the other one is in use, and says that this one is not

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from ddpmctl.cli.app import app
 from ddpmctl.config import PRESET_HELP, PRESETS, SECTIONS, Config, Setting, settings
-from ddpmctl.config_sources import assumed, overrides, resolve
+from ddpmctl.config_sources import assumed, nearest_preset, overrides, resolve
 from ddpmctl.config_toml import dump_toml, load_toml
 from ddpmctl.errors import UsageError
 from ddpmctl.registry import ACTIVATIONS, NETWORKS, OBJECTIVES, OPTIMIZERS, SAMPLERS, SCHEDULES, TIME_SAMPLINGS, Registry
@@ -66,6 +66,28 @@ def test_presets_are_valid_and_explained(preset: str) -> None:
     assert {name: config.flat()[name] for name in PRESETS[preset]} == PRESETS[preset]
     assert PRESET_HELP[preset]
     assert PRESETS.keys() == PRESET_HELP.keys()
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "toml", "width"),
+    [
+        ({}, {}, "", 32),
+        ({"minutes": "9.9"}, {}, "", 32),
+        ({"minutes": "10"}, {}, "", 64),
+        ({}, {"DDPMCTL_MINUTES": "30"}, "", 64),
+        ({}, {}, "minutes = 30", 64),
+        ({"minutes": "5"}, {"DDPMCTL_MINUTES": "30"}, "", 32),
+        ({"epochs": "3"}, {}, "", 64),
+        ({"minutes": "30", "width": "16"}, {}, "", 16),
+    ],
+)
+def test_quick_has_a_larger_network_for_more_minutes(tmp_path: Path, flags: dict[str, str], environ: dict[str, str], toml: str, width: int) -> None:
+    resolved = resolve(flags, written(tmp_path, toml) if toml else None, "quick", environ)
+    assert resolved.config.model.width == width
+    assert resolved.origins["width"] == ("flag" if "width" in flags else "preset quick")
+    preset, changed = nearest_preset(resolved.config)
+    assert preset == "quick"
+    assert ("width" in changed) == ("width" in flags), "only what a person chose differs from the preset"
 
 
 def test_names_are_unique_and_sections_complete() -> None:

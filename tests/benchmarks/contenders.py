@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpmctl.config import PRESETS, Config, ModelConfig
+from ddpmctl.config import PRESETS, Config, ModelConfig, preset_settings
 from ddpmctl.data.dataset import Dataset
 from ddpmctl.device import ComputeDevice, make_compute_device
 from ddpmctl.diffusion.denoiser import Diffusion
@@ -72,7 +72,8 @@ def batches(data: Dataset, size: int, seed: int) -> Callable[[], tuple[Tensor, T
 
 def ours(name: str, preset: str, data: Dataset, **settings: object) -> tuple[Contender, Trainer]:
     """Return one of our presets, as ``ddpmctl train`` runs it."""
-    config = Config.from_flat({**PRESETS[preset], **settings})
+    minutes = settings.get("minutes", PRESETS[preset].get("minutes"))
+    config = Config.from_flat({**preset_settings(preset, minutes), **settings})
     compute: ComputeDevice = make_compute_device(config.device)
     trainer = Trainer(config, compute, data)
 
