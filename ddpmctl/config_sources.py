@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddpmctl.config import PRESETS, RECIPE, Config, Value, preset_settings, settings
+from ddpmctl.config import RECIPE, Config, Value, settings
 from ddpmctl.config_toml import load_toml
 from ddpmctl.errors import UsageError
+from ddpmctl.presets import PRESETS, preset_settings
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def resolve(given: Mapping[str, Value], config_file: Path | None, preset: str, e
 
 
 def _merged(*sources: tuple[str, Mapping[str, Any]]) -> Resolved:
-    """Return every setting from the last source that names it; sources are pairs of a name and settings, the weakest first."""
+    """Merge settings over the defaults. Each source is a pair of its name and its settings; later sources override earlier ones."""
     values: dict[str, Any] = Config().flat()
     origins = dict.fromkeys(values, "default")
     for origin, source in sources:

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from ddpmctl.checkpoints.format import Checkpoint, load_checkpoint, save_checkpoint
-from ddpmctl.config import PRESETS, Config
+from ddpmctl.config import Config
+from ddpmctl.presets import PRESETS
 from ddpmctl.task import Task
 from ddpmctl.training.trainer import make_network
 

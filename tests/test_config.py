@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from ddpmctl.cli.app import app
-from ddpmctl.config import PRESET_HELP, PRESETS, SECTIONS, Config, Setting, settings
+from ddpmctl.config import SECTIONS, Config, Setting, settings
 from ddpmctl.config_sources import assumed, nearest_preset, overrides, resolve
 from ddpmctl.config_toml import dump_toml, load_toml
 from ddpmctl.errors import UsageError
+from ddpmctl.presets import PRESET_HELP, PRESETS
 from ddpmctl.registry import ACTIVATIONS, NETWORKS, OBJECTIVES, OPTIMIZERS, SAMPLERS, SCHEDULES, TIME_SAMPLINGS, Registry
 
 SETTINGS = {s.name: s for s in settings()}

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpmctl.config import PRESETS, Config
+from ddpmctl.config import Config
 from ddpmctl.iclevr import ICLEVR
 from ddpmctl.nets.expert import LOW_NOISE, LowNoiseExpert, only_at_low_noise
 from ddpmctl.nets.wiener import cosine_levels
+from ddpmctl.presets import PRESETS
 from ddpmctl.registry import TIME_SAMPLINGS
 from ddpmctl.training.trainer import make_network
 from tests.test_objectives import pair

@@ -16,7 +16,7 @@ import ddpmctl
 ROOT = Path(ddpmctl.__file__).parent
 # From the bottom up; a part may import its own row and earlier rows. docs/architecture.md gives the reasons.
 ORDER = (
-    ("config", "config_toml", "config_sources", "registry", "errors", "files", "iclevr", "task", "label_lists", "progress", "grids", "memory"),
+    ("config", "presets", "config_toml", "config_sources", "registry", "errors", "files", "iclevr", "task", "label_lists", "progress", "grids", "memory"),
     ("diffusion", "nets", "statistics", "device", "cuda_graph", "distributed"),
     ("benchmark",),
     ("data",),

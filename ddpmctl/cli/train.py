@@ -16,12 +16,13 @@ from ddpmctl.cli.data_options import DataFormat, Fit, HoldOut, LabelColumn, Repe
 from ddpmctl.cli.options import RESUMING, RUNS, ClassifierFile, ConfigFile, Data, RunsDir, SceneCount, command
 from ddpmctl.cli.signals import StopRequest, stop_is_noted
 from ddpmctl.cli.terminal import Terminal
-from ddpmctl.config import PRESET_HELP, RECIPE, Config
+from ddpmctl.config import RECIPE, Config
 from ddpmctl.config_sources import Resolved, overrides, resolve
 from ddpmctl.config_toml import dump_toml
 from ddpmctl.distributed.job import Job
 from ddpmctl.errors import PeerError, UsageError
 from ddpmctl.label_lists import example
+from ddpmctl.presets import PRESET_HELP
 from ddpmctl.progress import Progress
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ import sys
 
 TRAIN = """
 import sys, time, numpy as np
-from ddpmctl.config import PRESETS, Config
+from ddpmctl.config import Config
+from ddpmctl.presets import PRESETS
 from ddpmctl.data.dataset import Dataset
 from ddpmctl.device import make_compute_device
 from ddpmctl.training.trainer import Trainer

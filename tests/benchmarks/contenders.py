@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpmctl.config import PRESETS, Config, ModelConfig, preset_settings
+from ddpmctl.config import Config, ModelConfig
 from ddpmctl.data.dataset import Dataset
 from ddpmctl.device import ComputeDevice, make_compute_device
 from ddpmctl.diffusion.denoiser import Diffusion
 from ddpmctl.diffusion.objectives import Prediction
 from ddpmctl.diffusion.samplers import SAMPLERS, sampler_times
 from ddpmctl.nets.context_unet import ContextUnet
+from ddpmctl.presets import PRESETS, preset_settings
 from ddpmctl.training.trainer import Trainer
 
 PEER_LR = 1e-4

@@ -29,7 +29,8 @@ import dataclasses, resource, sys, time
 from pathlib import Path
 import numpy as np
 import torch
-from ddpmctl.config import PRESETS, Config
+from ddpmctl.config import Config
+from ddpmctl.presets import PRESETS
 from ddpmctl.data.dataset import load_dataset
 from ddpmctl.data.source import DataSource
 from ddpmctl.device import make_compute_device

@@ -27,11 +27,12 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpmctl.checkpoints.format import save_checkpoint
-from ddpmctl.config import PRESETS, Config
+from ddpmctl.config import Config
 from ddpmctl.data.dataset import Dataset
 from ddpmctl.device import make_compute_device
 from ddpmctl.distributed.job import join, without_teardown
 from ddpmctl.distributed.replicas import replicas
+from ddpmctl.presets import PRESETS
 from ddpmctl.sampling.pipeline import SamplingPipeline
 from ddpmctl.sampling.requests import requests_for
 from ddpmctl.training.trainer import Trainer, make_network

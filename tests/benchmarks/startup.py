@@ -39,7 +39,8 @@ CHECKPOINT = """
 import sys
 from pathlib import Path
 from ddpmctl.checkpoints.format import save_checkpoint
-from ddpmctl.config import PRESETS, Config
+from ddpmctl.config import Config
+from ddpmctl.presets import PRESETS
 from ddpmctl.training.trainer import make_network
 config = Config().replace(**PRESETS["quick"])
 save_checkpoint(Path(sys.argv[1]), config, make_network(config).state_dict(), epoch=1)
