@@ -184,15 +184,26 @@ def test_a_restored_optimizer_continues_exactly(name: str, layout: torch.memory_
         assert torch.equal(resumed.state_dict()[key], value), key
 
 
-@pytest.mark.parametrize("name", ["context-unet", "unet"])
-def test_muon_takes_kernels_of_our_networks(name: str) -> None:
-    config = Config().replace(net=name, width=32, optimizer="muon")
+def taken_by_muon(name: str) -> set[str]:
+    """Return the names of the parameters that Muon updates in a network of width 32."""
+    config = Config().replace(net=name, width=32, optimizer="muon", objective="x0")
     net = make_network(config).to(memory_format=torch.channels_last)
     muon, _ = make_optimizers(net, config.training)
     locked = {p.data_ptr() for group in muon.param_groups for p in group["params"]}
-    taken = {n for n, p in net.named_parameters() if p.data_ptr() in locked}
+    return {n for n, p in net.named_parameters() if p.data_ptr() in locked}
+
+
+@pytest.mark.parametrize("name", ["context-unet", "unet", "fine-unet"])
+def test_muon_takes_kernels_of_our_networks(name: str) -> None:
+    taken = taken_by_muon(name)
     assert len(taken) >= 5
     assert not [n for n in taken if n.startswith(("stem.", "out.", "init_conv."))]
+
+
+def test_muon_takes_kernels_of_16_channels_but_not_what_reads_labels_or_pixels() -> None:
+    taken = taken_by_muon("fine-unet")
+    assert {"down.0.conv1.weight", "up.2.conv2.weight", "shrink.0.weight", "refine.conv1.weight", "expert.layers.1.weight"} <= taken
+    assert not taken & {"tokens", "label_set.weight", "recognise.weight", "corrected_in.weight", "change_out.1.weight", "expert.layers.0.weight"}
 
 
 # The learning rate

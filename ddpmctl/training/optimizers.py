@@ -16,6 +16,7 @@ from ddpmctl.registry import OPTIMIZERS
 ADAMW_LR_RATIO = 0.15  # of AdamW to Muon: Muon's updates are orthogonal and need a larger learning rate
 
 SMALLEST_MATRIX = 32  # smaller matrices embed labels, time or pixels, for which orthogonal updates make no sense
+FEWEST_CHANNELS = 16  # of a kernel larger than 1x1: at one pixel, it is a matrix like the others
 
 
 @OPTIMIZERS.register("adam")
@@ -34,11 +35,18 @@ def adamw(net: nn.Module, lr: float, dtype: torch.dtype) -> list[torch.optim.Opt
 def muon(net: nn.Module, lr: float, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
     """Jordan et al. 2024 on matrices and kernels between feature maps, AdamW on the rest."""
     ends = {id(p) for name in ("stem", "out", "init_conv") if hasattr(net, name) for p in getattr(net, name).parameters()}
-    inner = [p for p in net.parameters() if p.ndim in (2, 4) and min(p.shape[:2]) >= SMALLEST_MATRIX and id(p) not in ends]
+    inner = [p for p in net.parameters() if _for_muon(p.shape) and id(p) not in ends]
     chosen = {id(p) for p in inner}
     rest = [p for p in net.parameters() if id(p) not in chosen]
     beside = torch.optim.AdamW(rest, lr=lr * ADAMW_LR_RATIO, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     return [MatrixMuon(inner, lr=lr, dtype=dtype), beside] if inner else [beside]
+
+
+def _for_muon(shape: torch.Size) -> bool:
+    """Return whether a parameter of this shape is a matrix or a kernel with enough rows and columns."""
+    if len(shape) not in (2, 4):
+        return False
+    return min(shape[:2]) >= (FEWEST_CHANNELS if math.prod(shape[2:]) > 1 else SMALLEST_MATRIX)
 
 
 class MatrixMuon(torch.optim.Muon):

@@ -71,6 +71,16 @@ def test_the_state_of_another_run_with_the_same_settings_and_data_is_refused(cop
     assert after == {path: content for path, content in before.items() if path.name != "state.pt"}
 
 
+def test_a_state_whose_optimizer_updates_other_weights_names_a_way_to_go_on(copy: Path) -> None:
+    """As where a later version of Muon takes kernels that AdamW took."""
+    state = load_tensors(copy / "state.pt")[0]["optimizers"][0]
+    last = state["param_groups"][0]["params"].pop()
+    del state["state"][last]
+    edited(copy / "state.pt", optimizers=[state])
+    line = refused(3, "train", "--resume", copy, "--epochs", 3, "--override", "epochs")
+    assert "its optimizers differ; train --weights CHECKPOINT" in line
+
+
 def test_edited_settings_of_a_run_are_reported(copy: Path) -> None:
     file = copy / "config.toml"
     file.write_text(file.read_text().replace("lr = 0.0001", "lr = 0.5"))
