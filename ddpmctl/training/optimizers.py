@@ -16,7 +16,7 @@ from ddpmctl.registry import OPTIMIZERS
 ADAMW_LR_RATIO = 0.15  # of AdamW to Muon: Muon's updates are orthogonal and need a larger learning rate
 
 SMALLEST_MATRIX = 32  # smaller matrices embed labels, time or pixels, for which orthogonal updates make no sense
-FEWEST_CHANNELS = 16  # of a kernel larger than 1x1: at one pixel, it is a matrix like the others
+FEWEST_CHANNELS = 16  # in and out, of kernels larger than 1x1; a 1x1 kernel counts as a matrix. Measured in docs/experiments.md
 
 
 @OPTIMIZERS.register("adam")
@@ -43,7 +43,7 @@ def muon(net: nn.Module, lr: float, dtype: torch.dtype) -> list[torch.optim.Opti
 
 
 def _for_muon(shape: torch.Size) -> bool:
-    """Return whether a parameter of this shape is a matrix or a kernel with enough rows and columns."""
+    """Return whether a parameter of this shape is a matrix, or a kernel between feature maps, that is large enough for Muon."""
     if len(shape) not in (2, 4):
         return False
     return min(shape[:2]) >= (FEWEST_CHANNELS if math.prod(shape[2:]) > 1 else SMALLEST_MATRIX)
