@@ -43,7 +43,7 @@ def muon(net: nn.Module, lr: float, dtype: torch.dtype) -> list[torch.optim.Opti
 
 
 def _for_muon(shape: torch.Size) -> bool:
-    """Return whether a parameter of this shape is a matrix, or a kernel between feature maps, that is large enough for Muon."""
+    """Return whether Muon updates a parameter of this shape: a matrix (out, in) or a convolution kernel (out, in, height, width) that is large enough."""
     if len(shape) not in (2, 4):
         return False
     return min(shape[:2]) >= (FEWEST_CHANNELS if math.prod(shape[2:]) > 1 else SMALLEST_MATRIX)

@@ -102,7 +102,7 @@ def _check_optimizer_state(optimizer: torch.optim.Optimizer, saved: Any) -> None
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     groups, states = saved["param_groups"], saved["state"]
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
-        raise ValueError("its optimizers differ; train --weights CHECKPOINT starts from weights alone")
+        raise ValueError("the optimizers update other weights; start a new run with --weights CHECKPOINT")
     if [set(group) for group in groups] != [set(group) for group in optimizer.param_groups]:
         raise ValueError("optimizer groups have other settings")
     if states and set(states) != set(range(len(parameters))):

@@ -78,7 +78,7 @@ def test_a_state_whose_optimizer_updates_other_weights_names_a_way_to_go_on(copy
     del state["state"][last]
     edited(copy / "state.pt", optimizers=[state])
     line = refused(3, "train", "--resume", copy, "--epochs", 3, "--override", "epochs")
-    assert "its optimizers differ; train --weights CHECKPOINT" in line
+    assert "the optimizers update other weights; start a new run with --weights CHECKPOINT" in line
 
 
 def test_edited_settings_of_a_run_are_reported(copy: Path) -> None:
