@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,11 +17,13 @@ from torchvision.utils import make_grid
 
 from ddpmctl.benchmark import embedded
 from ddpmctl.benchmark.embedded import SCENES, train_labels
+from ddpmctl.benchmark.scenes import OBJECTS
 from ddpmctl.checkpoints.format import load_checkpoint
 from ddpmctl.config import Config
-from ddpmctl.data.reference import real_images
+from ddpmctl.data.dataset import Dataset, load_conditions
+from ddpmctl.data.reference import RealImages, real_images
 from ddpmctl.device import make_compute_device
-from ddpmctl.evaluation.classifiers import Block, ConvNorm, load_classifier
+from ddpmctl.evaluation.classifiers import Block, Classifier, ConvNorm, load_classifier
 from ddpmctl.evaluation.evaluate import pipeline_for
 from ddpmctl.evaluation.fidelity import PreparedReference, Reference, measure_fidelity
 from ddpmctl.sampling.pipeline import sample_images
@@ -38,24 +41,37 @@ Figures = dict[str, Any]
 
 
 def fidelity(images: Sequence[str]) -> Figures:
-    """Measure kept images against new renders of the same labels; returns each file's measures and their floor."""
+    """Measure kept images against new renders of the same labels; returns each file's measures and their floor.
+
+    Where held-out label sets are among them, these are also measured alone, as ``heldout``, and beside them the three-object sets of the lab's files that
+    training showed, as ``seen``.
+    """
     data, evaluator = benchmark_data(), load_classifier()
+    trained = load_conditions(None).trained_sets
     found: Figures = {}
     for path in images:
         with np.load(path) as content:
             kept = {kind: content[kind] for kind in content.files}
         repeats = len(kept["test"]) // len(data.conditions["test"])
         sets = [labels for kind in kept for labels in data.conditions[kind]]
+        kinds = [kind for kind in kept for _ in data.conditions[kind]]
         real = finish(real_images(data, sets, repeats))
         samples = np.concatenate(list(kept.values())).reshape(real.images[0].shape)
         _beside(samples[:, 0], real.images[0][:, 0], Path(path).with_suffix(".png"))
-        prepared = PreparedReference(Reference(real.images[0], real.images[1], data.images, real.same_scene), evaluator)
-        measured = finish(measure_fidelity(samples, prepared))
-        found[Path(path).stem] = {
-            m.key: {"samples": m.samples.estimate, "floor": m.floor.estimate, "floor_low": m.floor.low, "floor_high": m.floor.high} for m in measured.measures
-        }
-        found[Path(path).stem]["too_many"] = {"samples": _too_many(samples, sets), "floor": _too_many(real.images[0], sets)}
+        measured = functools.partial(_measured, samples, real, data, evaluator)
+        of_file = found[Path(path).stem] = measured(range(len(sets)))
+        of_file["too_many"] = {"samples": _too_many(samples, sets), "floor": _too_many(real.images[0], sets)}
+        if "heldout" in kept:
+            of_file["heldout"] = measured([index for index, kind in enumerate(kinds) if kind == "heldout"])
+            of_file["seen"] = measured([index for index, labels in enumerate(sets) if len(labels) == OBJECTS and frozenset(labels) in trained])
     return found
+
+
+def _measured(samples: np.ndarray, real: RealImages, data: Dataset, evaluator: Classifier, chosen: Sequence[int]) -> Figures:
+    """Measure the samples (conditions, repeats, 3, 64, 64) of the chosen conditions against real images of the same."""
+    reference = Reference(real.images[0][chosen], real.images[1][chosen], data.images, real.same_scene[:, chosen])
+    measures = finish(measure_fidelity(samples[chosen], PreparedReference(reference, evaluator))).measures
+    return {m.key: {"samples": m.samples.estimate, "floor": m.floor.estimate, "floor_low": m.floor.low, "floor_high": m.floor.high} for m in measures}
 
 
 def _too_many(images: np.ndarray, sets: Sequence[tuple[str, ...]]) -> float:

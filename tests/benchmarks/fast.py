@@ -55,16 +55,21 @@ def jobs(out: Path, *, quick: bool) -> Iterator[Job]:
     yield Job("fidelity", "fidelity", {"images": [str(out / f"{run}.npz") for run in thirties + fives]})
     amounts = {"count": 50, "seconds": 1.0} if quick else {"count": 2000, "seconds": 120.0}
     yield Job("two-samples", "two_samples", {"checkpoints": [str(out / "quick-30-0.pth"), str(out / "quick-5-0.pth")], **amounts})
+    amounts = {"count": 20, "steps": 5, "scenes": 256} if quick else {"count": 384, "steps": 1500, "scenes": 36000}
+    yield Job("faces", "faces", {"checkpoints": [str(out / f"{run}.pth") for run in thirties + fives], **amounts})
     yield Job("start-up", "start_up")
     if on_gpu():
         yield Job("gpu-report", "report_epochs", {"seconds": 5.0 if quick else 60.0, "epochs": 600})
         yield Job("gpu-best", "accuracy", {"name": "ours", "preset": "best", "minutes": 0.2 if quick else 10.0, "seed": 0, "out": str(out / "best-10.pth")})
         yield Job("gpu-best-fidelity", "fidelity", {"images": [str(out / "best-10.npz")]})
+    trained = []
     for seed in range(seeds):
         for peer in PEERS if not quick else PEERS[2:]:
-            arguments = {"name": peer, "minutes": short, "seed": seed, "out": "", "peer_steps": 2 if quick else 20}
-            yield Job(f"{peer}-5-{seed}", "accuracy", arguments)
-            yield Job(f"{peer}-bf16-5-{seed}", "accuracy", {**arguments, "peer_precision": "bf16"})
+            for name, precision in ((f"{peer}-5-{seed}", "fp32"), (f"{peer}-bf16-5-{seed}", "bf16")):
+                trained.append(name)
+                arguments = {"name": peer, "minutes": short, "seed": seed, "out": str(out / name), "peer_steps": 2 if quick else 20}
+                yield Job(name, "accuracy", {**arguments, "peer_precision": precision})
+    yield Job("peers-fidelity", "fidelity", {"images": [str(out / f"{name}.npz") for name in trained]})
 
 
 def on_gpu() -> bool:

@@ -29,13 +29,14 @@ from ddpmctl.evaluation.evaluate import EvaluationSpec, evaluate_checkpoints, pi
 from ddpmctl.evaluation.misses import breakdown
 from ddpmctl.evaluation.scores import Score, pooled, score
 from ddpmctl.evaluation.scoring import ScoredImages, score_conditions
-from ddpmctl.sampling.pipeline import SamplingPipeline, label_tensor
+from ddpmctl.sampling.pipeline import SamplingPipeline, label_tensor, to_uint8
 from ddpmctl.sampling.requests import requests_for
 from ddpmctl.training.trainer import make_network
 from tests.benchmarks import startup
 from tests.benchmarks.appearance import fidelity, two_samples
 from tests.benchmarks.contenders import Contender, diffusers_unet, lucidrains_unet, matmul_peak, now, ours, plain_report
 from tests.benchmarks.data import benchmark_data, finish
+from tests.benchmarks.faces import faces
 
 SCORED = ("test", "new_test")
 Figures = dict[str, Any]
@@ -117,19 +118,18 @@ def accuracy(
     peer_steps: int = 20,
     peer_precision: str = "fp32",
 ) -> Figures:
-    """Train from scratch for some minutes and score the images; those of ours are kept in ``out`` for a second classifier.
+    """Train from scratch for some minutes and score the images, which are kept beside ``out`` for a second classifier and for ``fidelity``.
 
     ``settings`` make another recipe, which is named after them.
     """
-    data, evaluator = benchmark_data(), load_classifier()
+    data, evaluator, path = benchmark_data(), load_classifier(), Path(out)
     if name != "ours":
-        return _peer_accuracy(contender(name, data, seed), data, evaluator, minutes, seed, peer_steps, peer_precision)
-    path = Path(out)
+        return _peer_accuracy(contender(name, data, seed), data, evaluator, path, minutes, seed, peer_steps, peer_precision)
     trained = _trained(path, data, preset, {"minutes": minutes, "epochs": None, "seed": seed, **(settings or {})})
     pipeline = pipeline_for(load_checkpoint(path), {}, make_compute_device(Config().device))
     start = time.perf_counter()
     scored = finish(score_conditions(pipeline, evaluator, data.conditions, seed=1000 + seed, repeats=repeats))
-    np.savez(path.with_suffix(".npz"), **{kind: scored_images.images.numpy() for kind, scored_images in scored.items()})
+    _keep(path, {kind: scored_images.images for kind, scored_images in scored.items()})
     return {
         "contender": ", ".join([f"ours: {preset}", *map(str, (settings or {}).values())]), "minutes": minutes, "seed": seed, **trained, "repeats": repeats,
         "scores": {kind: scored_images.score.to_dict() for kind, scored_images in scored.items()}, "heldout": _held_out_against_seen(scored, repeats),
@@ -151,6 +151,11 @@ def _trained(path: Path, data: Dataset, preset: str, settings: Mapping[str, Any]
     return figures
 
 
+def _keep(path: Path, images: Mapping[str, Tensor]) -> None:
+    """Write the images of each condition file, uint8 (N, 3, 64, 64), beside ``path``, as ``fidelity`` reads them."""
+    np.savez(path.with_suffix(".npz"), **{kind: made.numpy() for kind, made in images.items()})
+
+
 def _by_colours(scored: Mapping[str, ScoredImages]) -> Figures:
     """Score the lab's files apart by whether two requested objects share a colour."""
     outputs = torch.cat([scored[kind].probabilities for kind in SCORED])
@@ -168,7 +173,7 @@ def _held_out_against_seen(scored: Mapping[str, ScoredImages], repeats: int) -> 
     return {"seen_triples": of_seen, "heldout_triples": scored["heldout"].score.accuracy, "seen_conditions": len(seen) // repeats}
 
 
-def _peer_accuracy(peer: Contender, data: Dataset, evaluator: Classifier, minutes: float, seed: int, steps: int, precision: str) -> Figures:
+def _peer_accuracy(peer: Contender, data: Dataset, evaluator: Classifier, path: Path, minutes: float, seed: int, steps: int, precision: str) -> Figures:
     """Train a peer in a precision, float32 in its own code, and sample it in the precision of ours, since float32 would take hours for the same scores."""
     compute, trained, images = make_compute_device(Config().device), 0.0, 0
     training = make_compute_device(Config().replace(precision=precision).device)
@@ -177,12 +182,13 @@ def _peer_accuracy(peer: Contender, data: Dataset, evaluator: Classifier, minute
         with training.autocast():
             images += peer.step()
         trained += time.perf_counter() - start
-    memory, start, scores = peak_memory(), time.perf_counter(), {}
+    memory, start, scores, images_of = peak_memory(), time.perf_counter(), {}, {}
     for kind in SCORED:
         labels = label_tensor(requests_for(kind, data.conditions[kind], seed=seed))
         with compute.autocast():
             made = torch.cat([peer.sample(part, 1000 + seed, steps) for part in labels.split(16)]).float()
-        scores[kind] = score(evaluator(made).numpy(), labels.numpy()).to_dict()
+        scores[kind], images_of[kind] = score(evaluator(made).numpy(), labels.numpy()).to_dict(), to_uint8(made)
+    _keep(path, images_of)
     count = sum(len(data.conditions[kind]) for kind in SCORED)
     return {
         "contender": peer.name + (", bf16" if precision == "bf16" else ""), "minutes": minutes, "seed": seed, "images_seen": images,
@@ -307,4 +313,6 @@ def start_up() -> Figures:
     return startup.measure()
 
 
-JOBS = {job.__name__: job for job in (speed, report_epochs, accuracy, sampling, folder, second_opinion, second_classifier, fidelity, two_samples, start_up)}
+JOBS = {
+    job.__name__: job for job in (speed, report_epochs, accuracy, sampling, folder, second_opinion, second_classifier, fidelity, two_samples, faces, start_up)
+}

@@ -39,6 +39,14 @@ def both(figures: Figures) -> tuple[float, float]:
     return figures["scores"]["test"]["accuracy"], figures["scores"]["new_test"]["accuracy"]
 
 
+def distances(run: Figures, of: str = "samples") -> dict[str, float]:
+    """Return how far a run's samples are from renders, or, ``of`` "floor_high", how far other renders may be."""
+    patches = {f"patches at {side}, times floor": run[f"patch_distance_{side}"][of] / run[f"patch_distance_{side}"]["floor"] for side in (64, 32, 16)}
+    kernel = run["kernel_distance"][of] - run["kernel_distance"]["floor"]
+    energies = [run["laplacian_energy"][key] for key in ({of, "floor_low"} if of == "floor_high" else {of})]  # other renders may have less or more
+    return {"energy off by": max(abs(energy - 1) for energy in energies), **patches, "kernel distance over floor": kernel}
+
+
 def rows(found: dict[str, Figures], names: list[str]) -> Iterator[Row]:
     """Yield the table of targets; a row whose measurement is missing says so."""
 
@@ -143,10 +151,27 @@ def rows(found: dict[str, Figures], names: list[str]) -> Iterator[Row]:
         message = ", ".join(f"{one['samples']:.0f}" for one in found) + f"; floor {found[0]['floor']:.0f}, up to {found[0]['floor_high']:.0f}"
         return message, "", all(one["samples"] <= one["floor_high"] for one in found)
 
+    def nearer(f: Figures, ours: Figures) -> tuple[str, str, bool]:
+        """Compare each run of a peer with ours of the same seed; their floors are those of as many images as each of them has."""
+        pairs = [(distances(run), distances(ours[f"quick-5-{name[-1]}"])) for name, run in f.items() if isinstance(run, dict)]
+        shown = (f"{what} {max(own[what] for _, own in pairs):.2f} at most against {min(peer[what] for peer, _ in pairs):.2f} at least" for what in pairs[0][0])
+        return "; ".join(shown), "", all(peer[what] > own[what] for peer, own in pairs for what in peer)
+
+    def as_near(f: Figures, runs: list[str]) -> tuple[str, str, bool]:
+        """Compare how far held-out and seen triples are from renders; met if the former are no further than the latter or than renders may be."""
+        triples = [(distances(f[run]["heldout"]), distances(f[run]["seen"]), distances(f[run]["heldout"], "floor_high")) for run in runs]
+        shown = (", ".join(f"{what} {unseen[what]:.2f} against {seen[what]:.2f}" for what in unseen) for unseen, seen, _ in triples)
+        return "; ".join(shown), "", all(unseen[what] <= max(seen[what], limit[what]) for unseen, seen, limit in triples for what in unseen)
+
     def told_apart(f: Figures) -> tuple[str, str, bool]:
         runs = {name: views for name, views in f.items() if name.startswith("quick-")}
         shown = (f"{name}: " + ", ".join(f"{view} {value:.1%}" for view, value in views.items()) for name, views in runs.items())
         return "; ".join(shown), "", max(views["whole images"] for views in runs.values()) <= 0.75
+
+    def definite(f: Figures) -> tuple[str, str, bool]:
+        runs = {name: value for name, value in f.items() if name.startswith("quick-")}
+        message = ", ".join(f"{name} {value:.2f}" for name, value in runs.items()) + f"; renders {f['renders']:.2f}"
+        return message, f"{min(runs.values()) / f['renders']:.2f}", min(runs.values()) >= 0.95 * f["renders"]
 
     def too_many(f: Figures) -> tuple[str, str, bool]:
         found = [run["too_many"] for run in f.values() if isinstance(run, dict)]
@@ -166,17 +191,20 @@ def rows(found: dict[str, Figures], names: list[str]) -> Iterator[Row]:
     yield row("`quick`, FLOP/s as a share of the bf16 matrix product", "40 %", ["speed"], share)
     peers = [name for name in names if name.split("-")[0] in PEERS and "-5-" in name]
     yield row("accuracy at equal minutes against every peer, all seeds", "ahead", [name for name in fives + peers if name in found] or peers, ahead)
+    yield row("fidelity at equal minutes against every peer, all seeds", "nearer", ["peers-fidelity", "fidelity"], nearer)
     yield row("64 conditions, report-style checkpoint, against 400 ancestral float32 steps", "40 x", ["sampling"], sampling)
     yield row("20 report-style checkpoints of width 128 on both files", "12 min", ["folder", "speed"], folder, at_peak)
     yield row("exact match of `quick` after 30 minutes, by seed", "0.92", thirties, functools.partial(exact, least=0.92), by_seed)
     yield row("the same, where two objects share a colour", "0.85", thirties, shared_colour)
     yield row("held-out triples against seen ones, after 30 minutes", "-3 points", thirties, held_out)
+    yield row("the same, distance from renders", "no further, or as renders", ["fidelity"], functools.partial(as_near, runs=thirties))
     for kind, runs, around, times in (("5", fives, 0.15, 2.0), ("30", thirties, 0.05, 1.5)):
         energy, appearance = functools.partial(sharp, runs=runs, around=around), functools.partial(patches, runs=runs, times=times)
         yield row(f"`quick` after {kind} minutes, Laplacian energy over that of renders", f"1 within {around:g}", ["fidelity"], energy)
         yield row(f"`quick` after {kind} minutes, patch distances at 64, 32, 16", f"below {times:g} x floor", ["fidelity"], appearance)
     yield row("`quick`, kernel distance of all runs", "floor's interval", ["fidelity"], functools.partial(kernel, runs=[*thirties, *fives]))
     yield row("two-sample classifier, 2 minutes of training on 2,000 samples and renders", "75 % at most", ["two-samples"], told_apart)
+    yield row("faces of cubes: how definite their rotation is", "0.95 of renders", ["faces"], definite)
     yield row("nearest training image, against held-out renders", "not nearer", ["fidelity"], copies)
     yield row("images with more coloured regions than requested objects", "as renders", ["fidelity"], too_many)
     yield row("second classifier against the built-in one, test; new_test", "2 points", ["second-opinion"], second)
