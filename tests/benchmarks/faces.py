@@ -57,7 +57,7 @@ def faces(checkpoints: Sequence[str], count: int, steps: int, scenes: int) -> Fi
     is that of other renders, and *right* the mean cosine between their points and the true ones.
     """
     net = _trained(*_cubes(scenes, SEED)[:2], steps)
-    images, truth, classes = _cubes(12 * count, SEED + 1)  # every fourth scene or so begins with a coloured cube
+    images, truth, classes = _cubes(5 * count, SEED + 1)  # 7 of 24 scenes begin with a coloured cube
     images, truth, classes = images[:count], truth[:count], classes[:count]
     found: Figures = {"count": count, "renders": _definite(net, images), "right": float((F.normalize(_points(net, images)) * truth).sum(1).mean())}
     for path in checkpoints:
@@ -87,7 +87,7 @@ def _trained(images: Tensor, points: Tensor, steps: int) -> RotationNet:
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 1e-3 * min(1.0, (step + 1) / 100) * (1 - step / steps)
         chosen = torch.randint(len(crops), (64,), generator=rng)
-        noise = 0.02 * torch.rand((64, 1, 1, 1), generator=rng) * torch.randn((64, 3, SIDE, SIDE), generator=rng)  # else, noise of samples would matter
+        noise = 0.02 * torch.rand((64, 1, 1, 1), generator=rng) * torch.randn((64, 3, SIDE, SIDE), generator=rng)  # so that noise in samples matters little
         moved = torch.roll(crops[chosen], torch.randint(-1, 2, (2,), generator=rng).tolist(), (2, 3))
         loss = F.mse_loss(net(moved + noise), points[chosen])
         optimizer.zero_grad()
