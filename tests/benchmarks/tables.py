@@ -43,8 +43,8 @@ def distances(run: Figures, of: str = "samples") -> dict[str, float]:
     """Return how far a run's samples are from renders, or, ``of`` "floor_high", how far other renders may be."""
     patches = {f"patches at {side}, times floor": run[f"patch_distance_{side}"][of] / run[f"patch_distance_{side}"]["floor"] for side in (64, 32, 16)}
     kernel = run["kernel_distance"][of] - run["kernel_distance"]["floor"]
-    energies = [run["laplacian_energy"][key] for key in ({of, "floor_low"} if of == "floor_high" else {of})]  # other renders may have less or more
-    return {"energy off by": max(abs(energy - 1) for energy in energies), **patches, "kernel distance over floor": kernel}
+    ends = ("floor_low", "floor_high") if of == "floor_high" else (of,)  # the energy of other renders may be lower or higher
+    return {"energy off by": max(abs(run["laplacian_energy"][end] - 1) for end in ends), **patches, "kernel distance over floor": kernel}
 
 
 def rows(found: dict[str, Figures], names: list[str]) -> Iterator[Row]:
